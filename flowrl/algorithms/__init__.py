@@ -1,0 +1,1 @@
+"""Algorithms: one file each, with its configuration, advantages and loss."""

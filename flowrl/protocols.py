@@ -1,0 +1,139 @@
+"""What the parts of flowrl ask of each other. The Protocols share no code; a class fits one by having its members."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import AbstractContextManager
+from typing import Literal, Protocol
+
+import torch
+
+from flowrl.types import (
+    LossOutput,
+    PolicyWeights,
+    RewardInput,
+    RolloutRequest,
+    SamplingPlan,
+    Scores,
+    TextCondition,
+    TrainBatch,
+    Trajectory,
+    UpdateResult,
+)
+
+
+class PromptEncoder(Protocol):
+    """The text encoders of a policy family; loaded without its transformer."""
+
+    def encode(self, text: str) -> TextCondition:
+        """The condition of one text, cached by the caller."""
+        ...
+
+
+class Decoder(Protocol):
+    """The image decoder of a policy family; loaded without its transformer."""
+
+    def decode(self, latents: torch.Tensor) -> torch.Tensor:
+        """Model-scaled latents [B, ...] to pixels [B, 3, H, W] float32 in [0, 1]."""
+        ...
+
+
+class Policy(Protocol):
+    """A velocity model with a LoRA adapter: what is sampled from and trained."""
+
+    latent_space: str  # names the VAE and its scaling; a latent reward must name the same
+    latent_shape: tuple[int, ...]  # of one sample
+    module: torch.nn.Module  # what the learner wraps; velocity() runs through it
+
+    def sigmas(self, num_steps: int) -> torch.Tensor:
+        """The noise levels of a run of `num_steps`: [num_steps + 1] float32, from 1 down to 0."""
+        ...
+
+    def velocity(
+        self,
+        latents: torch.Tensor,
+        sigma: torch.Tensor,
+        condition: TextCondition,
+        negative: TextCondition,
+        guidance_scale: float,
+    ) -> torch.Tensor:
+        """d x / d sigma for latents [B, ...] at sigma []: float32; with guidance in one doubled forward."""
+        ...
+
+    def reference(self) -> AbstractContextManager[None]:
+        """Within the context the adapter is off: the policy is its own reference."""
+        ...
+
+    def trainable(self) -> Iterator[tuple[str, torch.nn.Parameter]]:
+        """The adapter's parameters by name, in a fixed order."""
+        ...
+
+
+class Reward(Protocol):
+    """Scores samples; higher is better. Deterministic given the batch and its seeds."""
+
+    name: str
+    input_kind: Literal["latent", "pixel"]
+    latent_space: str | None  # which latents it reads; None for a pixel reward
+    batch_size: int  # samples scored in one call
+
+    def __call__(self, batch: RewardInput) -> torch.Tensor:
+        """Scores [B] float32 of a batch [B]; a sample that cannot be scored is NaN."""
+        ...
+
+
+class ShardableReward(Reward, Protocol):
+    """A reward whose network can be spread over a gang: everything heavy happens in `module.forward`."""
+
+    module: torch.nn.Module
+
+
+class Algorithm(Protocol):
+    """Turns scores into advantages and trajectories into a loss."""
+
+    needs_means: bool  # whether trajectories must carry transition means
+    inner_steps: int  # optimizer steps per step
+
+    def plan(self, step: int, num_steps: int) -> SamplingPlan:
+        """How the rollouts of a step sample, and which sampler steps are trained."""
+        ...
+
+    def advantages(self, scores: list[Scores]) -> list[torch.Tensor]:
+        """One [G] float32 tensor per group of the step."""
+        ...
+
+    def loss(self, policy: Policy, batch: TrainBatch, samples: slice, step_index: int) -> LossOutput:
+        """The loss of some samples of one group at one trained sampler step."""
+        ...
+
+
+class Rollout(Protocol):
+    """Samples groups with the behaviour policy."""
+
+    def generate(self, request: RolloutRequest, condition: TextCondition, negative: TextCondition) -> Trajectory:
+        """One group."""
+        ...
+
+    def load_weights(self, weights: PolicyWeights) -> None:
+        """Sample with these weights from now on."""
+        ...
+
+
+class Scorer(Protocol):
+    """Scores groups with one or more rewards."""
+
+    def score(self, trajectory: Trajectory) -> Scores:
+        """The scores of one group."""
+        ...
+
+
+class Learner(Protocol):
+    """Trains the policy on groups."""
+
+    def update(self, step: int, batches: list[TrainBatch]) -> UpdateResult:
+        """One step: all its inner steps. Raises when `step` is not the one that is due."""
+        ...
+
+    def weights(self, *, ema: bool) -> PolicyWeights:
+        """The current weights, or their moving average."""
+        ...
