@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import AbstractContextManager
+from pathlib import Path
 from typing import Literal, Protocol
 
 import torch
@@ -64,8 +65,40 @@ class Policy(Protocol):
         """Within the context the adapter is off: the policy is its own reference."""
         ...
 
+    def attach_adapter(self, *, rank: int, alpha: int, targets: list[str], seed: int) -> None:
+        """Freeze the model and add a LoRA adapter that changes nothing yet."""
+        ...
+
     def trainable(self) -> Iterator[tuple[str, torch.nn.Parameter]]:
         """The adapter's parameters by name, in a fixed order."""
+        ...
+
+    def save_adapter(self, folder: Path) -> None:
+        """Write the adapter in the format that the family's pipeline loads."""
+        ...
+
+
+class PolicyFamily(Protocol):
+    """How the parts of one family of models are loaded from a folder, each without the others."""
+
+    def check(self, path: Path) -> None:
+        """Raise ValueError, naming the file, unless the folder can be loaded."""
+        ...
+
+    def latent_space(self, path: Path) -> str:
+        """The name of the folder's latent space."""
+        ...
+
+    def load_policy(self, path: Path, *, image_size: int, dtype: torch.dtype, device: str) -> Policy:
+        """The velocity model, frozen parts and all, without an adapter."""
+        ...
+
+    def load_encoder(self, path: Path, *, max_sequence_length: int, dtype: torch.dtype, device: str) -> PromptEncoder:
+        """The text encoders."""
+        ...
+
+    def load_decoder(self, path: Path, *, device: str) -> Decoder:
+        """The image decoder."""
         ...
 
 

@@ -146,7 +146,8 @@ class Scores:
     valid: torch.Tensor  # [G] bool; a sample whose score failed is masked and counted, never zero
     images: torch.Tensor | None = None  # [n, 3, H, W] uint8, the first samples, where images were asked for
     diversity: float = 0.0  # mean pairwise RMS distance of the group's final latents
-    seconds: dict[str, float] = field(default_factory=dict)  # phase -> seconds on the scorer
+    trajectory_bytes: int = 0  # what the group's object weighs
+    seconds: dict[str, float] = field(default_factory=dict)  # rollout, decode, score -> busy seconds on the actors
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -13,10 +13,10 @@ from flowrl.pocket.render import render
 from flowrl.pocket.scene import IMAGE_SIZE, all_scenes
 from flowrl.pocket.text import CLIP_WIDTHS, JOINT_DIM, MAX_TOKENS, clip_encoder, clip_tokenizer, t5_encoder, t5_tokenizer
 
-PLAN = FitPlan(steps=12000, lr=2e-3, warmup=300, ema_decay=0.9995)
+PLAN = FitPlan(steps=5000, lr=2e-3, warmup=300, ema_decay=0.9995)
 NUM_IMAGES = 40_000
 CLEAN_SHARE = 0.45
-_BATCH = 96
+_BATCH = 64
 _SINGLE_SHARE = 0.25
 _UNCONDITIONAL_SHARE = 0.1
 # A pipeline call without max_sequence_length pads T5 to 256 tokens; training sees some of those as well.

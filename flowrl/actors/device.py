@@ -1,0 +1,52 @@
+"""How an actor sets up its process and loads its policy."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from flowrl.config import ModelSection
+from flowrl.protocols import Policy, PolicyFamily
+from flowrl.registry import resolve
+
+_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelSpec:
+    """Which model the actors of a run load, and onto what."""
+
+    section: ModelSection
+    path: Path  # of the diffusers folder
+    seed: int  # of the run; the adapter's start depends on it
+    device: str
+    threads: int
+
+    @property
+    def family(self) -> PolicyFamily:
+        """The loaders of the model's family."""
+        family, _ = resolve("policy", self.section.family)
+        checked: PolicyFamily = family
+        return checked
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The dtype of the frozen weights."""
+        return _DTYPES[self.section.dtype]
+
+    def prepare_process(self) -> None:
+        """Settings of the whole process that results depend on."""
+        torch.set_num_threads(self.threads)
+
+    def load_policy(self) -> Policy:
+        """The policy with a fresh adapter, equal on every actor of the run."""
+        section = self.section
+        policy = self.family.load_policy(
+            self.path, image_size=section.image_size, dtype=self.dtype, device=self.device
+        )
+        policy.attach_adapter(
+            rank=section.lora_rank, alpha=section.lora_alpha, targets=section.lora_targets, seed=self.seed
+        )
+        return policy

@@ -1,0 +1,270 @@
+"""Groups of actors, on Ray or in this process, behind one API: the only module that knows Ray.
+
+`Runtime.start(...)` makes a group of actors of one role. `Group.submit` calls a method of one of them and returns a
+reference at once; a reference passed as an argument reaches the method as its value, without passing through the
+driver. The in-process runtime does everything at the call, which is the debug mode and the fastest test.
+"""
+
+from __future__ import annotations
+
+import os
+import secrets
+import shutil
+import socket
+import tempfile
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+
+class ActorError(RuntimeError):
+    """A call to an actor that failed; the message names the actor and says why."""
+
+
+class Ref(Protocol):
+    """A value that exists, or will, in some actor or in the object store."""
+
+
+@dataclass(frozen=True)
+class _Value:
+    """A reference of the in-process runtime: the value itself."""
+
+    value: Any
+
+
+class Group(Protocol):
+    """The actors of one role."""
+
+    name: str
+    size: int
+
+    def submit(self, index: int, method: str, *args: Any) -> Ref:
+        """Call a method of actor `index`; returns at once."""
+        ...
+
+
+class Runtime(Protocol):
+    """Where actors live."""
+
+    def start(self, name: str, role: Callable[..., Any], kwargs: dict[str, Any], *, size: int, gang: bool) -> Group:
+        """Make `size` actors of a role; a gang shares one torch.distributed world."""
+        ...
+
+    def get(self, refs: Sequence[Ref]) -> list[Any]:
+        """The values, once they exist; raises ActorError."""
+        ...
+
+    def wait(self, refs: Sequence[Ref]) -> Ref:
+        """The first of the references whose value exists."""
+        ...
+
+    def put(self, value: Any) -> Ref:
+        """Make a value that many calls take into one object."""
+        ...
+
+    def memory_bytes(self) -> int:
+        """The resident memory of all actors together."""
+        ...
+
+    def close(self) -> None:
+        """End every actor; safe to call twice."""
+        ...
+
+
+class LocalGroup:
+    """One instance of a role in this process."""
+
+    def __init__(self, name: str, instance: Any) -> None:
+        self.name = name
+        self.size = 1
+        self._instance = instance
+
+    def submit(self, index: int, method: str, *args: Any) -> Ref:
+        """Run the method now."""
+        values = [arg.value if isinstance(arg, _Value) else arg for arg in args]
+        return _Value(getattr(self._instance, method)(*values))
+
+
+class LocalRuntime:
+    """Every role once, in this process, one call after the other."""
+
+    def start(self, name: str, role: Callable[..., Any], kwargs: dict[str, Any], *, size: int, gang: bool) -> Group:
+        """Make the one instance; `size` does not matter to results."""
+        return LocalGroup(name, role(**kwargs))
+
+    def get(self, refs: Sequence[Ref]) -> list[Any]:
+        """The values."""
+        return [ref.value for ref in refs if isinstance(ref, _Value)]
+
+    def wait(self, refs: Sequence[Ref]) -> Ref:
+        """The first reference: all values exist."""
+        return refs[0]
+
+    def put(self, value: Any) -> Ref:
+        """The value as a reference."""
+        return _Value(value)
+
+    def memory_bytes(self) -> int:
+        """Nothing beside the driver's own memory."""
+        return 0
+
+    def close(self) -> None:
+        """Nothing to end."""
+
+
+class _Host:
+    """The Ray actor: an empty process that is told its place in a gang, and then builds its role."""
+
+    def address(self) -> tuple[str, int]:
+        """An address of this node at which a process group can meet."""
+        import ray
+
+        node = ray.util.get_node_ip_address()
+        with socket.socket() as probe:
+            probe.bind((node, 0))
+            return node, int(probe.getsockname()[1])
+
+    def build(self, role: Callable[..., Any], kwargs: dict[str, Any], environment: dict[str, str]) -> None:
+        """Make the role; the environment is set first because libraries read it when they are imported."""
+        os.environ.update(environment)
+        self._role = role(**kwargs)
+
+    def call(self, method: str, *args: Any) -> Any:
+        """Call a method of the role."""
+        return getattr(self._role, method)(*args)
+
+    def memory_bytes(self) -> int:
+        """The resident memory of this process."""
+        with open("/proc/self/statm", encoding="ascii") as file:
+            return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+
+class RayGroup:
+    """The actors of one role on Ray."""
+
+    def __init__(self, name: str, hosts: list[Any]) -> None:
+        self.name = name
+        self.size = len(hosts)
+        self.hosts = hosts
+
+    def submit(self, index: int, method: str, *args: Any) -> Ref:
+        """Call a method of actor `index`; the result stays in the object store."""
+        ref: Ref = self.hosts[index].call.remote(method, *args)
+        return ref
+
+
+class RayRuntime:
+    """Actors as processes on Ray, started for this run or joined at an address."""
+
+    def __init__(self, *, address: str, threads: int, gpus_per_actor: float, timeout_s: float) -> None:
+        self._timeout_s = timeout_s
+        self._gpus = gpus_per_actor
+        self._groups: list[RayGroup] = []
+        self._folder: str | None = None
+        # Read by the libraries of the actors when they are imported, before any code of ours runs there.
+        os.environ["OMP_NUM_THREADS"] = str(threads)
+        os.environ.setdefault("RAY_worker_niceness", "0")
+        os.environ.setdefault("RAY_worker_register_timeout_seconds", "180")
+        os.environ.setdefault("RAY_enable_metrics_collection", "0")
+        os.environ.setdefault("RAY_ENABLE_UV_RUN_RUNTIME_ENV", "0")
+        import ray
+
+        if address != "local":
+            ray.init(address=address, log_to_driver=False, logging_level="ERROR")
+            return
+        if "RAY_AUTH_MODE" not in os.environ:
+            # A token of this run alone: without one, whoever reaches the port can run code as this user.
+            os.environ["RAY_AUTH_MODE"] = "token"
+            os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
+        # Sockets live below this folder, and their paths may not exceed 107 bytes.
+        self._folder = tempfile.mkdtemp(prefix="flowrl-", dir="/tmp")
+        ray.init(
+            address="local",
+            num_cpus=os.cpu_count(),
+            include_dashboard=False,
+            log_to_driver=False,
+            logging_level="ERROR",
+            object_store_memory=512 * 2**20,
+            _temp_dir=self._folder,
+        )
+
+    def start(self, name: str, role: Callable[..., Any], kwargs: dict[str, Any], *, size: int, gang: bool) -> Group:
+        """Start the processes and build the role in each; raises ActorError with the actor's own error."""
+        import ray
+
+        # No CPU is reserved: an idle role would keep others from starting on a small machine.
+        host = ray.remote(_Host).options(num_cpus=0, num_gpus=self._gpus, max_restarts=0)
+        group = RayGroup(name, [host.remote() for _ in range(size)])
+        self._groups.append(group)
+        environments: list[dict[str, str]] = [{} for _ in range(size)]
+        if gang:
+            [(node, port)] = self.get([group.hosts[0].address.remote()])
+            environments = [
+                {
+                    "RANK": str(rank),
+                    "WORLD_SIZE": str(size),
+                    "LOCAL_RANK": "0",  # each actor sees one device, if any
+                    "MASTER_ADDR": node,
+                    "MASTER_PORT": str(port),
+                }
+                for rank in range(size)
+            ]
+        built = [h.build.remote(role, kwargs, e) for h, e in zip(group.hosts, environments, strict=True)]
+        self.get(built)
+        return group
+
+    def get(self, refs: Sequence[Ref]) -> list[Any]:
+        """The values, once they exist; raises ActorError when a call failed or took longer than the timeout."""
+        import ray
+
+        try:
+            values: list[Any] = ray.get(list(refs), timeout=self._timeout_s)
+            return values
+        except ray.exceptions.GetTimeoutError:
+            raise ActorError(
+                f"an actor did not answer within placement.timeout_s = {self._timeout_s:g} s; it may hang, or the "
+                "machine may be too slow for this configuration"
+            ) from None
+        except ray.exceptions.RayTaskError as error:
+            cause = error.cause if isinstance(error.cause, Exception) else error
+            raise cause from error
+        except ray.exceptions.RayActorError as error:
+            raise ActorError(f"an actor died: {error}") from error
+
+    def wait(self, refs: Sequence[Ref]) -> Ref:
+        """The first of the references whose value exists; raises ActorError after the timeout."""
+        import ray
+
+        ready, _ = ray.wait(list(refs), num_returns=1, timeout=self._timeout_s, fetch_local=False)
+        if not ready:
+            raise ActorError(
+                f"no actor answered within placement.timeout_s = {self._timeout_s:g} s; "
+                f"available resources: {ray.available_resources()}"
+            )
+        ref: Ref = ready[0]
+        return ref
+
+    def put(self, value: Any) -> Ref:
+        """The value as one object in the store."""
+        import ray
+
+        ref: Ref = ray.put(value)
+        return ref
+
+    def memory_bytes(self) -> int:
+        """The resident memory of all actors; pages they share are counted for each."""
+        return sum(self.get([host.memory_bytes.remote() for group in self._groups for host in group.hosts]))
+
+    def close(self) -> None:
+        """Kill the actors, end Ray if it was started here, and remove its folder."""
+        import ray
+
+        if ray.is_initialized():
+            for group in self._groups:
+                for host in group.hosts:
+                    ray.kill(host)
+            ray.shutdown()
+        self._groups = []
+        if self._folder is not None:
+            shutil.rmtree(self._folder, ignore_errors=True)
+            self._folder = None

@@ -1,0 +1,172 @@
+"""The actor that trains the adapter."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from contextlib import nullcontext
+from pathlib import Path
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import DistributedDataParallelKwargs
+from safetensors.torch import load_file, save_file
+
+from flowrl.actors.device import ModelSpec
+from flowrl.actors.weights import pack
+from flowrl.algorithms.configs import FlowGRPOConfig
+from flowrl.config import GateSection, OptimSection
+from flowrl.protocols import Algorithm, Policy
+from flowrl.registry import resolve
+from flowrl.types import (
+    LossOutput,
+    Metric,
+    PolicyWeights,
+    TrainBatch,
+    Trajectory,
+    UpdateResult,
+)
+
+# Of a metric that tells how far the weights are from those that sampled, only the first inner step counts: later
+# ones move away on purpose.
+_FIRST_INNER_STEP_ONLY = ("policy/ratio_absdev", "policy/logp_absdiff")
+
+
+class TrainingError(RuntimeError):
+    """Numbers that must not be trained on; the weights are as they were before."""
+
+
+class Learner:
+    """One rank of the learner group; the ranks hold equal weights and sum their gradients."""
+
+    def __init__(
+        self,
+        model: ModelSpec,
+        algorithm: FlowGRPOConfig,
+        optim: OptimSection,
+        gate: GateSection,
+        samples_per_forward: int,
+        policy: Policy | None = None,
+    ) -> None:
+        self._accelerator = Accelerator(
+            cpu=model.device == "cpu",
+            kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False, gradient_as_bucket_view=True)],
+        )
+        model.prepare_process()
+        self._policy = policy or model.load_policy()
+        self._algorithm: Algorithm = resolve("algorithm", algorithm.name)[0](algorithm, model.seed)
+        self._optim = optim
+        self._gate = gate
+        self._samples_per_forward = samples_per_forward
+        self._named = list(self._policy.trainable())
+        self._policy.module = self._accelerator.prepare_model(self._policy.module)
+        self._optimizer = torch.optim.AdamW(
+            [parameter for _, parameter in self._named],
+            lr=optim.lr,
+            betas=optim.betas,
+            eps=optim.eps,
+            weight_decay=optim.weight_decay,
+        )
+        self._ema = {name: parameter.detach().clone() for name, parameter in self._named}
+        self._step = 0
+        self._version = 0  # optimizer steps taken
+
+    def update(self, step: int, advantages: list[torch.Tensor], *trajectories: Trajectory) -> UpdateResult:
+        """One step: its inner steps, each on an equal share of the groups in their order.
+
+        Raises TrainingError, before any weight changes, when a ratio that must be 1 is not or a gradient is not finite.
+        """
+        if step != self._step + 1:
+            raise TrainingError(f"learner: step {step} was asked for, but step {self._step + 1} is due")
+        batches = [
+            TrainBatch(trajectory=trajectory, advantages=advantage)
+            for trajectory, advantage in zip(trajectories, advantages, strict=True)
+        ]
+        share = len(batches) // self._algorithm.inner_steps
+        metrics: list[Metric] = []
+        for inner in range(self._algorithm.inner_steps):
+            metrics += self._inner_step(batches[inner * share : (inner + 1) * share], first=inner == 0)
+        self._step = step
+        metrics.append(Metric(key="policy/version", value=self._version, reduce="last"))
+        return UpdateResult(policy_version=self._version, metrics=metrics)
+
+    def _inner_step(self, batches: list[TrainBatch], *, first: bool) -> list[Metric]:
+        micro_batches = [
+            (batch, samples, step_index)
+            for batch in batches
+            for samples in self._parts(batch.trajectory.num_samples)
+            for step_index in batch.trajectory.plan.trained
+        ]
+        metrics: list[Metric] = []
+        for i, (batch, samples, step_index) in enumerate(micro_batches):
+            last = i == len(micro_batches) - 1
+            with nullcontext() if last else self._accelerator.no_sync(self._policy.module):
+                output: LossOutput = self._algorithm.loss(self._policy, batch, samples, step_index)
+                self._accelerator.backward(output.loss / len(micro_batches))
+            metrics += [m for m in output.metrics if first or not m.key.startswith(_FIRST_INNER_STEP_ONLY)]
+        if first:
+            self._check_ratio(metrics)
+        norm = float(self._accelerator.clip_grad_norm_([p for _, p in self._named], self._optim.clip_norm))
+        if not math.isfinite(norm):
+            # The gradients are summed over the ranks by now, so every rank sees this and stops here.
+            raise TrainingError(
+                f"learner: the gradient norm is {norm} after optimizer step {self._version}; nothing was changed. "
+                "Lower optim.lr or algorithm.noise_level, or use model.dtype=float32"
+            )
+        self._optimizer.step()
+        self._optimizer.zero_grad(set_to_none=True)
+        self._version += 1
+        self._average()
+        return [*metrics, Metric(key="policy/grad_norm", value=norm)]
+
+    def _parts(self, num_samples: int) -> Iterator[slice]:
+        size = self._samples_per_forward or num_samples
+        return (slice(start, start + size) for start in range(0, num_samples, size))
+
+    def _check_ratio(self, metrics: list[Metric]) -> None:
+        worst = max((m.value for m in metrics if m.key == "policy/ratio_absdev_max"), default=0.0)
+        if not worst <= self._gate.max_ratio_absdev:
+            raise TrainingError(
+                f"learner: before the first update of a step the ratio must be 1, but deviates by {worst:.3g} (gate."
+                f"max_ratio_absdev is {self._gate.max_ratio_absdev:.3g}): rollout and learner compute differently. "
+                "Check that model.dtype, rollout.samples_per_forward and the devices agree, or raise the gate"
+            )
+
+    def _average(self) -> None:
+        """Apply the moving average, every `ema_every` optimizer steps."""
+        if self._version % self._optim.ema_every:
+            return
+        decay = min(self._optim.ema_decay, (1 + self._version) / (10 + self._version))
+        for name, parameter in self._named:
+            self._ema[name].lerp_(parameter.detach(), 1 - decay)
+
+    def weights(self, ema: bool) -> PolicyWeights:
+        """The current weights, or their moving average."""
+        return pack(self._ema.items() if ema else self._named, self._version)
+
+    def save(self, folder: str) -> None:
+        """Write all that a resumed run needs of a learner; the ranks are equal, one of them is enough."""
+        path = Path(folder)
+        save_file({name: p.detach().cpu().contiguous() for name, p in self._named}, path / "adapter.safetensors")
+        save_file({name: value.cpu() for name, value in self._ema.items()}, path / "ema.safetensors")
+        torch.save(
+            {"optimizer": self._optimizer.state_dict(), "step": self._step, "version": self._version},
+            path / "optimizer.pt",
+        )
+
+    def load(self, folder: str) -> None:
+        """Continue from what `save` wrote."""
+        path = Path(folder)
+        adapter = load_file(path / "adapter.safetensors")
+        ema = load_file(path / "ema.safetensors")
+        with torch.no_grad():
+            for name, parameter in self._named:
+                parameter.copy_(adapter[name])
+                self._ema[name].copy_(ema[name])
+        state = torch.load(path / "optimizer.pt", weights_only=True)
+        self._optimizer.load_state_dict(state["optimizer"])
+        self._step, self._version = state["step"], state["version"]
+
+    def export(self, folder: str) -> None:
+        """Write the adapter as the family's own pipeline loads it."""
+        self._policy.save_adapter(Path(folder))

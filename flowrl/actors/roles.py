@@ -1,0 +1,199 @@
+"""The groups of each role, as the trainer speaks to them: typed calls, references in and out, never a latent."""
+
+from __future__ import annotations
+
+import time
+from collections import OrderedDict
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from flowrl.actors.group import Group, Ref, Runtime
+from flowrl.types import Metric, PolicyWeights, RolloutRequest, Scores, UpdateResult
+
+_MAX_CONDITIONS = 4096
+_QUEUED_PER_ROLLOUT = 2  # one at work, one waiting, so that no rollout idles while the driver looks elsewhere
+
+
+class EncoderGroup:
+    """Conditions of prompts, each encoded once while it is remembered."""
+
+    def __init__(self, runtime: Runtime, group: Group) -> None:
+        self._runtime = runtime
+        self._group = group
+        self._known: OrderedDict[str, Ref] = OrderedDict()
+
+    def conditions(self, texts: Sequence[str]) -> list[Ref]:
+        """One reference to a TextCondition per text."""
+        for text in texts:
+            if text not in self._known:
+                self._known[text] = self._group.submit(0, "encode", text)
+            self._known.move_to_end(text)
+        refs = [self._known[text] for text in texts]
+        while len(self._known) > _MAX_CONDITIONS:
+            self._known.popitem(last=False)
+        return refs
+
+
+class RolloutGroup:
+    """The rollout actors; any of them can sample any group, with the same result."""
+
+    def __init__(self, runtime: Runtime, group: Group) -> None:
+        self._runtime = runtime
+        self._group = group
+        self.size = group.size
+
+    def generate(self, index: int, request: RolloutRequest, condition: Ref, negative: Ref) -> Ref:
+        """Have actor `index` sample one group; returns a reference to its Trajectory."""
+        return self._group.submit(index, "generate", request, condition, negative)
+
+    def load_weights(self, weights: Ref) -> None:
+        """Have all sample with these weights from now on."""
+        refs = [self._group.submit(i, "load_weights", weights) for i in range(self.size)]
+        versions = set(self._runtime.get(refs))
+        assert len(versions) == 1, versions
+
+
+class ScorerGroup:
+    """The scorer actors. With a sharded reward they are a gang, and score one group each, all at the same time."""
+
+    def __init__(self, runtime: Runtime, group: Group, *, lockstep: bool) -> None:
+        self._runtime = runtime
+        self._group = group
+        self._lockstep = lockstep and group.size > 1
+        self._next = 0
+
+    @property
+    def round_size(self) -> int:
+        """How many groups are scored at a time."""
+        return self._group.size if self._lockstep else 1
+
+    def submit(self, trajectories: Sequence[Ref], num_images: int | None) -> list[Ref]:
+        """Score up to `round_size` groups; with `num_images` as an evaluation. One reference to Scores per group."""
+        method, extra = ("score", []) if num_images is None else ("evaluate", [num_images])
+        if not self._lockstep:
+            self._next = (self._next + 1) % self._group.size
+            return [self._group.submit(self._next, method, trajectory, *extra) for trajectory in trajectories]
+        # Each call is a sequence of collectives, so a rank without a group of its own repeats the last one.
+        padded = [*trajectories, *[trajectories[-1]] * (self._group.size - len(trajectories))]
+        refs = [self._group.submit(rank, method, trajectory, *extra) for rank, trajectory in enumerate(padded)]
+        return refs[: len(trajectories)]
+
+
+class LearnerGroup:
+    """The learner actors: equal weights on each, gradients summed over all."""
+
+    def __init__(self, runtime: Runtime, group: Group) -> None:
+        self._runtime = runtime
+        self._group = group
+        self.size = group.size
+
+    def update(self, step: int, trajectories: Sequence[Ref], advantages: Sequence[torch.Tensor]) -> list[Metric]:
+        """Train on the groups of a step; rank r takes groups r, r + size, ..., whole groups only."""
+        refs = [
+            self._group.submit(rank, "update", step, list(advantages[rank :: self.size]), *trajectories[rank :: self.size])
+            for rank in range(self.size)
+        ]
+        results: list[UpdateResult] = self._runtime.get(refs)
+        return [metric for result in results for metric in result.metrics]
+
+    def weights(self, *, ema: bool = False) -> Ref:
+        """A reference to the current PolicyWeights, or to their moving average."""
+        return self._group.submit(0, "weights", ema)
+
+    def save(self, folder: Path) -> None:
+        """Write the resumable state of the learners into an existing folder."""
+        self._runtime.get([self._group.submit(0, "save", str(folder))])
+
+    def load(self, folder: Path) -> None:
+        """Have every learner continue from a saved state."""
+        self._runtime.get([self._group.submit(rank, "load", str(folder)) for rank in range(self.size)])
+
+    def export(self, folder: Path) -> None:
+        """Write the adapter in the format of the family's pipeline."""
+        self._runtime.get([self._group.submit(0, "export", str(folder))])
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScoredGroups:
+    """Groups in the order they were asked for: where they are, and what the rewards say."""
+
+    trajectories: list[Ref]
+    scores: list[Scores]
+    rollout_s: float  # from the first order until the last group was sampled
+    score_s: float  # from then until the last score was there
+
+
+def rollout_and_score(
+    runtime: Runtime,
+    rollouts: RolloutGroup,
+    scorers: ScorerGroup,
+    requests: Sequence[RolloutRequest],
+    conditions: Sequence[Ref],
+    negative: Ref,
+    *,
+    num_images: int | None = None,
+) -> ScoredGroups:
+    """Sample and score groups; a group is scored when it is there, while others are still being sampled."""
+    began = time.perf_counter()
+    trajectories: list[Ref | None] = [None] * len(requests)
+    scored: list[Ref | None] = [None] * len(requests)
+    sampling: dict[Ref, tuple[int, int]] = {}  # reference -> (place in requests, rollout)
+    load = [0] * rollouts.size
+    waiting: list[int] = []
+    following = 0
+    while following < len(requests) or sampling:
+        while following < len(requests) and min(load) < _QUEUED_PER_ROLLOUT:
+            index = load.index(min(load))
+            ref = rollouts.generate(index, requests[following], conditions[following], negative)
+            sampling[ref] = (following, index)
+            load[index] += 1
+            following += 1
+        done = runtime.wait(list(sampling))
+        place, index = sampling.pop(done)
+        load[index] -= 1
+        trajectories[place] = done
+        waiting.append(place)
+        if len(waiting) == scorers.round_size or not (sampling or following < len(requests)):
+            refs = scorers.submit([trajectories[i] for i in waiting if trajectories[i] is not None], num_images)
+            for i, score in zip(waiting, refs, strict=True):
+                scored[i] = score
+            waiting = []
+    sampled = time.perf_counter()
+    scores = runtime.get([ref for ref in scored if ref is not None])
+    return ScoredGroups(
+        trajectories=[ref for ref in trajectories if ref is not None],
+        scores=scores,
+        rollout_s=sampled - began,
+        score_s=time.perf_counter() - sampled,
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Actors:
+    """All the actors of a run."""
+
+    runtime: Runtime
+    encoder: EncoderGroup
+    rollouts: RolloutGroup
+    scorers: ScorerGroup
+    learners: LearnerGroup
+
+    def sample(self, requests: Sequence[RolloutRequest], *, num_images: int | None = None) -> ScoredGroups:
+        """Encode what is new, sample and score; with `num_images` every reward scores and images come back."""
+        conditions = self.encoder.conditions([request.prompt.text for request in requests])
+        [negative] = self.encoder.conditions([""])
+        return rollout_and_score(
+            self.runtime, self.rollouts, self.scorers, requests, conditions, negative, num_images=num_images
+        )
+
+    def sync(self, *, ema: bool = False) -> int:
+        """Give the rollouts the learners' weights, or their moving average; returns the bytes that one copy has."""
+        ref = self.learners.weights(ema=ema)
+        self.rollouts.load_weights(ref)
+        [weights] = self.runtime.get([ref])
+        assert isinstance(weights, PolicyWeights)
+        return int(weights.payload.nbytes)
+

@@ -1,0 +1,127 @@
+"""The actor that scores groups with one or more rewards."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import replace
+
+import torch
+
+from flowrl.actors.device import ModelSpec
+from flowrl.actors.sharding import join_gang, shard
+from flowrl.config import ConfigError, RewardSpec
+from flowrl.protocols import Reward
+from flowrl.registry import resolve
+from flowrl.types import RewardInput, Scores, TextCondition, Trajectory
+
+
+def load_reward(spec: RewardSpec, device: str) -> Reward:
+    """Make the reward that a config names; raises ConfigError when its options do not fit."""
+    factory, options = resolve("reward", spec.name)
+    try:
+        reward: Reward = factory(**{"device": device, **options, **spec.options})
+    except TypeError as error:
+        raise ConfigError(f"rewards: the options {spec.options} do not fit reward {spec.name!r}: {error}") from error
+    return reward
+
+
+def check_latent_space(reward: Reward, name: str, policy_space: str) -> None:
+    """Raise ConfigError when a latent reward cannot read the policy's latents."""
+    if reward.input_kind == "latent" and reward.latent_space != policy_space:
+        raise ConfigError(
+            f"rewards: {name!r} reads latents of {reward.latent_space}, but the policy makes latents of "
+            f"{policy_space}; use a reward trained in the policy's latent space, or a pixel reward"
+        )
+
+
+class Scorer:
+    """Latent rewards read the final latents; pixel rewards get them decoded, once for all of them."""
+
+    def __init__(
+        self,
+        model: ModelSpec,
+        train: list[RewardSpec],
+        watch: list[RewardSpec],
+        *,
+        sharded: bool,
+        timeout_s: float,
+    ) -> None:
+        model.prepare_process()
+        if sharded:
+            join_gang(model.device, timeout_s)
+        space = model.family.latent_space(model.path)
+        self._weights = {spec.name: spec.weight for spec in train}
+        self._rewards: dict[str, Reward] = {}
+        for spec in [*train, *watch]:
+            reward = load_reward(spec, model.device)
+            check_latent_space(reward, spec.name, space)
+            if sharded and hasattr(reward, "module"):
+                reward.module = shard(reward.module)
+            self._rewards[spec.name] = reward
+        self._decoder = model.family.load_decoder(model.path, device=model.device)
+
+    def score(self, trajectory: Trajectory) -> Scores:
+        """Score one group with the rewards that are trained on."""
+        return self._score(trajectory, {name: self._rewards[name] for name in self._weights}, 0)
+
+    def evaluate(self, trajectory: Trajectory, num_images: int) -> Scores:
+        """Score one group with every reward, and return its first images too."""
+        return self._score(trajectory, self._rewards, num_images)
+
+    def _score(self, trajectory: Trajectory, rewards: dict[str, Reward], num_images: int) -> Scores:
+        began = time.perf_counter()
+        pixels = None
+        if num_images or any(reward.input_kind == "pixel" for reward in rewards.values()):
+            pixels = self._decoder.decode(trajectory.final_latents).cpu()
+        decoded = time.perf_counter()
+        per_reward = {name: _apply(reward, trajectory, pixels) for name, reward in rewards.items()}
+        total = torch.zeros(trajectory.num_samples)
+        for name, weight in self._weights.items():
+            total = total + weight * per_reward[name]
+        images = None
+        if num_images and pixels is not None:
+            images = (pixels[:num_images] * 255).round().to(torch.uint8)
+        return Scores(
+            per_reward=per_reward,
+            total=total,
+            valid=torch.isfinite(total),
+            images=images,
+            diversity=_diversity(trajectory.final_latents),
+            trajectory_bytes=trajectory.num_bytes,
+            seconds={
+                "rollout": trajectory.seconds,
+                "decode": decoded - began,
+                "score": time.perf_counter() - decoded,
+            },
+        )
+
+
+def _apply(reward: Reward, trajectory: Trajectory, pixels: torch.Tensor | None) -> torch.Tensor:
+    """The scores [G] float32 of a group, `batch_size` samples at a time; raises ValueError on a wrong shape."""
+    scores = []
+    for part in torch.arange(trajectory.num_samples).split(reward.batch_size):
+        batch = RewardInput(prompts=(trajectory.prompt.text,) * len(part), seeds=trajectory.seeds[part])
+        if reward.input_kind == "latent":
+            condition = TextCondition(
+                embeds=trajectory.condition.embeds.expand(len(part), -1, -1),
+                pooled=trajectory.condition.pooled.expand(len(part), -1),
+            )
+            batch = replace(batch, latents=trajectory.final_latents[part], condition=condition)
+        else:
+            assert pixels is not None
+            batch = replace(batch, pixels=pixels[part])
+        with torch.no_grad():
+            values = reward(batch)
+        if values.shape != (len(part),):
+            raise ValueError(
+                f"reward {reward.name!r} must return one score per sample, [{len(part)}], got {list(values.shape)}"
+            )
+        scores.append(values.float().cpu())
+    return torch.cat(scores)
+
+
+def _diversity(latents: torch.Tensor) -> float:
+    """The mean over pairs of samples of their root-mean-square distance."""
+    flat = latents.flatten(1)
+    distances = torch.pdist(flat) / flat.shape[1] ** 0.5
+    return float(distances.mean()) if len(distances) else 0.0

@@ -1,0 +1,281 @@
+"""The commands, `flowrl VERB ...`. What is heavy is imported inside a verb, so that --help answers at once."""
+
+from __future__ import annotations
+
+import argparse
+import difflib
+import os
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from flowrl import __version__
+
+_OVERRIDES_HELP = "a key of the config and its value, such as optim.lr=1e-4; lists are given whole"
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command and return its exit code: 0, 1 when it found fault, 2 for wrong input, 130 when interrupted."""
+    try:
+        return _dispatch(list(sys.argv[1:] if argv is None else argv))
+    except KeyboardInterrupt:
+        print("flowrl: interrupted", file=sys.stderr)
+        return 130
+    except BrokenPipeError:  # the reader of our output has left, as in `flowrl show ... | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except ValueError as error:
+        from flowrl.config_tree import ConfigError
+
+        if not isinstance(error, ConfigError):
+            raise
+        return _fail(str(error))
+
+
+def _fail(message: str) -> int:
+    print(f"flowrl: error: {message}", file=sys.stderr)
+    return 2
+
+
+def _dispatch(words: list[str]) -> int:
+    if not words or words[0] in ("-h", "--help", "help"):
+        print(_overview(), file=sys.stdout if words else sys.stderr)
+        return 0 if words else 2
+    if words[0] in ("-V", "--version"):
+        print(f"flowrl {__version__}")
+        return 0
+    name, arguments = words[0], words[1:]
+    if name not in VERBS:
+        close = difflib.get_close_matches(name, VERBS, n=1)
+        return _fail(f"unknown command {name!r}; " + (f"did you mean {close[0]!r}?" if close else "see flowrl --help"))
+    verb = VERBS[name]
+    parser = argparse.ArgumentParser(
+        prog=f"flowrl {name}",
+        description=verb.summary,
+        epilog=f"example:\n  {verb.example}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    verb.add_arguments(parser)
+    # Intermixed, so that overrides may stand before and after options.
+    return verb.run(parser.parse_intermixed_args(arguments))
+
+
+def _overview() -> str:
+    lines = [f"  {name:<8}{verb.summary}" for name, verb in VERBS.items()]
+    return "\n".join(
+        [
+            "usage: flowrl COMMAND ...",
+            "",
+            "Online RL fine-tuning of text-to-image flow models.",
+            "",
+            *lines,
+            "",
+            "`flowrl COMMAND --help` says more. A first run, on two CPU cores:",
+            "  flowrl train configs/pocket/ditreward.yaml",
+        ]
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Verb:
+    """One command: what its help says, the arguments it takes, and what it does."""
+
+    summary: str
+    example: str
+    add_arguments: Callable[[argparse.ArgumentParser], None]
+    run: Callable[[argparse.Namespace], int]
+
+
+def _train_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("config", metavar="CONFIG", nargs="?", help="a YAML file; with --resume, that of the run")
+    parser.add_argument("overrides", metavar="key=value", nargs="*", help=_OVERRIDES_HELP)
+    parser.add_argument("--resume", metavar="RUN_DIR", help="go on from the last complete checkpoint of this run")
+
+
+def _train(args: argparse.Namespace) -> int:
+    from flowrl.config import ConfigError, load
+    from flowrl.find_runs import run_dir
+
+    config, overrides = args.config, list(args.overrides)
+    if config and "=" in config and not Path(config).exists():
+        config, overrides = None, [config, *overrides]
+    if not config and not args.resume:
+        raise ConfigError("train: name a config, such as configs/pocket/ditreward.yaml, or a run with --resume")
+    if args.resume:
+        run = run_dir(args.resume)
+        # The folder may have been moved since it was made; its place is where it was found now.
+        overrides = [f"run.name={run.name}", *overrides, f"run.dir={run}"]
+        config = config or run / "config.yaml"
+    loaded = load(config, overrides)
+    from flowrl.run import run_training
+
+    return run_training(loaded, resume=bool(args.resume))
+
+
+def _show_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("config", metavar="CONFIG", help="a YAML file or a run")
+    parser.add_argument("overrides", metavar="key=value", nargs="*", help=_OVERRIDES_HELP)
+
+
+def _show(args: argparse.Namespace) -> int:
+    from flowrl.config import dump, load
+    from flowrl.find_runs import config_file
+
+    print(dump(load(config_file(args.config), args.overrides)), end="")
+    sys.stdout.flush()
+    return 0
+
+
+def _check_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("configs", metavar="CONFIG", nargs="+", help="YAML files, or folders of them")
+
+
+def _check(args: argparse.Namespace) -> int:
+    from flowrl.config import ConfigError, load
+
+    failed = 0
+    for path in map(Path, args.configs):
+        files = sorted(path.glob("**/*.yaml")) if path.is_dir() else [path]
+        if not files:
+            raise ConfigError(f"{path}: no .yaml file in this folder")
+        for file in files:
+            try:
+                load(file)
+                print(f"ok    {file}")
+            except ConfigError as error:
+                failed += 1
+                print(f"FAIL  {file}: {str(error).removeprefix(f'{file}: ')}")
+    return 1 if failed else 0
+
+
+def _eval_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("target", metavar="RUN_OR_CONFIG", help="a run, for its trained weights, or a config, for none")
+    parser.add_argument("overrides", metavar="key=value", nargs="*", help=_OVERRIDES_HELP)
+
+
+def _eval(args: argparse.Namespace) -> int:
+    from flowrl.config import ConfigError, load, unique_name
+    from flowrl.find_runs import config_file
+
+    file = config_file(args.target)
+    run = file.parent if file.name == "config.yaml" else None
+    weights = run / "lora" if run else None
+    if weights and not weights.is_dir():
+        raise ConfigError(f"{weights}: not there: the run has not ended; let it with flowrl train --resume {run}")
+    title = run.name if run else file.stem
+    overrides = [f"run.name={unique_name(f'{title}-eval')}", "run.dir=runs/${run.name}", *args.overrides]
+    config = load(file, [*overrides, "run.steps=0"])
+    from flowrl.run import run_evaluation
+
+    return run_evaluation(config, weights)
+
+
+def _report_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("run", metavar="RUN_DIR", nargs="?", help="a run; by default the latest under runs/")
+    parser.add_argument(
+        "--compare",
+        metavar="OTHER",
+        nargs="?",
+        const="",
+        help="beside this run; by default the latest that was trained on another reward",
+    )
+    parser.add_argument("--out", metavar="FILE", type=Path, help="the page to write; by default in the run's folder")
+
+
+def _report(args: argparse.Namespace) -> int:
+    from flowrl.find_runs import latest_run, latest_training_run, run_dir
+
+    runs = [run_dir(text) for text in (args.run, args.compare) if text]
+    if args.compare is None:
+        run = runs[0] if runs else latest_run()
+        from flowrl.report import write_report
+
+        print(write_report(run, args.out))
+        return 0
+    first = runs[0] if runs else latest_training_run()
+    second = runs[1] if len(runs) == 2 else latest_training_run(unlike=first)
+    from flowrl.compare import write_comparison
+
+    print(write_comparison(first, second, args.out))
+    return 0
+
+
+def _pocket_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "action",
+        choices=["build", "info", "images"],
+        help="build: train the checkpoints from nothing; info: how the packaged ones were made; "
+        "images: draw a sheet of what the packaged policy generates",
+    )
+    parser.add_argument(
+        "--work", metavar="DIR", type=Path, default=Path(".pocket-build"), help="build: unfinished work"
+    )
+    parser.add_argument("--out", metavar="PATH", type=Path, help="build: the folder to fill; images: the PNG to write")
+    parser.add_argument("--seed", type=int, default=0, help="build and images: the seed (default 0)")
+
+
+def _pocket(args: argparse.Namespace) -> int:
+    checkpoints = Path(__file__).parent / "pocket" / "checkpoints"
+    if args.action == "info":
+        _print_provenance(checkpoints)
+    elif args.action == "build":
+        from flowrl.pocket.build import build
+
+        build(args.work, args.out or checkpoints, seed=args.seed)
+    else:
+        from flowrl.pocket.sheet import draw_sheet
+
+        print(draw_sheet(args.out or Path("pocket.png"), seed=args.seed))
+    return 0
+
+
+def _print_provenance(checkpoints: Path) -> None:
+    from flowrl.config_tree import ConfigError
+
+    records = sorted(checkpoints.glob("**/provenance.json"))
+    if not records:
+        raise ConfigError(f"{checkpoints}: no provenance.json: the checkpoints are missing; run flowrl pocket build")
+    for record in records:
+        print(f"# {record}\n{record.read_text(encoding='utf-8').rstrip()}")
+
+
+VERBS = {
+    "train": Verb(
+        summary="train a policy on a reward, or resume a run",
+        example="flowrl train configs/pocket/ditreward.yaml run.steps=20 algorithm.kl_beta=0.02\n"
+        "  flowrl train --resume runs/ditreward-20260131-154500",
+        add_arguments=_train_arguments,
+        run=_train,
+    ),
+    "show": Verb(
+        summary="print the resolved configuration, and run nothing",
+        example="flowrl show configs/pocket/ditreward.yaml rollout.group_size=8",
+        add_arguments=_show_arguments,
+        run=_show,
+    ),
+    "check": Verb(
+        summary="validate configs, a line each; exit 1 if one is wrong",
+        example="flowrl check configs",
+        add_arguments=_check_arguments,
+        run=_check,
+    ),
+    "eval": Verb(
+        summary="evaluate on the held-out prompts, without training",
+        example="flowrl eval runs/ditreward-20260131-154500 eval.num_prompts=128",
+        add_arguments=_eval_arguments,
+        run=_eval,
+    ),
+    "report": Verb(
+        summary="write the page of a run, or of two runs side by side",
+        example="flowrl report runs/ditreward-20260131-154500\n  flowrl report --compare",
+        add_arguments=_report_arguments,
+        run=_report,
+    ),
+    "pocket": Verb(
+        summary="the embedded small world: rebuild its models, say how they were made, draw from them",
+        example="flowrl pocket images --out pocket.png",
+        add_arguments=_pocket_arguments,
+        run=_pocket,
+    ),
+}

@@ -1,0 +1,159 @@
+"""Every key of a run's configuration, with its type and default. How a file becomes one is in `flowrl.config`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from omegaconf import MISSING
+
+from flowrl.algorithms.configs import FlowGRPOConfig
+
+POCKET = "pocket"
+
+
+@dataclass
+class RunSection:
+    """What the run is called, where it writes, and how long it goes on."""
+
+    name: str = ""  # empty: the config file's name and the time, such as ditreward-20260131-154500
+    dir: str = "runs/${run.name}"
+    seed: int = 0
+    steps: int = 60  # 0 evaluates only
+    overwrite: bool = False  # start anew in a directory that exists
+
+
+@dataclass
+class ModelSection:
+    """The policy that is trained."""
+
+    family: str = "sd3"
+    path: str = POCKET  # a diffusers folder, or "pocket" for the embedded one
+    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+    image_size: int = 64  # pixels, height and width
+    max_sequence_length: int = 14  # T5 tokens; the same in rollout, training and reward
+    lora_rank: int = 32
+    lora_alpha: int = 64
+    lora_targets: list[str] = field(
+        default_factory=lambda: [
+            "attn.to_q",
+            "attn.to_k",
+            "attn.to_v",
+            "attn.to_out.0",
+            "attn.add_q_proj",
+            "attn.add_k_proj",
+            "attn.add_v_proj",
+            "attn.to_add_out",
+        ]
+    )
+
+
+@dataclass
+class DataSection:
+    """Where prompts come from: text files with one prompt per line, or "pocket" for the embedded ones."""
+
+    train_prompts: str = POCKET
+    eval_prompts: str = POCKET
+
+
+@dataclass
+class RolloutSection:
+    """How images are sampled for training."""
+
+    prompts_per_step: int = 12
+    group_size: int = 16
+    num_steps: int = 10
+    guidance_scale: float = 4.5
+    samples_per_forward: int = 0  # of a group, in rollout and in replay alike; 0 = the whole group
+
+
+@dataclass
+class RewardSpec:
+    """One reward: by registered name, entry point or dotted path, with its weight and its own options."""
+
+    name: str = MISSING
+    weight: float = 1.0
+    options: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass
+class RewardsSection:
+    """What is trained on, and what is only watched at evaluations."""
+
+    train: list[RewardSpec] = field(default_factory=list)
+    watch: list[RewardSpec] = field(default_factory=list)
+    max_invalid_fraction: float = 0.05  # of a step's samples without a finite score; above it the run stops
+
+
+@dataclass
+class OptimSection:
+    """AdamW on the adapter."""
+
+    lr: float = 3e-4
+    betas: tuple[float, float] = (0.9, 0.999)
+    eps: float = 1e-8
+    weight_decay: float = 1e-4
+    clip_norm: float = 1.0
+    ema_decay: float = 0.9
+    ema_every: int = 8  # inner steps between two applications of the moving average
+
+
+@dataclass
+class PlacementSection:
+    """Which processes there are and where they run."""
+
+    mode: Literal["local", "split", "fused"] = "split"
+    num_rollouts: int = 2
+    num_scorers: int = 2
+    num_learners: int = 2
+    shard_scorer: bool = True  # ZeRO-3 over the scorers; false = replicas
+    device: Literal["cpu", "cuda"] = "cpu"
+    threads: int = 1  # torch threads of each actor; results on the CPU are bit-equal only at the same number
+    ray_address: str = "local"  # "local" starts Ray for this run; host:port joins a cluster
+    timeout_s: float = 300.0  # of one call to an actor
+
+
+@dataclass
+class EvalSection:
+    """Held-out evaluation: fixed prompts and noise, ODE sampling."""
+
+    every: int = 20
+    num_prompts: int = 64
+    samples_per_prompt: int = 4
+    num_steps: int = 10
+    guidance_scale: float = 4.5
+    weights: Literal["policy", "ema"] = "policy"
+    seed: int = 1234
+    grid_prompts: int = 8
+
+
+@dataclass
+class CheckpointSection:
+    """Resumable state."""
+
+    every: int = 20
+    keep: int = 2
+
+
+@dataclass
+class GateSection:
+    """What stops a run whose numbers cannot be trusted."""
+
+    max_ratio_absdev: float = 1e-3  # of the first inner step of a step; exactly 0 is expected on the CPU
+
+
+@dataclass
+class RunConfig:
+    """Everything that defines a run."""
+
+    run: RunSection = field(default_factory=RunSection)
+    model: ModelSection = field(default_factory=ModelSection)
+    data: DataSection = field(default_factory=DataSection)
+    rollout: RolloutSection = field(default_factory=RolloutSection)
+    rewards: RewardsSection = field(default_factory=RewardsSection)
+    algorithm: FlowGRPOConfig = field(default_factory=FlowGRPOConfig)
+    optim: OptimSection = field(default_factory=OptimSection)
+    placement: PlacementSection = field(default_factory=PlacementSection)
+    eval: EvalSection = field(default_factory=EvalSection)
+    checkpoint: CheckpointSection = field(default_factory=CheckpointSection)
+    gate: GateSection = field(default_factory=GateSection)

@@ -1,0 +1,1 @@
+"""Pure functions on tensors: schedules, sampler steps, sampling and replay, advantages, seeds."""

@@ -1,0 +1,89 @@
+"""Held-out evaluation: fixed prompts and noise, ODE sampling, every reward, so that two evaluations differ only in
+the weights."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from flowrl.actors.roles import Actors
+from flowrl.config import EvalSection
+from flowrl.samples import write_sheet
+from flowrl.types import Metric, Prompt, RolloutRequest, SamplingPlan, Scores
+
+_EVALUATION = -1  # stands where the step stands in the seeds of training samples
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evaluation:
+    """The scores of the held-out samples, one group per prompt."""
+
+    prompts: list[Prompt]
+    scores: list[Scores]
+
+    def values(self, name: str) -> torch.Tensor:
+        """The scores of a reward: [prompts, samples] float32."""
+        return torch.stack([group.per_reward[name] for group in self.scores])
+
+    def means(self) -> dict[str, float]:
+        """The mean score of each reward."""
+        return {name: self.values(name).mean().item() for name in self.scores[0].per_reward}
+
+    def metrics(self) -> list[Metric]:
+        """Mean, spread and standard error of each reward, and how diverse the samples of a prompt are.
+
+        The standard error is that of the prompts' means: samples of one prompt are not independent.
+        """
+        metrics = []
+        for name in self.scores[0].per_reward:
+            values = self.values(name)
+            per_prompt = values.mean(1)
+            sem = per_prompt.std().item() / math.sqrt(len(per_prompt)) if len(per_prompt) > 1 else math.nan
+            metrics += [
+                Metric(key=f"eval/{name}/mean", value=values.mean().item()),
+                Metric(key=f"eval/{name}/std", value=values.std(correction=0).item()),
+                Metric(key=f"eval/{name}/sem", value=sem),
+            ]
+        diversity = sum(group.diversity for group in self.scores) / len(self.scores)
+        return [*metrics, Metric(key="eval/diversity/mean", value=diversity)]
+
+
+class Evaluator:
+    """Evaluates whatever weights the rollouts hold, always on the same prompts and noise."""
+
+    def __init__(self, section: EvalSection, prompts: list[Prompt]) -> None:
+        self._section = section
+        self._prompts = prompts[: section.num_prompts]
+
+    def evaluate(self, actors: Actors) -> Evaluation:
+        """Sample and score all held-out prompts; the first `grid_prompts` bring their images."""
+        section = self._section
+        plan = SamplingPlan(kinds=("ode",) * section.num_steps, noise_level=0.0, start=0, stop=0)
+        requests = [
+            RolloutRequest(
+                prompt=prompt,
+                seed=section.seed,
+                step=_EVALUATION,
+                num_samples=section.samples_per_prompt,
+                plan=plan,
+                guidance_scale=section.guidance_scale,
+            )
+            for prompt in self._prompts
+        ]
+        shown = section.grid_prompts
+        scores: list[Scores] = []
+        if shown:
+            scores += actors.sample(requests[:shown], num_images=section.samples_per_prompt).scores
+        if len(requests) > shown:
+            scores += actors.sample(requests[shown:], num_images=0).scores
+        return Evaluation(prompts=self._prompts, scores=scores)
+
+    def save_grid(self, result: Evaluation, folder: Path, step: int) -> torch.Tensor:
+        """Write the sheet of samples of a step and return its grid: one row per prompt, [3, H, W] uint8."""
+        shown = [group for group in result.scores if group.images is not None]
+        images = torch.cat([group.images for group in shown if group.images is not None])
+        scores = {name: result.values(name)[: len(shown)].tolist() for name in shown[0].per_reward}
+        return write_sheet(folder, step, images, [p.text for p in result.prompts[: len(shown)]], scores)

@@ -1,0 +1,59 @@
+"""Finds runs for the command line: by path, by name under runs/, or the latest."""
+
+from __future__ import annotations
+
+import difflib
+from pathlib import Path
+
+from flowrl.config import ConfigError, load
+
+RUNS = Path("runs")
+
+
+def run_dir(text: str) -> Path:
+    """The folder of a run, given as a path or as its name under runs/; links such as runs/latest are followed."""
+    for path in (Path(text), RUNS / text):
+        if (path / "config.yaml").is_file():
+            return path.parent / path.resolve().name if path.is_symlink() else path
+    close = difflib.get_close_matches(Path(text).name, [run.name for run in _by_age()], n=1)
+    hint = f"; did you mean {RUNS / close[0]}?" if close else ""
+    raise ConfigError(f"{text}: not a run: there is no config.yaml in it{hint}")
+
+
+def config_file(text: str) -> Path:
+    """The file of a config, or the one that a run has saved."""
+    path = Path(text)
+    return path if path.is_file() or path.suffix in (".yaml", ".yml") else run_dir(text) / "config.yaml"
+
+
+def latest_run() -> Path:
+    """The run under runs/ that was started last."""
+    runs = _by_age()
+    if not runs:
+        raise ConfigError(f"{RUNS}/: no run here; make one with flowrl train configs/pocket/ditreward.yaml")
+    return runs[0]
+
+
+def latest_training_run(*, unlike: Path | None = None) -> Path:
+    """The run under runs/ that was started last and trained; on another reward than the run `unlike`, if given."""
+    other = _trained_on(unlike) if unlike else ()
+    for run in _by_age():
+        if _trained_on(run) not in ((), other):
+            return run
+    what = f"that trained on another reward than {unlike}" if unlike else "that trained"
+    raise ConfigError(f"{RUNS}/: no run {what}; make rl-ditreward and make rl-hpsv3 make two to compare")
+
+
+def _by_age() -> list[Path]:
+    """All runs, the latest first; a run writes its config.yaml once, when it starts."""
+    files = [file for file in RUNS.glob("*/config.yaml") if not file.parent.is_symlink()]
+    return [file.parent for file in sorted(files, key=lambda file: (file.stat().st_mtime_ns, file), reverse=True)]
+
+
+def _trained_on(run: Path) -> tuple[str, ...]:
+    """The rewards a run was trained on; none for an evaluation, or where this version cannot read the config."""
+    try:
+        config = load(run / "config.yaml")
+    except ConfigError:
+        return ()
+    return tuple(spec.name for spec in config.rewards.train) if config.run.steps else ()

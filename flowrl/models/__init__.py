@@ -1,0 +1,1 @@
+"""Policy families: one file each behind the Policy protocol."""

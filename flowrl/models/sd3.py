@@ -1,0 +1,199 @@
+"""Stable Diffusion 3 and 3.5: text encoders, transformer with LoRA, and image decoder, each loaded on its own."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import AbstractContextManager
+from functools import cache
+from pathlib import Path
+
+import torch
+from diffusers import (
+    AutoencoderKL,
+    FlowMatchEulerDiscreteScheduler,
+    SD3Transformer2DModel,
+    StableDiffusion3Pipeline,
+)
+from diffusers.utils import logging as diffusers_logging
+from transformers.utils import logging as transformers_logging
+
+from flowrl.core.latent_space import latent_space_name
+from flowrl.core.schedule import flow_match_sigmas
+from flowrl.models import lora
+from flowrl.types import TextCondition
+
+_REQUIRED = ("model_index.json", "transformer/config.json", "vae/config.json", "scheduler/scheduler_config.json")
+
+
+class CheckpointError(ValueError):
+    """A model folder that cannot be loaded; the message names the file and what to do."""
+
+
+def check_folder(path: Path) -> None:
+    """Raise CheckpointError unless `path` looks like a Stable Diffusion 3 folder as diffusers saves it."""
+    for name in _REQUIRED:
+        if not (path / name).is_file():
+            raise CheckpointError(
+                f"model.path: {path} is not a Stable Diffusion 3 folder: {name} is missing; give the folder that "
+                "diffusers' save_pretrained wrote or that was downloaded whole"
+            )
+
+
+def _quiet() -> None:
+    """No progress bars for the loading of each file: many actors load at once, and the console is the driver's."""
+    diffusers_logging.disable_progress_bar()
+    transformers_logging.disable_progress_bar()
+
+
+class SD3Policy:
+    """The transformer with its adapter, behind the Policy protocol."""
+
+    def __init__(
+        self,
+        transformer: SD3Transformer2DModel,
+        *,
+        shift: float,
+        latent_space: str,
+        latent_shape: tuple[int, ...],
+    ) -> None:
+        self.module: torch.nn.Module = transformer
+        self.transformer = transformer
+        self.latent_space = latent_space
+        self.latent_shape = latent_shape
+        self._sigmas = cache(lambda num_steps: flow_match_sigmas(num_steps, shift=shift))
+
+    def sigmas(self, num_steps: int) -> torch.Tensor:
+        """The noise levels of a run: [num_steps + 1] float32 on the CPU, equal to the diffusers scheduler's."""
+        return self._sigmas(num_steps)
+
+    def velocity(
+        self,
+        latents: torch.Tensor,
+        sigma: torch.Tensor,
+        condition: TextCondition,
+        negative: TextCondition,
+        guidance_scale: float,
+    ) -> torch.Tensor:
+        """eps - x0 for latents [B, C, h, w] at sigma []: float32; u + g (c - u) from one forward of [u; c]."""
+        batch = latents.shape[0]
+        guided = guidance_scale != 1.0
+        branches = [negative, condition] if guided else [condition]
+        dtype, device = self.transformer.dtype, latents.device
+        embeds = torch.cat([b.embeds.to(device, dtype).expand(batch, -1, -1) for b in branches])
+        pooled = torch.cat([b.pooled.to(device, dtype).expand(batch, -1) for b in branches])
+        output = self.module(
+            hidden_states=torch.cat([latents] * len(branches)).to(dtype),
+            timestep=(1000 * sigma).to(device).expand(batch * len(branches)),
+            encoder_hidden_states=embeds,
+            pooled_projections=pooled,
+            return_dict=False,
+        )[0].float()
+        if not guided:
+            return output
+        unconditional, conditional = output.chunk(2)
+        return unconditional + guidance_scale * (conditional - unconditional)
+
+    def reference(self) -> AbstractContextManager[None]:
+        """Within the context the adapter is off: the base model."""
+        return lora.disabled(self.transformer)
+
+    def attach_adapter(self, *, rank: int, alpha: int, targets: list[str], seed: int) -> None:
+        """Freeze the transformer and add a LoRA adapter; raises ValueError when a target names no layer."""
+        lora.attach(self.transformer, rank=rank, alpha=alpha, targets=targets, seed=seed)
+
+    def trainable(self) -> Iterator[tuple[str, torch.nn.Parameter]]:
+        """The adapter's parameters by name."""
+        return lora.trainable(self.transformer)
+
+    def save_adapter(self, folder: Path) -> None:
+        """Write the adapter as diffusers' `load_lora_weights` reads it."""
+        lora.save(self.transformer, folder)
+
+
+class SD3PromptEncoder:
+    """The three text encoders; a text becomes 77 (or the tokenizer's length) + max_sequence_length tokens."""
+
+    def __init__(self, pipeline: StableDiffusion3Pipeline, max_sequence_length: int) -> None:
+        self._pipeline = pipeline
+        self._max_sequence_length = max_sequence_length
+
+    def encode(self, text: str) -> TextCondition:
+        """The condition of one text: embeds [1, L, D] and pooled [1, P] on the CPU."""
+        with torch.no_grad():
+            embeds, _, pooled, _ = self._pipeline.encode_prompt(
+                text, None, None, do_classifier_free_guidance=False, max_sequence_length=self._max_sequence_length
+            )
+        return TextCondition(embeds=embeds.cpu(), pooled=pooled.cpu())
+
+
+class SD3Decoder:
+    """The VAE's decoder, in float32."""
+
+    def __init__(self, vae: AutoencoderKL) -> None:
+        self._vae = vae
+
+    def decode(self, latents: torch.Tensor) -> torch.Tensor:
+        """Model-scaled latents [B, C, h, w] to pixels [B, 3, H, W] float32 in [0, 1] on the VAE's device."""
+        config = self._vae.config
+        raw = latents.to(self._vae.device).float() / config.scaling_factor + config.shift_factor
+        with torch.no_grad():
+            return (self._vae.decode(raw, return_dict=False)[0] / 2 + 0.5).clamp(0, 1)
+
+
+class SD3:
+    """The family: how each part is loaded from a diffusers folder."""
+
+    @staticmethod
+    def check(path: Path) -> None:
+        """Raise CheckpointError unless the folder can be loaded as this family."""
+        check_folder(path)
+
+    @staticmethod
+    def latent_space(path: Path) -> str:
+        """The name of the latent space, from the VAE's config."""
+        config = AutoencoderKL.load_config(path / "vae")
+        return latent_space_name(
+            channels=config["latent_channels"],
+            factor=2 ** (len(config["block_out_channels"]) - 1),
+            scaling=config["scaling_factor"],
+            shift=config["shift_factor"],
+        )
+
+    @staticmethod
+    def load_policy(path: Path, *, image_size: int, dtype: torch.dtype, device: str) -> SD3Policy:
+        """The transformer without an adapter; raises ValueError on a schedule or an image size it cannot have."""
+        scheduler = FlowMatchEulerDiscreteScheduler.load_config(path / "scheduler")
+        if scheduler.get("use_dynamic_shifting"):
+            raise CheckpointError(
+                f"{path}/scheduler/scheduler_config.json: use_dynamic_shifting is true, but Stable Diffusion 3 "
+                "schedules have a fixed shift; is this another model's folder?"
+            )
+        vae = AutoencoderKL.load_config(path / "vae")
+        factor = 2 ** (len(vae["block_out_channels"]) - 1)
+        _quiet()
+        transformer = SD3Transformer2DModel.from_pretrained(path / "transformer", dtype=dtype).to(device).eval()
+        step = factor * transformer.config.patch_size
+        largest = transformer.config.pos_embed_max_size * step
+        if image_size % step or image_size > largest:
+            raise CheckpointError(
+                f"model.image_size must be a multiple of {step} and at most {largest} for {path}, got {image_size}"
+            )
+        return SD3Policy(
+            transformer,
+            shift=scheduler["shift"],
+            latent_space=SD3.latent_space(path),
+            latent_shape=(transformer.config.in_channels, image_size // factor, image_size // factor),
+        )
+
+    @staticmethod
+    def load_encoder(path: Path, *, max_sequence_length: int, dtype: torch.dtype, device: str) -> SD3PromptEncoder:
+        """Tokenizers and text encoders only."""
+        _quiet()
+        pipeline = StableDiffusion3Pipeline.from_pretrained(path, transformer=None, vae=None, dtype=dtype)
+        return SD3PromptEncoder(pipeline.to(device), max_sequence_length)
+
+    @staticmethod
+    def load_decoder(path: Path, *, device: str) -> SD3Decoder:
+        """The VAE, in float32 whatever the policy's dtype: half precision shows in its images."""
+        vae = AutoencoderKL.from_pretrained(path / "vae", dtype=torch.float32)
+        return SD3Decoder(vae.to(device).eval())

@@ -1,0 +1,290 @@
+"""The page about one run: what it was, what it learned, what it cost, and whether its numbers can be trusted."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Sequence
+from datetime import datetime
+from pathlib import Path
+
+from flowrl import __version__
+from flowrl.charts import Chart, Series, render, running_mean, sparkline
+from flowrl.config import RunConfig, diff
+from flowrl.costs import cost_facts, phase_rows, traffic_rows
+from flowrl.metrics import describe
+from flowrl.page import (
+    Html,
+    code,
+    facts,
+    folded,
+    joined,
+    page,
+    sample_cards,
+    section,
+    share_bar,
+    table,
+    tag,
+)
+from flowrl.run_dir import write_atomically
+from flowrl.run_record import RunRecord, part_of, read_run
+from flowrl.verdict import Change, changes, verdict, violations, with_error
+from flowrl.wording import ARROW, TIMES, duration, listed
+
+_WINDOW = 9  # steps of the running mean over the training reward, which jumps with the prompts of each step
+
+
+def write_report(run_dir: Path, out: Path | None = None) -> Path:
+    """Write the page about a run, finished or not, to `out` (default: report.html in it) and return its path.
+
+    Raises ConfigError where `run_dir` holds no run.
+    """
+    record = read_run(run_dir)
+    out = out or run_dir / "report.html"
+    write_atomically(out, render_report(record).encode())
+    return out
+
+
+def render_report(record: RunRecord) -> Html:
+    """The page as text."""
+    return page(
+        f"{record.name} - flowrl run report",
+        _head(record),
+        warnings(violations(record)),
+        section("Held-out evaluation", scores_table(record), _evaluation_charts(record), intro=_evaluation_note(record)),
+        _samples(record),
+        section("Training", charts(_training_charts(record)), intro=_TRAINING_NOTE),
+        section("Time, traffic and memory", *_costs(record)),
+        section("How it was made", *_origin(record)),
+        glossary(sorted(record.keys())),
+        footer(),
+    )
+
+
+_TRAINING_NOTE = "One point per training step. Every step draws other prompts, so its reward jumps; the evaluation above "
+_TRAINING_NOTE += "is the measure of learning, these curves are for judging how the optimisation went."
+
+
+def _head(record: RunRecord) -> Html:
+    headline, *rest = verdict(record)
+    planned = record.planned_steps
+    complete = planned is not None and record.last_step >= planned
+    state = "complete" if complete else f"stopped at step {record.last_step}" + (f" of {planned}" if planned else "")
+    return tag(
+        "header",
+        tag("p", "flowrl run report", tag("span", state, classes="state good" if complete else "state"), classes="over"),
+        tag("h1", record.name),
+        tag("p", description(record), classes="lead"),
+        tag("p", headline.text, classes=f"verdict {headline.tone}"),
+        *(tag("p", sentence.text, classes=f"support {sentence.tone}") for sentence in rest),
+    )
+
+
+def description(record: RunRecord) -> str:
+    """What a run was, in a sentence or two."""
+    words = []
+    if (config := record.config) is not None:
+        weighted = len(config.rewards.train) > 1
+        rewards = [spec.name + (f" {TIMES} {spec.weight:g}" if weighted else "") for spec in config.rewards.train]
+        policy = f"the {config.model.path} {config.model.family} policy"
+        if config.run.steps and rewards:
+            words.append(f"Flow-GRPO trained {policy} on {listed(rewards)}: {config.run.steps} steps of ")
+            words.append(f"{config.rollout.prompts_per_step} prompts {TIMES} {config.rollout.group_size} images.")
+        else:
+            words.append(f"An evaluation of {policy} without training.")
+    if record.starts:
+        started = datetime.fromisoformat(record.starts[0].started)
+        words.append(f" Started on {started.day} {started:%B %Y at %H:%M} UTC")
+        spent = sum(row.total for row in phase_rows(record))
+        words.append(f", {duration(spent)} of work." if spent else ".")
+    return "".join(words)
+
+
+def warnings(found: Sequence[str]) -> Html:
+    """A box with what speaks against trusting the page; nothing where there is nothing."""
+    if not found:
+        return Html("")
+    title = tag("h2", "Read this first")
+    return tag("aside", title, tag("ul", *(tag("li", text) for text in found)), classes="warnings")
+
+
+def _evaluation_note(record: RunRecord) -> str:
+    if record.config is None or not record.measures:
+        return ""
+    settings = record.config.eval
+    return (
+        f"{settings.num_prompts * settings.samples_per_prompt} images of {settings.num_prompts} prompts that training "
+        "never sees, with the same noise every time. The number after each \u00b1 is one standard error; "
+        "a change counts as clear beyond two."
+    )
+
+
+def scores_table(record: RunRecord) -> Html:
+    """Every measure before and after; parts of a measure stand under it."""
+    found = changes(record)
+    names = [change.name for change in found]
+    single = all(change.first_step == change.last_step for change in found)
+    rows = []
+    for change in found:
+        whole = part_of(change.name, names)
+        label = change.name.removeprefix(f"{whole}_") if whole else change.name
+        role = tag("span", "trained", classes="role") if change.trained else ""
+        name = tag("span", label, role, classes="part" if whole else "")
+        before = with_error(change.before, change.before_sem, change.decimals)
+        if single:
+            rows.append([name, before])
+            continue
+        trend = sparkline(record.series(f"eval/{change.name}/mean"), 1 if change.trained else 0)
+        rows.append([name, before, with_error(change.after, change.after_sem, change.decimals), _moved(change), trend])
+    if single:
+        return table(["", "Score"], rows, classes="scores")
+    first, last = found[0].first_step, max(change.last_step for change in found)
+    return table(["", f"Step {first}", f"Step {last}", "Change", "Trend"], rows, classes="scores")
+
+
+def _moved(change: Change) -> Html:
+    tone = {"rose": "good", "fell": "bad", "held": "neutral"}[change.movement]
+    return tag("span", change.words(), classes=tone)
+
+
+def evaluation_series(record: RunRecord, measure: str, *, name: str, slot: int, style: str = "marked") -> Series:
+    """The curve of one measure with its standard errors."""
+    points = record.series(f"eval/{measure}/mean")
+    errors = dict(record.series(f"eval/{measure}/sem"))
+    return Series(name=name, points=points, errors=[errors.get(step, 0.0) for step, _ in points], slot=slot, style=style)
+
+
+def _evaluation_charts(record: RunRecord) -> Html:
+    measures = record.measures
+    if max((len(record.series(f"eval/{name}/mean")) for name in measures), default=0) < 2:
+        return Html("")
+    found = []
+    for name in measures:
+        if part_of(name, measures) is not None:
+            continue
+        trained = name in record.trained_rewards
+        note = "The reward that was trained on." if trained else "Watched, not trained on."
+        line = evaluation_series(record, name, name=name, slot=1 if trained else 2)
+        found.append(Chart(title=name, note=note, series=[line], large=trained))
+        parts = [part for part in measures if part_of(part, measures) == name]
+        lines = [
+            evaluation_series(record, part, name=part.removeprefix(f"{name}_"), slot=1 + index % 6)
+            for index, part in enumerate(parts)
+        ]
+        found.append(Chart(title=f"{name}, part by part", series=lines))
+    diversity = Series(name="diversity", points=record.series("eval/diversity/mean"), slot=0, style="marked")
+    note = "Distance between images of one prompt; a steady fall means that they become alike."
+    found.append(Chart(title="Diversity", note=note, series=[diversity]))
+    return charts(found)
+
+
+def charts(found: Sequence[Chart]) -> Html:
+    """Charts side by side, as many as fit; nothing where none has data."""
+    drawn = [figure for chart in found if (figure := render(chart))]
+    return tag("div", *drawn, classes="charts") if drawn else Html("")
+
+
+def _samples(record: RunRecord) -> Html:
+    sheets = record.sheets()
+    if not sheets:
+        return Html("")
+    shown = [name for name in [*record.trained_rewards[:1], "oracle"] if name in sheets[-1].scores]
+    under = f" Under each image: {', then '.join(shown)}." if shown else ""
+    when = listed([f"step {sheet.step}" for sheet in sheets])
+    intro = f"Held-out prompts at {when}. All images in a column start from the same noise.{under}"
+    labels = ["before", "after"] if len(sheets) == 2 else [when]
+    return section("Samples", sample_cards(list(zip(labels, sheets, strict=True)), shown), intro=intro)
+
+
+def _training_charts(record: RunRecord) -> list[Chart]:
+    def line(key: str) -> list[Series]:
+        return [Series(name=key.split("/", 1)[1], points=record.series(key))]
+
+    drift = _drift_by_sampler_step(record)
+    total = record.series("reward/total/mean")
+    smooth = Series(name=f"mean of {_WINDOW} steps", points=running_mean(total, _WINDOW))
+    found = [
+        Chart(title="Reward", note=f"Faint: each step. Strong: mean of the last {_WINDOW}.",
+              series=[Series(name="step", points=total, style="faint"), smooth]),
+        Chart(title="KL to the start", note="How far the policy has moved.", series=line("policy/kl"), from_zero=True),
+        Chart(title="Replay ratio deviation", note="Before the first optimizer step; 0 on the CPU, tiny on a GPU.",
+              series=line("policy/ratio_absdev_max"), from_zero=True),
+        Chart(title="Deviation by sampler step", note="The largest of the run at each trained sampler step.",
+              series=[drift] if any(value for _, value in drift.points) else [], x_name="sampler step", from_zero=True),
+        Chart(title="Clip fraction", note="Share of ratios outside the clip range.",
+              series=line("policy/clip_fraction"), from_zero=True),
+        Chart(title="Gradient norm", note="Before clipping.", series=line("policy/grad_norm"), from_zero=True),
+        Chart(title="Advantage size", note="Mean over samples; 0 would be no signal.",
+              series=line("policy/advantage_absmean"), from_zero=True),
+        Chart(title="Groups without signal", note="All samples of the group scored the same.",
+              series=line("policy/zero_variance_groups"), from_zero=True),
+        Chart(title="Seconds per step", series=line("time/step_s"), from_zero=True),
+        Chart(title="Memory", note="GiB, driver and actors together.",
+              series=[Series(name="peak so far", points=record.series("memory/peak_gib"))], from_zero=True),
+    ]  # fmt: skip
+    return found
+
+
+def _drift_by_sampler_step(record: RunRecord) -> Series:
+    prefix = "policy/ratio_absdev_step_"
+    indices = sorted(int(key.removeprefix(prefix)) for key in record.keys() if key.startswith(prefix))
+    points = [(index, max(value for _, value in record.series(f"{prefix}{index}"))) for index in indices]
+    return Series(name="deviation", points=points, style="marked")
+
+
+def _costs(record: RunRecord) -> list[Html]:
+    phases = [
+        [row.name, duration(row.mean), duration(row.total), _share(row.share)]
+        for row in phase_rows(record)
+    ]
+    moved = [[row.name, row.mean, row.total] for row in traffic_rows(record)]
+    return [
+        table(["Phase", "Each time", "In all", "Share of the run"], phases, classes="wide"),
+        tag("div", facts(cost_facts(record)), table(["Moved", "Per step", "In all"], moved), classes="columns"),
+    ]
+
+
+def _share(share: float) -> Html:
+    return joined([share_bar(share), f"{share:.0%}" if share >= 0.005 else "<1%"])
+
+
+def _origin(record: RunRecord) -> list[Html]:
+    found = []
+    if record.starts:
+        start = record.starts[0]
+        found += [code(start.command), *(code(resume.command) for resume in record.starts[1:])]
+        commit = (start.git_commit or "unknown")[:12] + (" with uncommitted changes" if start.git_dirty else "")
+        machine = f"{start.cpus} CPUs, {start.memory_gib:g} GiB" + (f", {listed(start.gpus)}" if start.gpus else "")
+        rows = [("Machine", machine), ("System", start.platform), ("Python", start.python), ("Code", commit)]
+        found.append(facts(rows))
+        found.append(folded("Package versions", facts(list(start.packages.items()))))
+    if record.config is not None:
+        defaults = RunConfig(run=dataclasses.replace(RunConfig().run, name=record.name))
+        differing = [
+            [key, _value(default), joined([ARROW, " ", _value(value)])]
+            for key, (default, value) in diff(defaults, record.config).items()
+        ]
+        summary = f"What differs from the defaults ({len(differing)} keys)"
+        found.append(folded(summary, table(["Key", "Default", "This run"], differing, classes="keys")))
+    found.append(folded("The whole configuration", code(record.config_text)))
+    return found
+
+
+def _value(value: object) -> str:
+    return value if isinstance(value, str) else json.dumps(value, default=str)
+
+
+def glossary(keys: Sequence[str]) -> Html:
+    """What each of the metrics means."""
+    known = []
+    for key in keys:
+        try:
+            known.append((key, describe(key)))
+        except KeyError:
+            known.append((key, "Not in the glossary of this version."))
+    return section("Glossary", folded(f"What the {len(known)} metrics mean", facts(known))) if known else Html("")
+
+
+def footer() -> Html:
+    """Which version wrote the page."""
+    return tag("footer", tag("p", f"Written by flowrl {__version__}. The page is complete in itself: keep it, send it."))

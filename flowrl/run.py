@@ -1,0 +1,157 @@
+"""Wires a configuration into actors and a trainer, runs it, and leaves nothing behind."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from flowrl import checkpoint
+from flowrl.actors.device import ModelSpec
+from flowrl.actors.encoder import Encoder
+from flowrl.actors.fused import Fused
+from flowrl.actors.group import LocalRuntime, RayRuntime, Runtime
+from flowrl.actors.learner import Learner
+from flowrl.actors.roles import (
+    Actors,
+    EncoderGroup,
+    LearnerGroup,
+    RolloutGroup,
+    ScorerGroup,
+)
+from flowrl.actors.rollout import Rollout
+from flowrl.actors.scorer import Scorer
+from flowrl.config import POCKET, ConfigError, RunConfig
+from flowrl.console import Console
+from flowrl.data import PromptOrder, read_prompts
+from flowrl.evaluate import Evaluator
+from flowrl.metrics import MetricLog
+from flowrl.pocket.locate import checkpoint as pocket_checkpoint
+from flowrl.pocket.prompt_sets import prompt_file
+from flowrl.protocols import Algorithm
+from flowrl.registry import find, resolve
+from flowrl.report import write_report
+from flowrl.run_dir import RunDir, prepare
+from flowrl.trainer import Trainer
+
+
+def run_training(config: RunConfig, resume: bool = False) -> int:
+    """Train as configured, from the newest checkpoint of `run.dir` with `resume`; returns the process exit code."""
+    model = model_spec(config)
+    train = read_prompts(_prompt_path(config.data.train_prompts, "train"), "data.train_prompts")
+    held_out = read_prompts(_prompt_path(config.data.eval_prompts, "eval"), "data.eval_prompts")
+    prompts = PromptOrder(train, per_step=config.rollout.prompts_per_step, seed=config.run.seed)
+    if config.eval.num_prompts > len(held_out):
+        raise ConfigError(
+            f"eval.num_prompts must be at most the number of held-out prompts = {len(held_out)}, "
+            f"got {config.eval.num_prompts}"
+        )
+    for spec in [*config.rewards.train, *config.rewards.watch]:
+        find("reward", spec.name, key="rewards")
+    folder = prepare(config, resume=resume)
+    console = Console(config)
+    start_from = _newest_checkpoint(folder, console) if resume else None
+    runtime = start_runtime(config)
+    try:
+        console.phase("starting actors")
+        actors = start_actors(config, model, runtime)
+        algorithm: Algorithm = resolve("algorithm", config.algorithm.name)[0](config.algorithm, config.run.seed)
+        resumed_step = None if start_from is None else checkpoint.step_of(start_from)
+        with MetricLog(folder.path, resumed_step=resumed_step) as log:
+            trainer = Trainer(
+                config=config,
+                algorithm=algorithm,
+                prompts=prompts,
+                actors=actors,
+                evaluator=Evaluator(config.eval, held_out),
+                log=log,
+                console=console,
+                folder=folder,
+            )
+            trainer.fit(start_from)
+    finally:
+        runtime.close()
+    console.close(write_report(folder.path))
+    return 0
+
+
+def model_spec(config: RunConfig) -> ModelSpec:
+    """Which model the actors load; raises ValueError, naming the file, when its folder is not one."""
+    path = pocket_checkpoint("sd35") if config.model.path == POCKET else Path(config.model.path)
+    spec = ModelSpec(
+        section=config.model,
+        path=path,
+        seed=config.run.seed,
+        device=config.placement.device,
+        threads=config.placement.threads,
+    )
+    spec.family.check(path)
+    return spec
+
+
+def start_runtime(config: RunConfig) -> Runtime:
+    """Where the actors of this configuration live."""
+    placement = config.placement
+    if placement.mode == "local":
+        return LocalRuntime()
+    return RayRuntime(
+        address=placement.ray_address,
+        threads=placement.threads,
+        gpus_per_actor=1.0 if placement.device == "cuda" else 0.0,
+        timeout_s=placement.timeout_s,
+    )
+
+
+def start_actors(config: RunConfig, model: ModelSpec, runtime: Runtime) -> Actors:
+    """Start every role and wait until all are ready."""
+    placement, part = config.placement, config.rollout.samples_per_forward
+    train = {"model": model, "algorithm": config.algorithm, "optim": config.optim, "gate": config.gate}
+    encoder = runtime.start("encoder", Encoder, {"model": model}, size=1, gang=False)
+    sharded = placement.shard_scorer and placement.mode != "local"
+    scorers = runtime.start(
+        "scorer",
+        Scorer,
+        {
+            "model": model,
+            "train": config.rewards.train,
+            "watch": config.rewards.watch,
+            "sharded": sharded,
+            "timeout_s": placement.timeout_s,
+        },
+        size=placement.num_scorers,
+        gang=sharded,
+    )
+    learners = runtime.start(
+        "learner",
+        Fused if placement.mode == "fused" else Learner,
+        {**train, "samples_per_forward": part},
+        size=placement.num_learners,
+        gang=placement.num_learners > 1,
+    )
+    rollouts = learners
+    if placement.mode != "fused":
+        rollouts = runtime.start(
+            "rollout",
+            Rollout,
+            {"model": model, "samples_per_forward": part},
+            size=placement.num_rollouts,
+            gang=False,
+        )
+    return Actors(
+        runtime=runtime,
+        encoder=EncoderGroup(runtime, encoder),
+        rollouts=RolloutGroup(runtime, rollouts),
+        scorers=ScorerGroup(runtime, scorers, lockstep=sharded),
+        learners=LearnerGroup(runtime, learners),
+    )
+
+
+def _prompt_path(value: str, part: str) -> Path:
+    return prompt_file(part) if value == POCKET else Path(value)
+
+
+def _newest_checkpoint(folder: RunDir, console: Console) -> Path | None:
+    found, problems = checkpoint.newest(folder.checkpoints)
+    for problem in problems:
+        console.note(f"checkpoint passed over: {problem}")
+    if found is None:
+        console.note(f"no checkpoint in {folder.checkpoints}: starting from the beginning")
+    return found

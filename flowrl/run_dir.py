@@ -1,0 +1,300 @@
+"""The directory of a run: made safely, never overwritten by accident, with a record of where the run came from."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import json
+import os
+import platform
+import shlex
+import shutil
+import subprocess
+import sys
+import tempfile
+from dataclasses import asdict, dataclass, field
+from datetime import UTC, datetime
+from importlib import metadata
+from pathlib import Path
+from typing import IO
+
+from flowrl.config import ConfigError, RunConfig, dump
+
+LATEST = "latest"
+_PACKAGES = (
+    *("flowrl", "torch", "diffusers", "transformers", "peft", "accelerate", "deepspeed", "ray"),
+    *("omegaconf", "numpy", "tensorboard", "pillow"),
+)
+# What a run writes, and so all that starting anew in its directory may delete.
+_CONTENTS = ("config.yaml", "env.json", "metrics.jsonl", "tb", "samples", "checkpoints", "lora", "report.html")
+_LOCK = ".lock"
+_MIB = 2**20
+_LEAST_FREE = 256 * _MIB
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunDir:
+    """A run directory that this process may write to, as long as it keeps this object.
+
+    Example: ``prepare(config).metrics`` is ``runs/<name>/metrics.jsonl``.
+    """
+
+    path: Path
+    lock: IO[str] | None = field(default=None, repr=False, compare=False)
+
+    @property
+    def config(self) -> Path:
+        """The resolved configuration."""
+        return self.path / "config.yaml"
+
+    @property
+    def metrics(self) -> Path:
+        """One JSON object per step."""
+        return self.path / "metrics.jsonl"
+
+    @property
+    def samples(self) -> Path:
+        """Image grids by step."""
+        return self.path / "samples"
+
+    @property
+    def checkpoints(self) -> Path:
+        """Resumable state."""
+        return self.path / "checkpoints"
+
+    @property
+    def lora(self) -> Path:
+        """The trained adapter as diffusers loads it."""
+        return self.path / "lora"
+
+    @property
+    def report(self) -> Path:
+        """The page about the run."""
+        return self.path / "report.html"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Environment:
+    """Where and how a run was started."""
+
+    started: str  # UTC, ISO 8601
+    command: str
+    pid: int
+    python: str
+    platform: str
+    cpus: int  # that this process may use
+    memory_gib: float
+    gpus: list[str]
+    packages: dict[str, str]
+    git_commit: str | None  # of the working tree that the code was imported from
+    git_dirty: bool | None  # whether tracked files differed from that commit
+
+
+def prepare(config: RunConfig, *, resume: bool = False, needed_bytes: int = _LEAST_FREE) -> RunDir:
+    """Make (or, with `resume`, reopen) `config.run.dir`, and write config.yaml, env.json and the `latest` link.
+
+    A directory in which no step was recorded yet counts as new. `needed_bytes` is what the run will write at most.
+    Raises ConfigError when the directory is in use, holds another run, cannot be written, or the disk is too full.
+    """
+    path = Path(config.run.dir)
+    if path.name == LATEST:
+        raise ConfigError(f"run.dir must not be called {LATEST}, which names the newest run; use another run.name")
+    if resume and not (path / "config.yaml").is_file():
+        raise ConfigError(f"run.dir={path} must hold a run to resume, but there is no {path / 'config.yaml'}")
+    if not resume:
+        _refuse_to_overwrite(path, overwrite=config.run.overwrite)
+    _make_writable(path)
+    lock = _take_lock(path)
+    _check_space(path, needed_bytes)
+    if not resume:
+        _clear(path)
+    (path / "samples").mkdir(exist_ok=True)
+    here = environment()
+    if not resume:
+        write_atomically(path / "config.yaml", dump(config).encode())
+    write_environments(path / "env.json", [*(read_environments(path / "env.json") if resume else []), here])
+    _point_latest(path)
+    return RunDir(path=path, lock=lock)
+
+
+def space_needed(config: RunConfig, *, adapter_parameters: int) -> int:
+    """The bytes that a run writes at most: checkpoints, the adapter, sample grids and logs."""
+    # Weights, moving average and two Adam moments in float32; one checkpoint more than is kept while it is written.
+    checkpoints = (config.checkpoint.keep + 1) * adapter_parameters * 4 * 4
+    grids = 1 + (config.run.steps // config.eval.every if config.eval.every else 0)
+    pixels = config.eval.grid_prompts * config.eval.samples_per_prompt * config.model.image_size**2
+    # A grid stands as PNG in samples/, in the TensorBoard log and, twice, in the report.
+    return checkpoints + adapter_parameters * 4 + (3 * grids + 2) * 3 * pixels + config.run.steps * 16_384 + 32 * _MIB
+
+
+def _refuse_to_overwrite(path: Path, *, overwrite: bool) -> None:
+    if path.exists() and not path.is_dir():
+        raise ConfigError(f"run.dir={path} must be a directory, but a file of that name exists; use another run.name")
+    contents = {child.name for child in path.iterdir()} if path.exists() else set()
+    if not contents - {_LOCK}:
+        return
+    if not contents & set(_CONTENTS):
+        raise ConfigError(
+            f"run.dir={path} must be new or hold a run, but it holds other files ({', '.join(sorted(contents)[:3])}); "
+            f"use another run.name or run.dir"
+        )
+    begun = _has_content(path / "metrics.jsonl") or _has_content(path / "checkpoints")
+    if begun and not overwrite:
+        raise ConfigError(
+            f"run.dir={path} must be new, but it holds a run already. Either continue that run: "
+            f"flowrl train --resume {path}; or start anew in its place: run.overwrite=true; "
+            f"or write elsewhere: run.name={path.name}-2"
+        )
+
+
+def _has_content(path: Path) -> bool:
+    return any(path.iterdir()) if path.is_dir() else path.is_file() and path.stat().st_size > 0
+
+
+def _make_writable(path: Path) -> None:
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=path):
+            pass
+    except OSError as error:
+        raise ConfigError(
+            f"run.dir={path} must be writable: {error.strerror or error}; use another run.dir or change its rights"
+        ) from None
+
+
+def _take_lock(path: Path) -> IO[str] | None:
+    """Keep two processes from writing one run; the system gives the lock back when its holder ends, however."""
+    lock = (path / _LOCK).open("a+", encoding="utf-8")
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        lock.seek(0)
+        holder = lock.read().strip()
+        lock.close()
+        if error.errno not in (errno.EWOULDBLOCK, errno.EACCES):
+            return None  # a file system without locks
+        if holder == str(os.getpid()):
+            return None  # an earlier run of this process, which has ended
+        raise ConfigError(
+            f"run.dir={path} must be written by one process, but process {holder} is writing to it; "
+            f"wait for it, stop it, or use another run.name"
+        ) from None
+    lock.truncate(0)
+    lock.write(str(os.getpid()))
+    lock.flush()
+    return lock
+
+
+def _clear(path: Path) -> None:
+    for name in _CONTENTS:
+        child = path / name
+        if child.is_dir() and not child.is_symlink():
+            shutil.rmtree(child)
+        else:
+            child.unlink(missing_ok=True)
+
+
+def _check_space(path: Path, needed_bytes: int) -> None:
+    free = shutil.disk_usage(path).free
+    if free < needed_bytes:
+        raise ConfigError(
+            f"run.dir={path} needs {needed_bytes / _MIB:,.0f} MiB of free disk space, its disk has "
+            f"{free / _MIB:,.0f} MiB; free some, use another run.dir, or lower checkpoint.keep"
+        )
+
+
+def _point_latest(path: Path) -> None:
+    link = path.parent / LATEST
+    if link.exists() and not link.is_symlink():
+        return  # somebody's own file or folder
+    aside = path.parent / f".{LATEST}.{os.getpid()}"
+    # The link is a convenience; some file systems have none.
+    with contextlib.suppress(OSError):
+        aside.unlink(missing_ok=True)
+        aside.symlink_to(path.name)
+        aside.replace(link)
+
+
+def write_atomically(path: Path, content: bytes) -> None:
+    """Write a file so that readers see all of it or none of it, also after a crash."""
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    aside = Path(name)
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        umask = os.umask(0)
+        os.umask(umask)
+        aside.chmod(0o666 & ~umask)  # mkstemp gives a file to its owner alone
+        aside.replace(path)
+    except BaseException:
+        aside.unlink(missing_ok=True)
+        raise
+
+
+def environment() -> Environment:
+    """The environment of this process."""
+    commit, dirty = _git()
+    return Environment(
+        started=datetime.now(UTC).isoformat(timespec="seconds"),
+        command=_command(),
+        pid=os.getpid(),
+        python=platform.python_version(),
+        platform=platform.platform(),
+        cpus=len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1,
+        memory_gib=round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30, 1),
+        gpus=(_output(["nvidia-smi", "--query-gpu=name,memory.total", "--format=csv,noheader"]) or "").splitlines(),
+        packages=_versions(),
+        git_commit=commit,
+        git_dirty=dirty,
+    )
+
+
+def write_environments(path: Path, starts: list[Environment]) -> None:
+    """Write the first start of a run, with the later ones under `resumes`."""
+    first, *rest = [asdict(start) for start in starts]
+    write_atomically(path, (json.dumps(first | {"resumes": rest}, indent=2) + "\n").encode())
+
+
+def read_environments(path: Path) -> list[Environment]:
+    """Every start of a run, the first one first; none where the file is missing or cannot be read."""
+    try:
+        first = json.loads(path.read_text(encoding="utf-8"))
+        resumes = first.pop("resumes", [])
+        return [Environment(**start) for start in [first, *resumes]]
+    except (OSError, ValueError, TypeError, AttributeError):
+        return []
+
+
+def _command() -> str:
+    program = Path(sys.argv[0])
+    words = ["python", "-m", program.parent.name] if program.name == "__main__.py" else [program.name]
+    return shlex.join([*words, *sys.argv[1:]])
+
+
+def _versions() -> dict[str, str]:
+    versions = {}
+    for package in _PACKAGES:
+        with contextlib.suppress(metadata.PackageNotFoundError):
+            versions[package] = metadata.version(package)
+    return versions
+
+
+def _git() -> tuple[str | None, bool | None]:
+    folder = str(Path(__file__).parent)
+    # An installed package can lie inside some other repository; only one that tracks this code counts.
+    if _output(["git", "-C", folder, "ls-files", "--error-unmatch", Path(__file__).name]) is None:
+        return None, None
+    commit = _output(["git", "-C", folder, "rev-parse", "HEAD"])
+    status = _output(["git", "-C", folder, "status", "--porcelain", "--untracked-files=no"])
+    return commit, None if status is None else bool(status)
+
+
+def _output(command: list[str]) -> str | None:
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=10, check=True)
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return done.stdout.strip()

@@ -1,0 +1,59 @@
+"""Numbers as people read them."""
+
+from __future__ import annotations
+
+import math
+
+PLUS_MINUS = "\u00b1"
+TIMES = "\u00d7"
+MINUS = "\u2212"
+ARROW = "\u2192"
+
+
+def decimals_for(spread: float) -> int:
+    """How many decimals show two digits of `spread`: 0.034 needs 3; 2 where the spread is zero or unknown."""
+    if not math.isfinite(spread) or spread <= 0:
+        return 2
+    return min(6, max(0, 1 - math.floor(math.log10(spread))))
+
+
+def fixed(value: float, decimals: int, *, signed: bool = False) -> str:
+    """A number with that many decimals and a typographic minus; a rounded zero has no sign but the asked-for plus."""
+    rounded = round(value, decimals) + 0.0
+    return f"{rounded:{'+' if signed else ''}.{decimals}f}".replace("-", MINUS)
+
+
+def significant(value: float, digits: int = 3) -> str:
+    """A number to that many significant digits: 0, 0.0123, 12.3, 1,230, 2.1e-05."""
+    if value == 0:
+        return "0"
+    if abs(value) < 1e-4 or abs(value) >= 1e7:
+        return f"{value:.{digits - 1}g}".replace("-", MINUS)
+    decimals = max(0, digits - 1 - math.floor(math.log10(abs(value))))
+    return f"{value:,.{decimals}f}".replace("-", MINUS)
+
+
+def duration(seconds: float) -> str:
+    """0.12 s, 7.9 s, 48 s, 6 min 20 s, 2 h 05 min."""
+    if seconds < 10:
+        return f"{seconds:.{1 if seconds >= 1 or seconds == 0 else 2}f} s"
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60:02d} s"
+    return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
+
+
+def size(count: float) -> str:
+    """Bytes in binary units: 812 B, 4.1 KiB, 23 MiB."""
+    for unit in ("B", "KiB", "MiB", "GiB"):
+        if count < 1024 or unit == "GiB":
+            break
+        count /= 1024
+    return f"{count:.0f} {unit}" if count >= 10 or unit == "B" else f"{count:.1f} {unit}"
+
+
+def listed(items: list[str]) -> str:
+    """a, b and c."""
+    return items[0] if len(items) == 1 else f"{', '.join(items[:-1])} and {items[-1]}" if items else ""
