@@ -8,10 +8,11 @@ from flowrl import registry
 from flowrl.config_sections import RunConfig
 from flowrl.config_tree import ConfigError
 
-RULES: list[Callable[[RunConfig], None]] = []
+Rule = Callable[[RunConfig], None]
+RULES: list[Rule] = []
 
 
-def rule(function: Callable[[RunConfig], None]) -> Callable[[RunConfig], None]:
+def rule(function: Rule) -> Rule:
     """Register a rule that every configuration is checked against."""
     RULES.append(function)
     return function
@@ -108,7 +109,7 @@ def run_name_is_a_folder_name(config: RunConfig) -> None:
         name.isprintable() and name.strip() == name and name not in (".", "..") and not set(name) & set("/\\"),
         f"run.name must be usable as the name of a folder, got {name!r}; to write elsewhere set run.dir",
     )
-    _require(bool(config.run.dir.strip()), "run.dir must name a folder, got an empty text")
+    _require(bool(config.run.dir.strip()), f"run.dir must name a folder, got {config.run.dir!r}")
 
 
 @rule

@@ -10,7 +10,7 @@ from flowrl.wording import size
 PHASES = ("encode", "rollout", "score", "advantages", "update", "sync")
 _BESIDE = ("eval", "checkpoint")  # come on top of a step, and not after every one
 TRAFFIC = ("trajectories", "weights", "conditions")
-_BUSY = {"rollout": "rollout actors", "score": "scorers", "decode": "decoding for pixel rewards"}
+BUSY = {"rollout": "rollout actors", "score": "scorers", "decode": "decoding"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,7 +88,7 @@ def cost_facts(record: RunRecord) -> list[tuple[str, str]]:
         facts.append(("Training speed", f"{speed:.3g} images per second"))
     if (step := mean_of(record, "time/step_s")) is not None:
         facts.append(("Training step", f"{step:.3g} s"))
-    for name, words in _BUSY.items():
+    for name, words in BUSY.items():
         busy = mean_of(record, f"time/{name}_busy_s")
         if busy is not None:
             facts.append((f"Busy per step, {words}", f"{busy:.3g} s"))

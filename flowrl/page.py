@@ -72,7 +72,8 @@ def table(head: Sequence[str], rows: Sequence[Sequence[str]], *, classes: str = 
         return Html("")
     header = tag("thead", tag("tr", *(tag("th", cell, attributes={"scope": "col"}) for cell in head)))
     lines = [
-        tag("tr", tag("th", row[0], attributes={"scope": "row"}), *(tag("td", cell) for cell in row[1:])) for row in rows
+        tag("tr", tag("th", row[0], attributes={"scope": "row"}), *(tag("td", cell) for cell in row[1:]))
+        for row in rows
     ]
     return tag("div", tag("table", header, tag("tbody", *lines), classes=classes), classes="scroll")
 

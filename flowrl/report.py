@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
 
@@ -29,7 +29,7 @@ from flowrl.page import (
 from flowrl.run_dir import write_atomically
 from flowrl.run_record import RunRecord, part_of, read_run
 from flowrl.verdict import Change, changes, verdict, violations, with_error
-from flowrl.wording import ARROW, TIMES, duration, listed
+from flowrl.wording import TIMES, duration, listed
 
 _WINDOW = 9  # steps of the running mean over the training reward, which jumps with the prompts of each step
 
@@ -51,7 +51,9 @@ def render_report(record: RunRecord) -> Html:
         f"{record.name} - flowrl run report",
         _head(record),
         warnings(violations(record)),
-        section("Held-out evaluation", scores_table(record), _evaluation_charts(record), intro=_evaluation_note(record)),
+        section(
+            "Held-out evaluation", scores_table(record), _evaluation_charts(record), intro=_evaluation_note(record)
+        ),
         _samples(record),
         section("Training", charts(_training_charts(record)), intro=_TRAINING_NOTE),
         section("Time, traffic and memory", *_costs(record)),
@@ -61,7 +63,9 @@ def render_report(record: RunRecord) -> Html:
     )
 
 
-_TRAINING_NOTE = "One point per training step. Every step draws other prompts, so its reward jumps; the evaluation above "
+_TRAINING_NOTE = (
+    "One point per training step. Every step draws other prompts, so its reward jumps; the evaluation above "
+)
 _TRAINING_NOTE += "is the measure of learning, these curves are for judging how the optimisation went."
 
 
@@ -72,7 +76,9 @@ def _head(record: RunRecord) -> Html:
     state = "complete" if complete else f"stopped at step {record.last_step}" + (f" of {planned}" if planned else "")
     return tag(
         "header",
-        tag("p", "flowrl run report", tag("span", state, classes="state good" if complete else "state"), classes="over"),
+        tag(
+            "p", "flowrl run report", tag("span", state, classes="state good" if complete else "state"), classes="over"
+        ),
         tag("h1", record.name),
         tag("p", description(record), classes="lead"),
         tag("p", headline.text, classes=f"verdict {headline.tone}"),
@@ -130,19 +136,26 @@ def scores_table(record: RunRecord) -> Html:
         label = change.name.removeprefix(f"{whole}_") if whole else change.name
         role = tag("span", "trained", classes="role") if change.trained else ""
         name = tag("span", label, role, classes="part" if whole else "")
-        before = with_error(change.before, change.before_sem, change.decimals)
+        before = score(change.before, change.before_sem, change.decimals)
         if single:
             rows.append([name, before])
             continue
         trend = sparkline(record.series(f"eval/{change.name}/mean"), 1 if change.trained else 0)
-        rows.append([name, before, with_error(change.after, change.after_sem, change.decimals), _moved(change), trend])
+        rows.append([name, before, score(change.after, change.after_sem, change.decimals), moved(change), trend])
     if single:
         return table(["", "Score"], rows, classes="scores")
     first, last = found[0].first_step, max(change.last_step for change in found)
     return table(["", f"Step {first}", f"Step {last}", "Change", "Trend"], rows, classes="scores")
 
 
-def _moved(change: Change) -> Html:
+def score(value: float, sem: float, decimals: int) -> Html:
+    """A score with its standard error, which a narrow screen leaves out."""
+    number, _, error = with_error(value, sem, decimals).partition(" ")
+    return joined([number, tag("span", f" {error}", classes="sem") if error else ""])
+
+
+def moved(change: Change) -> Html:
+    """How much a score changed, coloured where that is clear."""
     tone = {"rose": "good", "fell": "bad", "held": "neutral"}[change.movement]
     return tag("span", change.words(), classes=tone)
 
@@ -151,7 +164,9 @@ def evaluation_series(record: RunRecord, measure: str, *, name: str, slot: int, 
     """The curve of one measure with its standard errors."""
     points = record.series(f"eval/{measure}/mean")
     errors = dict(record.series(f"eval/{measure}/sem"))
-    return Series(name=name, points=points, errors=[errors.get(step, 0.0) for step, _ in points], slot=slot, style=style)
+    return Series(
+        name=name, points=points, errors=[errors.get(step, 0.0) for step, _ in points], slot=slot, style=style
+    )
 
 
 def _evaluation_charts(record: RunRecord) -> Html:
@@ -233,10 +248,7 @@ def _drift_by_sampler_step(record: RunRecord) -> Series:
 
 
 def _costs(record: RunRecord) -> list[Html]:
-    phases = [
-        [row.name, duration(row.mean), duration(row.total), _share(row.share)]
-        for row in phase_rows(record)
-    ]
+    phases = [[row.name, duration(row.mean), duration(row.total), _share(row.share)] for row in phase_rows(record)]
     moved = [[row.name, row.mean, row.total] for row in traffic_rows(record)]
     return [
         table(["Phase", "Each time", "In all", "Share of the run"], phases, classes="wide"),
@@ -251,17 +263,13 @@ def _share(share: float) -> Html:
 def _origin(record: RunRecord) -> list[Html]:
     found = []
     if record.starts:
-        start = record.starts[0]
-        found += [code(start.command), *(code(resume.command) for resume in record.starts[1:])]
-        commit = (start.git_commit or "unknown")[:12] + (" with uncommitted changes" if start.git_dirty else "")
-        machine = f"{start.cpus} CPUs, {start.memory_gib:g} GiB" + (f", {listed(start.gpus)}" if start.gpus else "")
-        rows = [("Machine", machine), ("System", start.platform), ("Python", start.python), ("Code", commit)]
-        found.append(facts(rows))
-        found.append(folded("Package versions", facts(list(start.packages.items()))))
+        found.append(code("\n".join(start.command for start in record.starts)))
+        found.append(facts(origin_facts(record)))
+        found.append(folded("Package versions", facts(list(record.starts[0].packages.items()))))
     if record.config is not None:
         defaults = RunConfig(run=dataclasses.replace(RunConfig().run, name=record.name))
         differing = [
-            [key, _value(default), joined([ARROW, " ", _value(value)])]
+            [key, config_value(default), config_value(value)]
             for key, (default, value) in diff(defaults, record.config).items()
         ]
         summary = f"What differs from the defaults ({len(differing)} keys)"
@@ -270,8 +278,28 @@ def _origin(record: RunRecord) -> list[Html]:
     return found
 
 
-def _value(value: object) -> str:
+def origin_facts(record: RunRecord) -> list[tuple[str, str]]:
+    """When, where and from which code a run was started; empty where that is not on record."""
+    if not record.starts:
+        return []
+    start = record.starts[0]
+    machine = f"{start.cpus} CPUs, {start.memory_gib} GiB" + (f", {listed(start.gpus)}" if start.gpus else "")
+    commit = (start.git_commit or "unknown")[:12] + (" with uncommitted changes" if start.git_dirty else "")
+    rows = [("Started", f"{start.started}, process {start.pid}"), ("Machine", machine), ("System", start.platform)]
+    rows += [("Resumed", resume.started) for resume in record.starts[1:]]
+    return [*rows, ("Python", start.python), ("Code", commit)]
+
+
+def config_value(value: object) -> str:
+    """A value of the configuration in one line; rewards by name, with what is not the default."""
+    if isinstance(value, list) and value and all(isinstance(item, dict) and "name" in item for item in value):
+        return ", ".join(_reward(item) for item in value)
     return value if isinstance(value, str) else json.dumps(value, default=str)
+
+
+def _reward(spec: Mapping[str, object]) -> str:
+    weight = f" {TIMES} {spec['weight']}" if spec.get("weight", 1.0) != 1.0 else ""
+    return f"{spec['name']}{weight}" + (f" {json.dumps(spec['options'], default=str)}" if spec.get("options") else "")
 
 
 def glossary(keys: Sequence[str]) -> Html:
@@ -287,4 +315,6 @@ def glossary(keys: Sequence[str]) -> Html:
 
 def footer() -> Html:
     """Which version wrote the page."""
-    return tag("footer", tag("p", f"Written by flowrl {__version__}. The page is complete in itself: keep it, send it."))
+    return tag(
+        "footer", tag("p", f"Written by flowrl {__version__}. The page is complete in itself: keep it, send it.")
+    )

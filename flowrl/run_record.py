@@ -81,7 +81,9 @@ def read_run(directory: Path) -> RunRecord:
     """Read a run directory; raises ConfigError where it is none. Broken files inside become `problems`."""
     path = directory / "config.yaml"
     if not path.is_file():
-        raise ConfigError(f"{directory} must be the directory of a run, but there is no {path}; give one like runs/NAME")
+        raise ConfigError(
+            f"{directory} must be the directory of a run, but there is no {path}; give one like runs/NAME"
+        )
     problems = []
     config: RunConfig | None = None
     try:

@@ -6,11 +6,14 @@ import math
 from dataclasses import dataclass
 from typing import Literal
 
+from flowrl.config import diff
 from flowrl.run_record import RunRecord, part_of
 from flowrl.wording import PLUS_MINUS, decimals_for, fixed, listed, significant
 
 Movement = Literal["rose", "fell", "held"]
 Tone = Literal["good", "bad", "neutral"]
+# Keys in which matched runs may differ: the reward, and where the run is written.
+MAY_DIFFER = ("rewards.train", "rewards.watch", "run.name", "run.dir", "run.overwrite")
 _CLEAR = 2.0  # standard errors of a difference that counts as one
 
 
@@ -179,3 +182,58 @@ def violations(record: RunRecord) -> list[str]:
                 "(rewards.max_invalid_fraction)."
             )
     return found
+
+
+def mismatches(first: RunRecord, second: RunRecord) -> list[str]:
+    """Why two runs are not matched, in words; empty where they differ in the reward alone."""
+    found = []
+    if first.config is None or second.config is None:
+        found.append("The configurations cannot be compared, so the runs may differ in more than their reward.")
+    else:
+        keys = [key for key in diff(first.config, second.config) if key not in MAY_DIFFER]
+        if keys:
+            found.append(
+                f"The runs are not matched: besides the reward they differ in {listed(keys)}. "
+                "A difference in outcome may come from there."
+            )
+    starts = [{change.name: (change.first_step, change.before) for change in changes(arm)} for arm in (first, second)]
+    apart = [name for name in starts[0] if name in starts[1] and starts[0][name] != starts[1][name]]
+    if apart:
+        found.append(f"The runs do not start alike: their first evaluations differ in {listed(apart)}.")
+    if first.trained_rewards == second.trained_rewards:
+        found.append(f"Both runs were trained on {listed(first.trained_rewards) or 'nothing'}.")
+    return found
+
+
+def comparison_verdict(first: RunRecord, second: RunRecord) -> list[Sentence]:
+    """Which run the oracle prefers, then what each did to every measure; never empty. Records are named `... run`."""
+    arms = (first, second)
+    found = [{change.name: change for change in changes(arm)} for arm in arms]
+    if not all(any(change.first_step != change.last_step for change in measured.values()) for measured in found):
+        return [Sentence(text="At least one run was not evaluated after training, so there is nothing to compare.")]
+    sentences = []
+    for arm, measured in zip(arms, found, strict=True):
+        names = list(measured)
+        moves = [
+            f"{name} {change.movement} ({change.words()})"
+            for name, change in measured.items()
+            if part_of(name, names) is None
+        ]
+        sentences.append(Sentence(text=f"In the {arm.name} {listed(moves)}."))
+    if not all("oracle" in measured for measured in found):
+        return [Sentence(text="No oracle was watched by both runs, so neither can be preferred."), *sentences]
+    return [_by_oracle(first.name, found[0]["oracle"], second.name, found[1]["oracle"]), *sentences]
+
+
+def _by_oracle(first: str, one: Change, second: str, two: Change) -> Sentence:
+    gap, error = one.after - two.after, math.hypot(one.after_sem, two.after_sem)
+    decimals = max(one.decimals, two.decimals)
+    apart = f"apart by {fixed(abs(gap), decimals)} {PLUS_MINUS} {fixed(error, decimals)}"
+    if abs(gap) <= _CLEAR * error or gap == 0:
+        values = f"{fixed(one.after, decimals)} and {fixed(two.after, decimals)}"
+        return Sentence(text=f"By the oracle the runs end level: {values} ({apart}).")
+    name, better, other, worse = (first, one, second, two) if gap > 0 else (second, two, first, one)
+    tone: Tone = "good" if better.movement == "rose" else "bad" if better.movement == "fell" else "neutral"
+    values = f"{fixed(better.after, decimals)} against {fixed(worse.after, decimals)} for the {other}"
+    lost = ", though both fell" if better.movement == "fell" and worse.movement == "fell" else ""
+    return Sentence(text=f"By the oracle the {name} ends higher: {values} ({apart}){lost}.", tone=tone)

@@ -167,15 +167,15 @@ class RayRuntime:
         os.environ.setdefault("RAY_worker_register_timeout_seconds", "180")
         os.environ.setdefault("RAY_enable_metrics_collection", "0")
         os.environ.setdefault("RAY_ENABLE_UV_RUN_RUNTIME_ENV", "0")
-        import ray
+        if address == "local" and "RAY_AUTH_MODE" not in os.environ:
+            # A token of this run alone: without one, whoever reaches the port can run code as this user.
+            os.environ["RAY_AUTH_MODE"] = "token"
+            os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
+        import ray  # reads the environment
 
         if address != "local":
             ray.init(address=address, log_to_driver=False, logging_level="ERROR")
             return
-        if "RAY_AUTH_MODE" not in os.environ:
-            # A token of this run alone: without one, whoever reaches the port can run code as this user.
-            os.environ["RAY_AUTH_MODE"] = "token"
-            os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
         # Sockets live below this folder, and their paths may not exceed 107 bytes.
         self._folder = tempfile.mkdtemp(prefix="flowrl-", dir="/tmp")
         ray.init(

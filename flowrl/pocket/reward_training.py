@@ -13,7 +13,7 @@ from diffusers import SD3Transformer2DModel
 from transformers import PreTrainedTokenizerBase, Qwen2Tokenizer
 
 from flowrl.core.latent_space import latent_space_name
-from flowrl.core.seeds import generator
+from flowrl.core.seeds import derive, generator
 from flowrl.pocket.fitting import FitPlan, FitRecord, fit
 from flowrl.pocket.preferences import SampleTable
 from flowrl.pocket.vision_language import NUM_IMAGE_TOKENS, SPEC
@@ -133,13 +133,14 @@ def train_hpsv3(
     """Train the whole network with HPSv3's uncertainty loss on the decoded images of the same pairs."""
     chats = tokenize(tokenizer, table.prompts, NUM_IMAGE_TOKENS)
     batcher = PairBatcher(pairs, groups_per_batch=_GROUPS, seed=seed)
-    torch.manual_seed(seed)  # of the head's dropout
     model.train()
 
     def loss_at(step: int) -> torch.Tensor:
         batch: PairBatch = batcher.at(step)
         patches, grid = patchify(table.images[batch.samples] / 255, SPEC)
-        outputs = model(_rows(chats, table.prompt[batch.samples]), patches, grid)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(derive(seed, name, "dropout", step))  # dropout takes no generator of its own
+            outputs = model(_rows(chats, table.prompt[batch.samples]), patches, grid)
         draws = generator(seed, name, step)
         return uncertainty_loss(outputs[batch.winner], outputs[batch.loser], draws, draws=_DRAWS)
 

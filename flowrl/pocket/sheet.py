@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import diffusers
 import torch
+import transformers
 from diffusers import StableDiffusion3Pipeline
 from PIL import Image, ImageDraw
 
@@ -19,6 +21,8 @@ _CAPTION = 16  # pixels
 
 def draw_sheet(out: Path, *, seed: int, rows: int = 6) -> Path:
     """Draw samples of the first held-out prompts with the diffusers pipeline, as a PNG; returns its path."""
+    for library in (diffusers, transformers):
+        library.logging.disable_progress_bar()
     pipeline = StableDiffusion3Pipeline.from_pretrained(checkpoint("sd35"))
     pipeline.set_progress_bar_config(disable=True)
     prompts = prompt_file("eval").read_text(encoding="utf-8").splitlines()[:rows]
