@@ -1,4 +1,4 @@
-"""Line charts as inline SVG that keep their text size at every width: lines stretch, labels are placed by percentage."""
+"""Line charts as inline SVG that keep their text size at every width: lines stretch, labels are placed by share."""
 
 from __future__ import annotations
 
@@ -111,7 +111,7 @@ def render(chart: Chart) -> Html:
         heading.append(tag("ul", *keys, classes="legend"))
     caption = tag("figcaption", *heading)
     classes = "chart large" if chart.large else "chart"
-    data = {"x": chart.x_name, "series": [_data(one) for one in series]}
+    data: dict[str, object] = {"x": chart.x_name, "series": [_data(one) for one in series]}
     if all(value == 0 for one in series for _, value in one.points):
         last = max(x for one in series for x, _ in one.points)
         flat = tag("p", tag("strong", "0"), f" at every {chart.x_name} up to {last:,.0f}", classes="flat")

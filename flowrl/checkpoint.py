@@ -54,7 +54,7 @@ def problem(folder: Path) -> str | None:
 
 def newest(root: Path) -> tuple[Path | None, list[str]]:
     """The newest checkpoint that verifies, and what is wrong with those that were passed over."""
-    problems = []
+    problems: list[str] = []
     for folder in _folders(root):
         found = problem(folder)
         if found is None:

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from flowrl import __version__
+from flowrl.core.errors import UserError
 
 _OVERRIDES_HELP = "a key of the config and its value, such as optim.lr=1e-4; lists are given whole"
 
@@ -25,11 +26,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # the reader of our output has left, as in `flowrl show ... | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
-    except ValueError as error:
-        from flowrl.config_tree import ConfigError
-
-        if not isinstance(error, ConfigError):
-            raise
+    except UserError as error:
         return _fail(str(error))
 
 
@@ -222,7 +219,7 @@ def _pocket(args: argparse.Namespace) -> int:
     elif args.action == "build":
         from flowrl.pocket.build import build
 
-        build(args.work, args.out or checkpoints, seed=args.seed)
+        build(out=args.out or checkpoints, work=args.work, seed=args.seed)
     else:
         from flowrl.pocket.sheet import draw_sheet
 

@@ -10,7 +10,8 @@ from flowrl.charts import Chart, Series
 from flowrl.config import ConfigError, diff
 from flowrl.costs import BUSY, PHASES, TRAFFIC, mean_bytes, mean_of, peak_memory, phase_rows
 from flowrl.page import Html, code, facts, folded, joined, page, sample_cards, section, table, tag
-from flowrl.report import (
+from flowrl.run_dir import write_atomically
+from flowrl.run_page import (
     charts,
     config_value,
     description,
@@ -22,7 +23,6 @@ from flowrl.report import (
     score,
     warnings,
 )
-from flowrl.run_dir import write_atomically
 from flowrl.run_record import RunRecord, part_of, read_run
 from flowrl.samples import Sheet
 from flowrl.verdict import MAY_DIFFER, Change, changes, comparison_verdict, mismatches, violations
@@ -205,7 +205,12 @@ def _samples(arms: tuple[RunRecord, RunRecord]) -> Html:
     rows: list[tuple[str, Sheet]] = [("before", both[0][0])] if both[0][0].step == 0 else []
     rows += [(arm.name, sheets[-1]) for arm, sheets in zip(arms, both, strict=True)]
     under = f" Under each image: {', then '.join(shown)}." if shown else ""
-    steps = listed([f"after step {sheets[-1].step} of the {arm.name}" for arm, sheets in zip(arms, both, strict=True)])
+    steps = listed(
+        [
+            *(["before training"] if len(rows) > len(arms) else []),
+            *(f"after step {sheets[-1].step} of the {arm.name}" for arm, sheets in zip(arms, both, strict=True)),
+        ]
+    )
     intro = f"The same held-out prompts {steps}. All images in a column start from the same noise.{under}"
     return section("Samples", sample_cards(rows, shown), intro=intro)
 

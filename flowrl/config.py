@@ -122,7 +122,7 @@ def _read_override(override: str) -> dict[Any, Any]:
 
 def _closest_config(path: Path) -> str:
     others = [str(other) for other in Path("configs").glob("**/*.yaml")]
-    close = difflib.get_close_matches(str(path), others, n=1, cutoff=0.5)
+    close = difflib.get_close_matches(str(path), others, n=1, cutoff=0.7)
     return f"; did you mean {close[0]}?" if close else ""
 
 

@@ -13,10 +13,12 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from omegaconf import MISSING as REQUIRED
 
+from flowrl.core.errors import UserError
+
 _SCALARS = {int: "an integer", float: "a finite number", bool: "true or false", str: "text (quote a number)"}
 
 
-class ConfigError(ValueError):
+class ConfigError(UserError, ValueError):
     """A configuration that cannot be run; the message names the key, the rule, the value and the fix."""
 
 
@@ -32,7 +34,7 @@ def all_keys(schema: type, prefix: str = "") -> dict[str, Any]:
     keys: dict[str, Any] = {}
     for name, kind in get_type_hints(schema).items():
         full = _joined(prefix, name)
-        keys |= all_keys(kind, full) if is_dataclass(kind) else {full: kind}
+        keys |= all_keys(kind, full) if isinstance(kind, type) and is_dataclass(kind) else {full: kind}
     return keys
 
 

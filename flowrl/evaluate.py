@@ -12,7 +12,7 @@ import torch
 from flowrl.actors.roles import Actors
 from flowrl.config import EvalSection
 from flowrl.samples import write_sheet
-from flowrl.types import Metric, Prompt, RolloutRequest, SamplingPlan, Scores
+from flowrl.types import Metric, Prompt, RolloutRequest, SamplingPlan, Scores, StepKind
 
 _EVALUATION = -1  # stands where the step stands in the seeds of training samples
 
@@ -61,7 +61,8 @@ class Evaluator:
     def evaluate(self, actors: Actors) -> Evaluation:
         """Sample and score all held-out prompts; the first `grid_prompts` bring their images."""
         section = self._section
-        plan = SamplingPlan(kinds=("ode",) * section.num_steps, noise_level=0.0, start=0, stop=0)
+        kinds: tuple[StepKind, ...] = ("ode",) * section.num_steps
+        plan = SamplingPlan(kinds=kinds, noise_level=0.0, start=0, stop=0)
         requests = [
             RolloutRequest(
                 prompt=prompt,

@@ -14,6 +14,7 @@ from flowrl.samples import Sheet
 from flowrl.wording import fixed
 
 _VOID = ("img", "br", "meta")
+_SMALL = 128  # pixels; images up to this size are shown two cards in a row
 _EMBEDDED_SIZE = 320  # pixels; a page with images of a thousand pixels could not be sent to anyone
 
 
@@ -127,7 +128,9 @@ def sample_cards(sheets: Sequence[tuple[str, Sheet]], shown: Sequence[str]) -> H
             continue
         rows = [_sample_row(label, sheet, sheet.prompts.index(prompt), columns, shown) for label, sheet in sheets]
         cards.append(tag("figure", tag("figcaption", prompt), *rows, classes="card"))
-    return tag("div", *cards, classes="cards", attributes={"style": f"--columns:{columns}"}) if cards else Html("")
+    width = "460px" if first.image_size <= _SMALL else "920px"
+    style = f"--columns:{columns};--card:{width}"
+    return tag("div", *cards, classes="cards", attributes={"style": style}) if cards else Html("")
 
 
 def _sample_row(label: str, sheet: Sheet, row: int, columns: int, shown: Sequence[str]) -> Html:

@@ -77,6 +77,10 @@ class Policy(Protocol):
         """Write the adapter in the format that the family's pipeline loads."""
         ...
 
+    def load_adapter(self, folder: Path) -> None:
+        """Copy what `save_adapter` wrote into the attached adapter; raises ValueError when it does not fit."""
+        ...
+
 
 class PolicyFamily(Protocol):
     """How the parts of one family of models are loaded from a folder, each without the others."""

@@ -35,6 +35,15 @@ from flowrl.trainer import Trainer
 
 def run_training(config: RunConfig, resume: bool = False) -> int:
     """Train as configured, from the newest checkpoint of `run.dir` with `resume`; returns the process exit code."""
+    return _run(config, resume=resume, adapter=None)
+
+
+def run_evaluation(config: RunConfig, adapter: Path | None) -> int:
+    """Evaluate an exported adapter, or the base model, as a run of no steps; returns the process exit code."""
+    return _run(config, resume=False, adapter=adapter)
+
+
+def _run(config: RunConfig, *, resume: bool, adapter: Path | None) -> int:
     model = model_spec(config)
     train = read_prompts(_prompt_path(config.data.train_prompts, "train"), "data.train_prompts")
     held_out = read_prompts(_prompt_path(config.data.eval_prompts, "eval"), "data.eval_prompts")
@@ -53,6 +62,9 @@ def run_training(config: RunConfig, resume: bool = False) -> int:
     try:
         console.phase("starting actors")
         actors = start_actors(config, model, runtime)
+        if adapter is not None:
+            actors.learners.load_adapter(adapter)
+            actors.sync()
         algorithm: Algorithm = resolve("algorithm", config.algorithm.name)[0](config.algorithm, config.run.seed)
         resumed_step = None if start_from is None else checkpoint.step_of(start_from)
         with MetricLog(folder.path, resumed_step=resumed_step) as log:

@@ -8,10 +8,11 @@ from pathlib import Path
 
 import torch
 
+from flowrl.core.errors import UserError
 from flowrl.types import Metric, Scores
 
 
-class RewardError(RuntimeError):
+class RewardError(UserError, RuntimeError):
     """Too many samples of a step could not be scored."""
 
 

@@ -34,9 +34,11 @@ def significant(value: float, digits: int = 3) -> str:
 
 
 def duration(seconds: float) -> str:
-    """0.12 s, 7.9 s, 48 s, 6 min 20 s, 2 h 05 min."""
-    if seconds < 10:
-        return f"{seconds:.{1 if seconds >= 1 or seconds == 0 else 2}f} s"
+    """0 s, 0.12 s, 7.9 s, 48 s, 6 min 20 s, 2 h 05 min."""
+    if seconds == 0:
+        return "0 s"
+    if seconds < 9.95:
+        return f"{seconds:.{1 if seconds >= 1 else 2}f} s"
     whole = round(seconds)
     if whole < 60:
         return f"{whole} s"

@@ -43,9 +43,7 @@ class ModelSpec:
     def load_policy(self) -> Policy:
         """The policy with a fresh adapter, equal on every actor of the run."""
         section = self.section
-        policy = self.family.load_policy(
-            self.path, image_size=section.image_size, dtype=self.dtype, device=self.device
-        )
+        policy = self.family.load_policy(self.path, image_size=section.image_size, dtype=self.dtype, device=self.device)
         policy.attach_adapter(
             rank=section.lora_rank, alpha=section.lora_alpha, targets=section.lora_targets, seed=self.seed
         )

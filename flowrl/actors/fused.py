@@ -70,6 +70,11 @@ class Fused:
         self._restore()
         self._learner.export(folder)
 
+    def load_adapter(self, folder: str) -> None:
+        """Start from an exported adapter."""
+        self._live = None
+        self._learner.load_adapter(folder)
+
     def _restore(self) -> None:
         if self._live is not None:
             unpack(self._live, self._policy.trainable())

@@ -16,8 +16,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+from flowrl.core.errors import UserError
 
-class ActorError(RuntimeError):
+
+class ActorError(UserError, RuntimeError):
     """A call to an actor that failed; the message names the actor and says why."""
 
 

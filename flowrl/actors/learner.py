@@ -16,6 +16,7 @@ from flowrl.actors.device import ModelSpec
 from flowrl.actors.weights import pack
 from flowrl.algorithms.configs import FlowGRPOConfig
 from flowrl.config import GateSection, OptimSection
+from flowrl.core.errors import UserError
 from flowrl.protocols import Algorithm, Policy
 from flowrl.registry import resolve
 from flowrl.types import (
@@ -32,7 +33,7 @@ from flowrl.types import (
 _FIRST_INNER_STEP_ONLY = ("policy/ratio_absdev", "policy/logp_absdiff")
 
 
-class TrainingError(RuntimeError):
+class TrainingError(UserError, RuntimeError):
     """Numbers that must not be trained on; the weights are as they were before."""
 
 
@@ -170,3 +171,8 @@ class Learner:
     def export(self, folder: str) -> None:
         """Write the adapter as the family's own pipeline loads it."""
         self._policy.save_adapter(Path(folder))
+
+    def load_adapter(self, folder: str) -> None:
+        """Start from an exported adapter; the moving average starts there too."""
+        self._policy.load_adapter(Path(folder))
+        self._ema = {name: parameter.detach().clone() for name, parameter in self._named}

@@ -93,7 +93,9 @@ class LearnerGroup:
     def update(self, step: int, trajectories: Sequence[Ref], advantages: Sequence[torch.Tensor]) -> list[Metric]:
         """Train on the groups of a step; rank r takes groups r, r + size, ..., whole groups only."""
         refs = [
-            self._group.submit(rank, "update", step, list(advantages[rank :: self.size]), *trajectories[rank :: self.size])
+            self._group.submit(
+                rank, "update", step, list(advantages[rank :: self.size]), *trajectories[rank :: self.size]
+            )
             for rank in range(self.size)
         ]
         results: list[UpdateResult] = self._runtime.get(refs)
@@ -110,6 +112,10 @@ class LearnerGroup:
     def load(self, folder: Path) -> None:
         """Have every learner continue from a saved state."""
         self._runtime.get([self._group.submit(rank, "load", str(folder)) for rank in range(self.size)])
+
+    def load_adapter(self, folder: Path) -> None:
+        """Have every learner start from an exported adapter."""
+        self._runtime.get([self._group.submit(rank, "load_adapter", str(folder)) for rank in range(self.size)])
 
     def export(self, folder: Path) -> None:
         """Write the adapter in the format of the family's pipeline."""
@@ -196,4 +202,3 @@ class Actors:
         [weights] = self.runtime.get([ref])
         assert isinstance(weights, PolicyWeights)
         return int(weights.payload.nbytes)
-

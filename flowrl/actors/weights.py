@@ -8,10 +8,11 @@ from collections.abc import Iterable
 import numpy as np
 import torch
 
+from flowrl.core.errors import UserError
 from flowrl.types import PolicyWeights
 
 
-class WeightsError(RuntimeError):
+class WeightsError(UserError, RuntimeError):
     """A buffer that does not belong to the model it was sent to, or that changed on the way."""
 
 

@@ -96,7 +96,13 @@ class FlowGRPO:
         )
 
     def _kl(
-        self, policy: Policy, latents: torch.Tensor, batch: TrainBatch, samples: slice, step_index: int, step: Transition
+        self,
+        policy: Policy,
+        latents: torch.Tensor,
+        batch: TrainBatch,
+        samples: slice,
+        step_index: int,
+        step: Transition,
     ) -> torch.Tensor:
         """The divergence [B] from the adapter-off reference at a stored step; gradients reach the policy only."""
         with torch.no_grad(), policy.reference():

@@ -11,10 +11,13 @@ from diffusers import StableDiffusion3Pipeline
 from diffusers.training_utils import _collate_lora_metadata
 from peft import LoraConfig, get_peft_model_state_dict
 from peft.tuners.lora import LoraLayer
+from safetensors.torch import load_file
 
 from flowrl.core import seeds
+from flowrl.core.errors import CheckpointError
 
 ADAPTER = "default"
+_FILE = "pytorch_lora_weights.safetensors"
 
 
 def attach(transformer: torch.nn.Module, *, rank: int, alpha: int, targets: list[str], seed: int) -> None:
@@ -73,3 +76,25 @@ def save(transformer: torch.nn.Module, folder: Path) -> None:
         # Without its metadata a loader takes alpha to be the rank, and the adapter acts at the wrong strength.
         **_collate_lora_metadata({"transformer": transformer}),
     )
+
+
+def load(transformer: torch.nn.Module, folder: Path) -> None:
+    """Copy a saved adapter into the attached one; raises CheckpointError unless its layers and rank are the same."""
+    file = folder / _FILE
+    if not file.is_file():
+        raise CheckpointError(f"{folder}: no adapter there: {_FILE} is missing")
+    saved = load_file(file)
+    targets = {f"transformer.{name.replace(f'.{ADAPTER}.', '.')}": p for name, p in trainable(transformer)}
+    unlike = sorted(
+        name
+        for name in saved.keys() | targets.keys()
+        if name not in saved or name not in targets or saved[name].shape != targets[name].shape
+    )
+    if unlike:
+        raise CheckpointError(
+            f"{file} does not fit the configured adapter: {len(unlike)} tensors are missing, unknown or of another "
+            f"shape, the first is {unlike[0]}; model.lora_rank and model.lora_targets must be those it was made with"
+        )
+    with torch.no_grad():
+        for name, parameter in targets.items():
+            parameter.copy_(saved[name])

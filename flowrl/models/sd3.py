@@ -17,16 +17,21 @@ from diffusers import (
 from diffusers.utils import logging as diffusers_logging
 from transformers.utils import logging as transformers_logging
 
+from flowrl.core.errors import CheckpointError
 from flowrl.core.latent_space import latent_space_name
 from flowrl.core.schedule import flow_match_sigmas
+from flowrl.core.weight_files import check_model_folder
 from flowrl.models import lora
 from flowrl.types import TextCondition
 
+_WEIGHTS = {
+    "transformer": "diffusion_pytorch_model",
+    "vae": "diffusion_pytorch_model",
+    "text_encoder": "model",
+    "text_encoder_2": "model",
+    "text_encoder_3": "model",
+}
 _REQUIRED = ("model_index.json", "transformer/config.json", "vae/config.json", "scheduler/scheduler_config.json")
-
-
-class CheckpointError(ValueError):
-    """A model folder that cannot be loaded; the message names the file and what to do."""
 
 
 def check_folder(path: Path) -> None:
@@ -37,6 +42,9 @@ def check_folder(path: Path) -> None:
                 f"model.path: {path} is not a Stable Diffusion 3 folder: {name} is missing; give the folder that "
                 "diffusers' save_pretrained wrote or that was downloaded whole"
             )
+    for part, stem in _WEIGHTS.items():
+        if (path / part).is_dir():
+            check_model_folder(path / part, stem)
 
 
 def _quiet() -> None:
@@ -108,6 +116,10 @@ class SD3Policy:
     def save_adapter(self, folder: Path) -> None:
         """Write the adapter as diffusers' `load_lora_weights` reads it."""
         lora.save(self.transformer, folder)
+
+    def load_adapter(self, folder: Path) -> None:
+        """Copy what `save_adapter` wrote into the attached adapter; raises ValueError when it does not fit."""
+        lora.load(self.transformer, folder)
 
 
 class SD3PromptEncoder:

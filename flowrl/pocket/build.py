@@ -28,6 +28,7 @@ from flowrl.pocket.preferences import GROUP, KINDS, MARGIN, SampleTable, SetPlan
 from flowrl.pocket.prompt_sets import write_prompts
 from flowrl.pocket.vision_language import SPEC, Captioner, new_config, new_tokenizer, pretrain
 from rewards.dit_reward import layout as dit_layout
+from rewards.dit_reward.model import DiTRewardModel
 from rewards.hpsv3 import layout as hpsv3_layout
 from rewards.hpsv3.model import HPSv3Model
 from rewards.preference import AccuracyReport, PreferencePairs, accuracy
@@ -136,7 +137,7 @@ def _accuracies(scores: torch.Tensor, table: SampleTable) -> Record:
     }
 
 
-def _new_dit_reward(out: Path, table: SampleTable, seed: int) -> training.DiTRewardModel:
+def _new_dit_reward(out: Path, table: SampleTable, seed: int) -> DiTRewardModel:
     config = training.dit_reward_config(
         AutoencoderKL.load_config(out / "sd35" / "vae"), text_length=table.text.embeds.shape[1]
     )

@@ -11,7 +11,15 @@ from tqdm import tqdm
 from flowrl.pocket.fitting import FitPlan, FitRecord, fit
 from flowrl.pocket.render import render
 from flowrl.pocket.scene import IMAGE_SIZE, all_scenes
-from flowrl.pocket.text import CLIP_WIDTHS, JOINT_DIM, MAX_TOKENS, clip_encoder, clip_tokenizer, t5_encoder, t5_tokenizer
+from flowrl.pocket.text import (
+    CLIP_WIDTHS,
+    JOINT_DIM,
+    MAX_TOKENS,
+    clip_encoder,
+    clip_tokenizer,
+    t5_encoder,
+    t5_tokenizer,
+)
 
 PLAN = FitPlan(steps=5000, lr=2e-3, warmup=300, ema_decay=0.9995)
 NUM_IMAGES = 40_000
@@ -99,7 +107,7 @@ def training_set(vae: AutoencoderKL, *, num_images: int, seed: int, cache: Path)
     generator = torch.Generator().manual_seed(seed)
     single = torch.rand(num_images, generator=generator) < _SINGLE_SHARE
     index = torch.randint(0, 2**40, (num_images,), generator=generator).tolist()
-    chosen = [(singles if s else pairs)[i % len(singles if s else pairs)] for s, i in zip(single.tolist(), index)]
+    chosen = [(singles if s else pairs)[i % len(singles if s else pairs)] for s, i in zip(single.tolist(), index, strict=True)]
     prompts = [str(scene) for scene in chosen]
     if cache.exists():
         return prompts, torch.load(cache, weights_only=True)
@@ -130,7 +138,7 @@ def build_policy(
         batch = _BATCH // 4 if long_text else _BATCH
         chosen = torch.randint(0, len(prompts), (batch,), generator=generator)
         dropped = (torch.rand(batch, generator=generator) < _UNCONDITIONAL_SHARE).tolist()
-        texts = ["" if drop else prompts[i] for i, drop in zip(chosen.tolist(), dropped)]
+        texts = ["" if drop else prompts[i] for i, drop in zip(chosen.tolist(), dropped, strict=True)]
         clean = latents[chosen]
         noise = torch.randn(clean.shape, generator=generator)
         sigma = torch.sigmoid(0.4 + 1.1 * torch.randn(batch, generator=generator))

@@ -10,6 +10,7 @@ from diffusers import AutoencoderKL, SD3Transformer2DModel, StableDiffusion3Pipe
 from flowrl.core import sde
 from flowrl.core.schedule import flow_match_sigmas
 from flowrl.pocket.text import MAX_TOKENS
+from flowrl.types import StepKind
 
 _TEXTS_PER_CALL = 256
 
@@ -80,7 +81,7 @@ def sample_latents(
             return_dict=False,
         )[0].chunk(2)
         velocity = without + guidance * (guided - without)
-        kind = "sde" if step < setting.noisy_steps else "ode"
+        kind: StepKind = "sde" if step < setting.noisy_steps else "ode"
         following = sde.transition(kind, x, velocity, sigmas, step, setting.noise_level)
         x = sde.draw(following, torch.randn(x.shape, generator=generator))
     return x

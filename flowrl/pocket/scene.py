@@ -86,7 +86,8 @@ class Scene:
 
 def _enumerate() -> dict[str, Scene]:
     things = [
-        Thing(size=size, colour=colour, shape=shape) for size, colour, shape in itertools.product(SIZES, COLOURS, SHAPES)
+        Thing(size=size, colour=colour, shape=shape)
+        for size, colour, shape in itertools.product(SIZES, COLOURS, SHAPES)
     ]
     scenes = [
         Scene(things=(thing,), relation=None, background=background)

@@ -1,0 +1,43 @@
+"""Finds out from their headers whether weight files are whole, before anything is loaded."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from flowrl.core.errors import CheckpointError
+
+_MAX_HEADER = 100 * 2**20  # the limit of the safetensors format
+
+
+def check_safetensors(path: Path) -> None:
+    """Raise CheckpointError unless `path` is a safetensors file of just the size that its header says."""
+    if not path.is_file():
+        raise CheckpointError(f"{path}: this file is missing; copy or download it again")
+    size = path.stat().st_size
+    with path.open("rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+        if size < 8 or not 0 < length <= min(size - 8, _MAX_HEADER):
+            raise CheckpointError(f"{path}: not a safetensors file, or cut off in its header; copy it again")
+        try:
+            header = json.loads(file.read(length))
+            ends = [entry["data_offsets"][1] for name, entry in header.items() if name != "__metadata__"]
+        except (ValueError, KeyError, TypeError, IndexError, AttributeError):
+            raise CheckpointError(f"{path}: its safetensors header is damaged; copy it again") from None
+    expected = 8 + length + max(ends, default=0)
+    if size != expected:
+        raise CheckpointError(f"{path}: truncated or damaged: it holds {size} bytes of {expected}; copy it again")
+
+
+def check_model_folder(folder: Path, stem: str) -> None:
+    """Raise CheckpointError unless `folder` holds `stem.safetensors`, or every shard that its index lists, whole."""
+    index = folder / f"{stem}.safetensors.index.json"
+    if not index.is_file():
+        check_safetensors(folder / f"{stem}.safetensors")
+        return
+    try:
+        shards = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
+    except (ValueError, KeyError, AttributeError):
+        raise CheckpointError(f"{index}: not an index of weight files; copy it again") from None
+    for shard in sorted(shards):
+        check_safetensors(folder / shard)

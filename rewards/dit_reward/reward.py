@@ -1,0 +1,63 @@
+"""DiT-Reward as a reward: the sampler's final latents and the policy's own text condition in, scores out."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+
+from flowrl.types import RewardInput
+from rewards.dit_reward.layout import load
+from rewards.dit_reward.model import sample_noise
+from rewards.files import resolve, torch_dtype
+
+
+class DiTReward:
+    """Scores latents with a DiT-Reward folder (arXiv 2606.23626); fits `flowrl.protocols.ShardableReward`.
+
+    `path` is such a folder or "pocket". Raises `rewards.files.CheckpointError` when it cannot be loaded.
+    """
+
+    name = "dit_reward"
+    input_kind: Literal["latent", "pixel"] = "latent"
+
+    def __init__(self, path: str = "pocket", device: str = "cpu", dtype: str = "float32", batch_size: int = 16) -> None:
+        if batch_size < 1:
+            raise ValueError(f"dit_reward: batch_size must be at least 1, got {batch_size}")
+        model = load(resolve(path, self.name), dtype=torch_dtype(dtype))
+        self.config = model.config
+        self.latent_space: str | None = model.config.latent_space
+        self.channels = int(model.transformer.config.in_channels)
+        self.batch_size = batch_size
+        self.device = torch.device(device)
+        self.module: torch.nn.Module = model.to(self.device)
+
+    def __call__(self, batch: RewardInput) -> torch.Tensor:
+        """Scores [B] float32, with gradient to `batch.latents` where that asks for one.
+
+        Latents [B, C, h, w] float32 model-scaled; condition embeds [B or 1, L, D]. Raises ValueError when the batch
+        lacks latents or their condition, or has other channels or another text length than the model was trained on.
+        """
+        latents, condition = batch.latents, batch.condition
+        if latents is None or condition is None:
+            raise ValueError("dit_reward scores latents: the batch must hold latents and their text condition")
+        if latents.ndim != 4 or latents.shape[1] != self.channels:
+            raise ValueError(
+                f"dit_reward was trained on latents of {self.channels} channels in the space {self.latent_space!r}, "
+                f"got latents {list(latents.shape)}; use a reward made for this policy's VAE"
+            )
+        if condition.embeds.shape[1] != self.config.text_length:
+            raise ValueError(
+                f"dit_reward was trained with {self.config.text_length} text tokens, got "
+                f"{condition.embeds.shape[1]}; encode prompts with the max_sequence_length of its training"
+            )
+        size = len(latents)
+        noise = sample_noise(batch.seeds, tuple(latents.shape[1:]))
+        embeds = condition.embeds.expand(size, -1, -1)
+        pooled = condition.pooled.expand(size, -1)
+        scores = []
+        for start in range(0, size, self.batch_size):
+            rows = slice(start, start + self.batch_size)
+            inputs = (latents[rows], noise[rows], embeds[rows], pooled[rows])
+            scores.append(self.module(*(tensor.to(self.device) for tensor in inputs)))
+        return torch.cat(scores)

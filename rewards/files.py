@@ -1,0 +1,97 @@
+"""Reads reward checkpoints from disk with errors that name the file and what is wrong with it."""
+
+from __future__ import annotations
+
+import importlib.resources
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+
+from flowrl.core.errors import CheckpointError
+
+POCKET = "pocket"
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+def resolve(path: str, name: str) -> Path:
+    """The folder of a checkpoint: `path` itself, or for "pocket" the embedded folder called `name`."""
+    if path == POCKET:
+        # By name: rewards stand below the pocket world, which imports them to train its own.
+        folder = Path(str(importlib.resources.files("flowrl.pocket"))) / "checkpoints" / name
+        if not folder.is_dir():
+            raise CheckpointError(f"{folder}: the embedded {name} checkpoint is missing; run `flowrl pocket build`")
+        return folder
+    folder = Path(path)
+    if not folder.is_dir():
+        raise CheckpointError(f"{path}: no such folder; give a {name} checkpoint folder or {POCKET!r}")
+    return folder
+
+
+def torch_dtype(name: str) -> torch.dtype:
+    """The dtype of that name; raises ValueError when it is not one that rewards are offered in."""
+    if name not in DTYPES:
+        raise ValueError(f"dtype must be one of {sorted(DTYPES)}, got {name!r}")
+    return DTYPES[name]
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object; raises CheckpointError."""
+    if not path.is_file():
+        raise CheckpointError(f"{path}: this file is missing")
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise CheckpointError(f"{path}: not valid JSON: {error}") from None
+    if not isinstance(data, dict):
+        raise CheckpointError(f"{path}: expected a JSON object, got {type(data).__name__}")
+    return data
+
+
+def read_tensors(path: Path) -> dict[str, torch.Tensor]:
+    """The tensors of one safetensors file; raises CheckpointError when it is missing or torn."""
+    if not path.is_file():
+        raise CheckpointError(f"{path}: this file is missing")
+    try:
+        return load_file(path)
+    except SafetensorError as error:
+        raise CheckpointError(f"{path}: torn or not a safetensors file ({error}); copy it again") from None
+
+
+def read_shards(folder: Path, stem: str) -> dict[str, torch.Tensor]:
+    """The tensors of `stem.safetensors`, or of the shards that `stem.safetensors.index.json` lists."""
+    index = folder / f"{stem}.safetensors.index.json"
+    if not index.is_file():
+        return read_tensors(folder / f"{stem}.safetensors")
+    weight_map = read_json(index).get("weight_map")
+    if not isinstance(weight_map, dict) or not weight_map:
+        raise CheckpointError(f"{index}: has no weight_map; copy it again")
+    tensors: dict[str, torch.Tensor] = {}
+    for shard in sorted(set(weight_map.values())):
+        tensors |= read_tensors(folder / shard)
+    return tensors
+
+
+def load_strict(module: torch.nn.Module, tensors: dict[str, torch.Tensor], source: Path, dtype: torch.dtype) -> None:
+    """Put `tensors` in `module` as `dtype`; every key and shape must agree, else CheckpointError."""
+    wanted = {key: tuple(value.shape) for key, value in module.state_dict().items()}
+    missing, unexpected = sorted(wanted.keys() - tensors.keys()), sorted(tensors.keys() - wanted.keys())
+    if missing or unexpected:
+        raise CheckpointError(
+            f"{source}: its tensors are not those of the model: missing {_first(missing)}, "
+            f"unexpected {_first(unexpected)}"
+        )
+    for key, shape in wanted.items():
+        if tuple(tensors[key].shape) != shape:
+            raise CheckpointError(f"{source}: {key} must have shape {list(shape)}, got {list(tensors[key].shape)}")
+    # Assigning lets the module be built on the meta device, so that weights are in memory once.
+    module.load_state_dict({key: value.to(dtype) for key, value in tensors.items()}, strict=True, assign=True)
+
+
+def _first(keys: list[str], limit: int = 3) -> str:
+    if not keys:
+        return "none"
+    return ", ".join(keys[:limit]) + (f" and {len(keys) - limit} more" if len(keys) > limit else "")

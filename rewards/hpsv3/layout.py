@@ -1,0 +1,95 @@
+"""The folder of HPSv3: the published HPSv3.safetensors beside the files of its Qwen2-VL."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import torch
+from safetensors.torch import save_file
+from transformers import AutoTokenizer, PreTrainedTokenizerBase, Qwen2VLConfig
+
+from flowrl.core.errors import CheckpointError
+from rewards.files import load_strict, read_json, read_tensors
+from rewards.hpsv3.model import DROPPED, HPSv3Model, from_published, to_published
+from rewards.hpsv3.preprocess import PUBLISHED_AREA, PatchSpec
+from rewards.hpsv3.template import IMAGE_TOKEN, REWARD_TOKEN
+
+WEIGHTS = "HPSv3.safetensors"
+# Ours, and absent from the published files: the image area that a small model was trained with.
+_PIXELS = "image_area.json"
+
+
+def save(
+    model: HPSv3Model,
+    tokenizer: PreTrainedTokenizerBase,
+    folder: Path,
+    *,
+    area: int,
+    lm_head: torch.Tensor,
+    dtype: torch.dtype,
+) -> None:
+    """Write a folder in the published layout, language head included, weights as `dtype`, reward head float32."""
+    folder.mkdir(parents=True, exist_ok=True)
+    tensors = to_published(model.state_dict()) | {DROPPED: lm_head}
+    stored = {
+        key: value.detach().to("cpu", torch.float32 if key.startswith("rm_head.") else dtype).contiguous()
+        for key, value in tensors.items()
+    }
+    save_file(stored, folder / WEIGHTS, metadata={"format": "pt"})
+    model.backbone.config.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    (folder / _PIXELS).write_text(json.dumps({"area": area}) + "\n", encoding="utf-8")
+
+
+def load(folder: Path, *, dtype: torch.dtype) -> tuple[HPSv3Model, PreTrainedTokenizerBase, PatchSpec]:
+    """The model in evaluation mode with float32 head, its tokenizer, and how images are cut; raises CheckpointError."""
+    if not (folder / WEIGHTS).is_file():
+        raise CheckpointError(f"{folder} is not an HPSv3 folder: it has no {WEIGHTS}")
+    settings = read_json(folder / "config.json")
+    if settings.get("model_type") != "qwen2_vl":
+        raise CheckpointError(
+            f"{folder / 'config.json'}: expected model_type qwen2_vl, got {settings.get('model_type')!r}; "
+            "copy the config.json of Qwen2-VL-7B-Instruct beside the weights"
+        )
+    tensors = from_published(read_tensors(folder / WEIGHTS))
+    config = Qwen2VLConfig.from_dict(settings)
+    rows = tensors.get("backbone.language_model.embed_tokens.weight")
+    if rows is not None:
+        # The published file cuts the embedding to the tokens in use, so the hub's vocab_size does not fit it.
+        config.text_config.vocab_size = len(rows)
+    tokenizer = _load_tokenizer(folder, config.text_config.vocab_size)
+    if config.image_token_id != tokenizer.convert_tokens_to_ids(IMAGE_TOKEN):
+        raise CheckpointError(
+            f"{folder}: config.json has image_token_id {config.image_token_id}, the tokenizer "
+            f"{tokenizer.convert_tokens_to_ids(IMAGE_TOKEN)} for {IMAGE_TOKEN}"
+        )
+    model = HPSv3Model(config)  # not on the meta device: the rotary frequencies are not in the file
+    load_strict(model, tensors, folder / WEIGHTS, dtype)
+    model.rm_head.float()
+    vision = config.vision_config
+    pixels = folder / _PIXELS
+    spec = PatchSpec(
+        area=int(read_json(pixels)["area"]) if pixels.is_file() else PUBLISHED_AREA,
+        patch_size=vision.patch_size,
+        temporal_patch_size=vision.temporal_patch_size,
+        merge_size=vision.spatial_merge_size,
+    )
+    return model.eval().requires_grad_(False), tokenizer, spec
+
+
+def _load_tokenizer(folder: Path, vocab_size: int) -> PreTrainedTokenizerBase:
+    if not (folder / "tokenizer_config.json").is_file():
+        raise CheckpointError(
+            f"{folder}: tokenizer_config.json is missing; copy the tokenizer files of Qwen2-VL-7B-Instruct here"
+        )
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    if REWARD_TOKEN not in tokenizer.get_vocab():
+        tokenizer.add_special_tokens({"additional_special_tokens": [REWARD_TOKEN]})
+    token = tokenizer.convert_tokens_to_ids(REWARD_TOKEN)
+    if token >= vocab_size:
+        raise CheckpointError(
+            f"{folder}: {REWARD_TOKEN} has id {token}, but the weights have {vocab_size} embedding rows; "
+            "the tokenizer is not the one of these weights"
+        )
+    return tokenizer

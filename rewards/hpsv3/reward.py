@@ -1,0 +1,54 @@
+"""HPSv3 as a reward: decoded images and their prompts in, scores out."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Literal
+
+import torch
+
+from flowrl.types import RewardInput
+from rewards.files import resolve, torch_dtype
+from rewards.hpsv3.layout import load
+from rewards.hpsv3.model import ChatBatch, tokenize
+from rewards.hpsv3.preprocess import patchify
+
+
+class HPSv3Reward:
+    """Scores images with an HPSv3 folder (arXiv 2508.03789); the score is mu, about -2 to 12 for the published one.
+
+    `path` is such a folder or "pocket". Raises `rewards.files.CheckpointError` when it cannot be loaded.
+    """
+
+    name = "hpsv3"
+    input_kind: Literal["latent", "pixel"] = "pixel"
+    latent_space: str | None = None
+
+    def __init__(self, path: str = "pocket", device: str = "cpu", dtype: str = "float32", batch_size: int = 16) -> None:
+        if batch_size < 1:
+            raise ValueError(f"hpsv3: batch_size must be at least 1, got {batch_size}")
+        model, self.tokenizer, self.spec = load(resolve(path, self.name), dtype=torch_dtype(dtype))
+        self.batch_size = batch_size
+        self.device = torch.device(device)
+        self.module: torch.nn.Module = model.to(self.device)
+
+    def __call__(self, batch: RewardInput) -> torch.Tensor:
+        """Scores [B] float32 of pixels [B, 3, H, W] in [0, 1], with gradient to the pixels where they ask for one.
+
+        Raises ValueError when the batch has no pixels or a prompt holds a special token of the template.
+        """
+        if batch.pixels is None:
+            raise ValueError("hpsv3 scores images: the batch must hold pixels")
+        num_tokens = self.spec.num_tokens(batch.pixels.shape[2], batch.pixels.shape[3])
+        scores = []
+        for start in range(0, len(batch.prompts), self.batch_size):
+            rows = slice(start, start + self.batch_size)
+            chats = to_device(tokenize(self.tokenizer, batch.prompts[rows], num_tokens), self.device)
+            patches, grid = patchify(batch.pixels[rows].to(self.device), self.spec)
+            scores.append(self.module(chats, patches, grid)[:, 0])
+        return torch.cat(scores)
+
+
+def to_device(chats: ChatBatch, device: torch.device) -> ChatBatch:
+    """The same chats with all tensors on `device`."""
+    return ChatBatch(**{field.name: getattr(chats, field.name).to(device) for field in dataclasses.fields(chats)})

@@ -1,0 +1,356 @@
+"""DiT-Reward: what it reads from the transformer, what its scores depend on, and its folder."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from diffusers import SD3Transformer2DModel
+
+from flowrl.core.errors import CheckpointError
+from flowrl.types import RewardInput, TextCondition
+from rewards.dit_reward import DiTReward, layout
+from rewards.dit_reward.model import DiTRewardConfig, DiTRewardModel, sample_noise
+from rewards.files import resolve
+from rewards.training import bradley_terry_loss
+
+LENGTH = 5
+
+
+def tiny_transformer(num_layers: int = 6) -> SD3Transformer2DModel:
+    torch.manual_seed(0)
+    net = SD3Transformer2DModel(
+        sample_size=16,
+        patch_size=2,
+        in_channels=4,
+        out_channels=4,
+        num_layers=num_layers,
+        attention_head_dim=8,
+        num_attention_heads=4,
+        joint_attention_dim=48,
+        caption_projection_dim=32,
+        pooled_projection_dim=20,
+        pos_embed_max_size=32,
+        qk_norm="rms_norm",
+    )
+    return net.requires_grad_(False)
+
+
+def tiny_config(
+    layers: tuple[int, ...] = (1, 3, 5), sigma: float = 0.1, text_features: bool = False, pooling: str = "mean"
+) -> DiTRewardConfig:
+    return DiTRewardConfig(
+        layers=layers,
+        sigma=sigma,
+        head_dims=(16, 8),
+        text_length=LENGTH,
+        latent_space="tiny",
+        base="tiny",
+        text_features=text_features,
+        pooling=pooling,
+    )
+
+
+def tiny_model(config: DiTRewardConfig | None = None) -> DiTRewardModel:
+    torch.manual_seed(1)
+    return DiTRewardModel(tiny_transformer(), config or tiny_config()).eval()
+
+
+def inputs(batch: int = 3) -> tuple[torch.Tensor, ...]:
+    generator = torch.Generator().manual_seed(2)
+    latents = torch.randn(batch, 4, 8, 8, generator=generator)
+    noise = torch.randn(batch, 4, 8, 8, generator=generator)
+    embeds = torch.randn(batch, LENGTH, 48, generator=generator)
+    return latents, noise, embeds, torch.randn(batch, 20, generator=generator)
+
+
+def batch_of(
+    latents: torch.Tensor, embeds: torch.Tensor, pooled: torch.Tensor, seeds: torch.Tensor | None = None
+) -> RewardInput:
+    return RewardInput(
+        prompts=("p",) * len(latents),
+        seeds=torch.arange(len(latents)) + 100 if seeds is None else seeds,
+        latents=latents,
+        condition=TextCondition(embeds=embeds, pooled=pooled),
+    )
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("dit_reward")
+    layout.save(tiny_model(), path, dtype=torch.float32)
+    return path
+
+
+def test_taps_are_the_block_outputs_of_the_transformers_own_forward() -> None:
+    model = tiny_model()
+    latents, noise, embeds, pooled = inputs()
+    seen: dict[int, torch.Tensor] = {}
+    handles = [
+        block.register_forward_hook(lambda _, __, output, i=i: seen.__setitem__(i, output[1]))
+        for i, block in enumerate(model.transformer.transformer_blocks)
+    ]
+    noisy = 0.9 * latents + 0.1 * noise
+    model.transformer(
+        hidden_states=noisy,
+        timestep=torch.full((3,), 100.0),
+        encoder_hidden_states=embeds,
+        pooled_projections=pooled,
+    )
+    for handle in handles:
+        handle.remove()
+    taps = model.taps(latents, noise, embeds, pooled)
+    assert [tap.shape for tap in taps] == [(3, 16, 32)] * 3
+    for tap, index in zip(taps, (1, 3, 5), strict=True):
+        assert torch.equal(tap, seen[index])
+    features = torch.cat([seen[index].mean(1) for index in (1, 3, 5)], 1)
+    assert features.shape == (3, 96)
+    assert torch.equal(model.features(latents, noise, embeds, pooled), features)
+
+
+def test_nothing_runs_after_the_last_tapped_block() -> None:
+    model = tiny_model(tiny_config(layers=(0, 2)))
+    ran = []
+    for name, module in model.transformer.named_modules():
+        module.register_forward_hook(lambda *_, name=name: ran.append(name))
+    model(*inputs())
+    blocks = {name.split(".")[1] for name in ran if name.startswith("transformer_blocks.")}
+    assert blocks == {"0", "1", "2"}
+    assert "proj_out" not in ran
+    assert "norm_out" not in ran
+
+
+def test_text_features_add_the_text_tokens_that_enter_each_tap() -> None:
+    model = tiny_model(tiny_config(text_features=True))
+    taps = model.taps(*inputs())
+    assert [tuple(tap.shape) for tap in taps] == [(3, 16, 32)] * 3 + [(3, LENGTH, 32)] * 3
+    assert model.head.mlp[0].in_features == 6 * 32
+
+
+def test_attention_pooling_starts_as_the_mean() -> None:
+    mean, attention = tiny_model(), tiny_model(tiny_config(pooling="attention"))
+    data = inputs()
+    torch.testing.assert_close(mean.features(*data), attention.features(*data))
+    with torch.no_grad():
+        attention.head.pools[0].query.weight.fill_(1.0)
+    assert not torch.allclose(mean.features(*data), attention.features(*data))
+
+
+def test_sigma_zero_reads_the_clean_latents() -> None:
+    model = tiny_model(tiny_config(sigma=0.0))
+    latents, noise, embeds, pooled = inputs()
+    scores = model(latents, noise, embeds, pooled)
+    assert torch.equal(scores, model(latents, torch.zeros_like(noise), embeds, pooled))
+    assert not torch.equal(scores, tiny_model()(latents, noise, embeds, pooled))
+
+
+def test_scores_depend_on_each_samples_own_input_and_seed_alone(folder: Path) -> None:
+    latents, _, embeds, pooled = inputs(6)
+    whole = DiTReward(str(folder), batch_size=6)(batch_of(latents, embeds, pooled))
+    parts = DiTReward(str(folder), batch_size=4)(batch_of(latents, embeds, pooled))
+    torch.testing.assert_close(whole, parts, rtol=1e-5, atol=1e-6)
+    assert whole.dtype == torch.float32
+    assert whole.std() > 1e-3
+    order = torch.tensor([3, 0, 5, 1, 4, 2])
+    shuffled = DiTReward(str(folder))(batch_of(latents[order], embeds[order], pooled[order], order + 100))
+    torch.testing.assert_close(whole[order], shuffled, rtol=1e-5, atol=1e-6)
+
+
+def test_scores_are_reproducible_and_the_noise_follows_the_seed(folder: Path) -> None:
+    reward = DiTReward(str(folder))
+    latents, _, embeds, pooled = inputs()
+    again = DiTReward(str(folder))(batch_of(latents, embeds, pooled))
+    assert torch.equal(reward(batch_of(latents, embeds, pooled)), again)
+    other = reward(batch_of(latents, embeds, pooled, torch.tensor([100, 101, 7])))
+    assert torch.equal(other[:2], again[:2])
+    assert other[2] != again[2]
+    noise = sample_noise(torch.tensor([4, 9]), (4, 8, 8))
+    assert torch.equal(noise[1], sample_noise(torch.tensor([9]), (4, 8, 8))[0])
+    # The sampler seeds generators with the bare number somewhere; the reward's stream must differ from it.
+    assert not torch.equal(noise[0], torch.randn(4, 8, 8, generator=torch.Generator().manual_seed(4)))
+
+
+def test_one_condition_serves_a_whole_group(folder: Path) -> None:
+    reward = DiTReward(str(folder))
+    latents, _, embeds, pooled = inputs()
+    one = reward(batch_of(latents, embeds[:1], pooled[:1]))
+    assert torch.equal(one, reward(batch_of(latents, embeds[:1].expand(3, -1, -1), pooled[:1].expand(3, -1))))
+
+
+def test_the_gradient_reaches_the_latents(folder: Path) -> None:
+    latents, _, embeds, pooled = inputs()
+    latents.requires_grad_()
+    DiTReward(str(folder))(batch_of(latents, embeds, pooled)).sum().backward()
+    assert torch.isfinite(latents.grad).all()
+    assert (latents.grad.flatten(1).norm(dim=1) > 1e-6).all()
+
+
+def test_a_sample_that_is_not_finite_scores_nan_and_spoils_no_other(folder: Path) -> None:
+    latents, _, embeds, pooled = inputs()
+    clean = DiTReward(str(folder))(batch_of(latents, embeds, pooled))
+    latents[1] = torch.nan
+    scores = DiTReward(str(folder))(batch_of(latents, embeds, pooled))
+    assert torch.isnan(scores).tolist() == [False, True, False]
+    torch.testing.assert_close(scores[[0, 2]], clean[[0, 2]])
+
+
+@pytest.mark.parametrize("mode", ["full", "lora", "frozen"])
+def test_training_learns_a_toy_preference(mode: str) -> None:
+    model = tiny_model()
+    model.train_only(mode, lora_rank=4)
+    latents, noise, embeds, pooled = inputs(8)
+    better = latents + 0.5
+    names = [name for name, p in model.named_parameters() if p.requires_grad]
+    backbone = [name for name in names if name.startswith("transformer.")]
+    assert all(".lora_" in name for name in backbone) if mode == "lora" else bool(backbone) == (mode == "full")
+    optimizer = torch.optim.Adam([p for p in model.parameters() if p.requires_grad], lr=3e-3)
+    losses = []
+    for _ in range(30):
+        loss = bradley_terry_loss(model(better, noise, embeds, pooled), model(latents, noise, embeds, pooled))
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    assert 0.6 < losses[0] < 0.8  # log 2 before anything is learned
+    assert losses[-1] < 0.35
+
+
+def test_gradient_checkpointing_changes_no_number() -> None:
+    gradients = []
+    for checkpointing in (False, True):
+        model = tiny_model()
+        model.train_only("full")
+        model.gradient_checkpointing = checkpointing
+        model(*inputs()).sum().backward()
+        gradients.append(model.transformer.transformer_blocks[0].attn.to_q.weight.grad)
+    torch.testing.assert_close(gradients[0], gradients[1])
+
+
+def test_a_saved_folder_gives_the_same_scores(tmp_path: Path) -> None:
+    model = tiny_model(tiny_config(text_features=True, pooling="attention"))
+    layout.save(model, tmp_path, dtype=torch.float32, shard_size="100KB")
+    assert (tmp_path / "transformer" / "diffusion_pytorch_model.safetensors.index.json").is_file()
+    assert "latent" in (tmp_path / "README.md").read_text()
+    loaded = layout.load(tmp_path, dtype=torch.float32)
+    assert loaded.config == model.config
+    assert torch.equal(loaded(*inputs()), model(*inputs()))
+    assert not any(p.requires_grad for p in loaded.parameters())
+    half = layout.load(tmp_path, dtype=torch.bfloat16)
+    assert half.transformer.proj_out.weight.dtype == torch.bfloat16
+    assert half(*inputs()).dtype == torch.float32
+
+
+def test_diffusers_reads_the_transformer_of_the_folder(folder: Path) -> None:
+    net = SD3Transformer2DModel.from_pretrained(folder / "transformer")
+    assert torch.equal(net.proj_out.weight, tiny_model().transformer.proj_out.weight)
+
+
+def test_a_lora_is_merged_when_saved(tmp_path: Path) -> None:
+    model = tiny_model()
+    model.train_only("lora", lora_rank=4)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if ".lora_B." in name:
+                parameter.normal_(generator=torch.Generator().manual_seed(3))
+    layout.save(model, tmp_path, dtype=torch.float32)
+    loaded = layout.load(tmp_path, dtype=torch.float32)
+    torch.testing.assert_close(loaded(*inputs()), model(*inputs()).detach(), rtol=1e-4, atol=1e-5)
+    assert not torch.allclose(loaded(*inputs()), tiny_model()(*inputs()).detach(), atol=1e-3)
+
+
+def _copy(folder: Path, to: Path) -> Path:
+    layout.save(layout.load(folder, dtype=torch.float32), to, dtype=torch.float32)
+    return to
+
+
+def test_folders_that_are_no_dit_reward_are_named(folder: Path, tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match=r"no/such: no such folder; give a dit_reward checkpoint folder"):
+        DiTReward("no/such")
+    (tmp_path / "model_index.json").write_text("{}")
+    with pytest.raises(CheckpointError, match=r"\(a diffusers pipeline\) is not a DiT-Reward folder"):
+        DiTReward(str(tmp_path))
+    (tmp_path / "config.json").write_text('{"format": "other"}')
+    with pytest.raises(CheckpointError, match=r"does not say format 'dit_reward'"):
+        DiTReward(str(tmp_path))
+
+
+def test_damaged_folders_name_the_file(folder: Path, tmp_path: Path) -> None:
+    copy = _copy(folder, tmp_path / "a")
+    weights = copy / "transformer" / "diffusion_pytorch_model.safetensors"
+    whole = weights.read_bytes()
+    weights.write_bytes(whole[:-100])
+    with pytest.raises(CheckpointError, match=r"diffusion_pytorch_model.safetensors: torn"):
+        DiTReward(str(copy))
+    weights.unlink()
+    with pytest.raises(CheckpointError, match=r"diffusion_pytorch_model.safetensors: this file is missing"):
+        DiTReward(str(copy))
+    weights.write_bytes(whole)
+    head = copy / "reward_head.safetensors"
+    head.write_bytes(weights.read_bytes())
+    with pytest.raises(CheckpointError, match=r"reward_head.safetensors: its tensors are not those of the model"):
+        DiTReward(str(copy))
+    settings = json.loads((copy / "config.json").read_text())
+    (copy / "config.json").write_text(json.dumps(settings | {"layers": [1, 9]}))
+    head.write_bytes((folder / "reward_head.safetensors").read_bytes())
+    with pytest.raises(CheckpointError, match=r"layers \(1, 9\) do not exist in a transformer of 6 blocks"):
+        DiTReward(str(copy))
+    (copy / "config.json").write_text(json.dumps({**settings, "sigmas": 1}))
+    with pytest.raises(CheckpointError, match=r"unknown keys \['sigmas'\]"):
+        DiTReward(str(copy))
+
+
+def test_input_that_does_not_fit_is_refused(folder: Path) -> None:
+    reward = DiTReward(str(folder))
+    latents, _, embeds, pooled = inputs()
+    with pytest.raises(ValueError, match=r"latents of 4 channels in the space 'tiny', got latents \[3, 16, 8, 8\]"):
+        reward(batch_of(torch.zeros(3, 16, 8, 8), embeds, pooled))
+    with pytest.raises(ValueError, match=r"trained with 5 text tokens, got 7"):
+        reward(batch_of(latents, torch.zeros(3, 7, 48), pooled))
+    with pytest.raises(ValueError, match=r"must hold latents and their text condition"):
+        reward(RewardInput(prompts=("p",), seeds=torch.tensor([1]), pixels=torch.zeros(1, 3, 8, 8)))
+    with pytest.raises(ValueError, match=r"batch_size must be at least 1, got 0"):
+        DiTReward(str(folder), batch_size=0)
+    with pytest.raises(ValueError, match=r"dtype must be one of .*, got 'int8'"):
+        DiTReward(str(folder), dtype="int8")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"layers": (3, 1)}, r"layers must be ascending"),
+        ({"sigma": 1.0}, r"sigma must lie in \[0, 1\), got 1.0"),
+        ({"activation": "relu"}, r"activation must be one of \['gelu', 'silu'\]"),
+        ({"pooling": "max"}, r"pooling must be mean or attention"),
+        ({"text_length": 0}, r"text_length must be at least 1"),
+    ],
+)
+def test_a_config_that_cannot_be_is_refused(change: dict[str, object], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        DiTRewardConfig(**{"text_length": 3, **change})
+
+
+def test_the_published_sizes() -> None:
+    with torch.device("meta"):
+        net = SD3Transformer2DModel(
+            sample_size=128,
+            num_layers=38,
+            num_attention_heads=38,
+            attention_head_dim=64,
+            joint_attention_dim=4096,
+            caption_projection_dim=2432,
+            pooled_projection_dim=2048,
+            pos_embed_max_size=192,
+            qk_norm="rms_norm",
+        )
+        model = DiTRewardModel(net, DiTRewardConfig(text_length=333, feature_norm=False))
+    assert sum(p.numel() for p in net.parameters()) == 8_056_627_520
+    shapes = [tuple(layer.weight.shape) for layer in model.head.mlp if isinstance(layer, torch.nn.Linear)]
+    assert shapes == [(1536, 9728), (512, 1536), (1, 512)]
+    assert round(sum(p.numel() for p in model.head.parameters()) / 1e6, 1) == 15.7
+
+
+def test_the_pocket_name_says_how_to_build_it(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match=r"embedded nothing checkpoint is missing; run `flowrl pocket build`"):
+        resolve("pocket", "nothing")

@@ -1,0 +1,194 @@
+"""Run directories: made once, never lost by accident, with a record of their origin."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from flowrl.config import ConfigError, RunConfig, load
+from flowrl.run_dir import environment, prepare, read_environments, space_needed, write_atomically
+from tests.unit.run_fixture import FakeRun, config_of, write_run
+
+_RUN = FakeRun(steps=4, every=2, prompts=("a large red circle on sand",))
+
+
+def config_in(parent: Path, *, name: str = "ditreward", overwrite: bool = False) -> RunConfig:
+    config = config_of(replace(_RUN, name=name), parent)
+    config.run.overwrite = overwrite
+    return config
+
+
+def test_a_new_run_gets_its_files(tmp_path: Path) -> None:
+    config = config_in(tmp_path / "runs")
+    folder = prepare(config)
+    assert folder.path == tmp_path / "runs" / "ditreward"
+    assert load(folder.config) == config
+    assert folder.samples.is_dir()
+    (start,) = read_environments(folder.path / "env.json")
+    assert start.pid == os.getpid()
+    assert start.python == sys.version.split()[0]
+    assert start.cpus >= 1
+    assert start.memory_gib > 0.1
+    assert start.started.endswith("+00:00")
+    assert start.packages["torch"].split("+")[0].count(".") == 2
+    assert json.loads((folder.path / "env.json").read_text())["git_commit"] == start.git_commit
+    assert (tmp_path / "runs" / "latest").readlink() == Path("ditreward")
+
+
+def test_latest_moves_on_and_spares_a_real_folder(tmp_path: Path) -> None:
+    prepare(config_in(tmp_path, name="one"))
+    prepare(config_in(tmp_path, name="two"))
+    assert (tmp_path / "latest").resolve() == tmp_path / "two"
+    (tmp_path / "latest").unlink()
+    (tmp_path / "latest").mkdir()
+    prepare(config_in(tmp_path, name="three"))
+    assert not (tmp_path / "latest").is_symlink()
+    with pytest.raises(ConfigError, match=r"run\.dir must not be called latest"):
+        prepare(config_in(tmp_path, name="latest"))
+
+
+def test_a_run_is_not_overwritten_unasked(tmp_path: Path) -> None:
+    path = write_run(tmp_path, _RUN)
+    before = (path / "metrics.jsonl").read_text()
+    with pytest.raises(ConfigError) as caught:
+        prepare(config_in(tmp_path))
+    message = str(caught.value)
+    for part in (str(path), f"flowrl train --resume {path}", "run.overwrite=true", "run.name=ditreward-2"):
+        assert part in message
+    assert (path / "metrics.jsonl").read_text() == before
+
+
+def test_overwrite_starts_anew_and_spares_foreign_files(tmp_path: Path) -> None:
+    path = write_run(tmp_path, _RUN)
+    (path / "notes.txt").write_text("mine")
+    (path / "checkpoints").mkdir()
+    (path / "checkpoints" / "step_000002").write_text("state")
+    folder = prepare(config_in(tmp_path, overwrite=True))
+    assert not folder.metrics.exists()
+    assert not folder.checkpoints.exists()
+    assert list(folder.samples.iterdir()) == []
+    assert (path / "notes.txt").read_text() == "mine"
+
+
+def test_overwrite_does_not_touch_a_folder_that_is_no_run(tmp_path: Path) -> None:
+    (tmp_path / "ditreward").mkdir()
+    (tmp_path / "ditreward" / "thesis.tex").write_text("years of work")
+    with pytest.raises(ConfigError, match=r"must be new or hold a run, but it holds other files \(thesis\.tex\)"):
+        prepare(config_in(tmp_path, overwrite=True))
+    assert (tmp_path / "ditreward" / "thesis.tex").exists()
+
+
+def test_a_start_that_got_nowhere_can_be_repeated(tmp_path: Path) -> None:
+    del_me = prepare(config_in(tmp_path))
+    del_me.metrics.touch()
+    del del_me
+    again = prepare(config_in(tmp_path))
+    assert len(read_environments(again.path / "env.json")) == 1
+
+
+def test_resume_keeps_everything_and_adds_to_the_record(tmp_path: Path) -> None:
+    path = write_run(tmp_path, _RUN)
+    before = {name: (path / name).read_bytes() for name in ("metrics.jsonl", "config.yaml")}
+    folder = prepare(config_in(tmp_path), resume=True)
+    assert {name: (path / name).read_bytes() for name in before} == before
+    first, second = read_environments(folder.path / "env.json")
+    assert first.pid == 4242
+    assert second.pid == os.getpid()
+    assert json.loads((path / "env.json").read_text())["python"] == "3.11.9"  # the first start stays on top
+
+
+def test_resume_needs_a_run(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"must hold a run to resume, but there is no .*config\.yaml"):
+        prepare(config_in(tmp_path), resume=True)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_too_little_disk_space_is_found_before_anything_is_lost(tmp_path: Path) -> None:
+    path = write_run(tmp_path, _RUN)
+    with pytest.raises(ConfigError) as caught:
+        prepare(config_in(tmp_path, overwrite=True), needed_bytes=10**19)
+    message = str(caught.value)
+    assert "needs 9,536,743,164,062 MiB of free disk space" in message
+    assert "its disk has" in message
+    assert "checkpoint.keep" in message
+    assert (path / "metrics.jsonl").exists()
+
+
+def test_space_needed_grows_with_what_is_written(tmp_path: Path) -> None:
+    config = config_in(tmp_path)
+    small, large = (space_needed(config, adapter_parameters=count) for count in (0, 47_000_000))
+    # keep = 2, and one more while it is written: 3 checkpoints of 4 float32 tensors each, then the adapter itself.
+    assert large - small == 47_000_000 * 4 * (3 * 4 + 1)
+
+
+def test_a_place_that_cannot_be_written_is_named(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ConfigError, match=r"file/ditreward must be writable"):
+        prepare(config_in(tmp_path / "file"))
+    (tmp_path / "ditreward").write_text("")
+    with pytest.raises(ConfigError, match="must be a directory, but a file of that name exists"):
+        prepare(config_in(tmp_path))
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
+def test_a_place_without_rights_is_named(tmp_path: Path) -> None:
+    (tmp_path / "locked").mkdir(mode=0o500)
+    with pytest.raises(ConfigError, match="must be writable: Permission denied"):
+        prepare(config_in(tmp_path / "locked"))
+
+
+def test_two_processes_do_not_share_a_run(tmp_path: Path) -> None:
+    program = (
+        "import sys; from flowrl.config import load; from flowrl.run_dir import prepare\n"
+        "folder = prepare(load(sys.argv[1])); print('ready', flush=True); sys.stdin.read()"
+    )
+    source = tmp_path / "source.yaml"
+    source.write_text(f"run: {{name: ditreward, dir: {tmp_path / 'ditreward'}}}\nrewards: {{train: [{{name: oracle}}]}}")
+    command = [sys.executable, "-c", program, str(source)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as other:
+        assert other.stdout is not None
+        assert other.stdout.readline() == "ready\n"
+        with pytest.raises(ConfigError, match=f"process {other.pid} is writing to it"):
+            prepare(config_in(tmp_path))
+        with pytest.raises(ConfigError, match=f"process {other.pid} is writing to it"):
+            prepare(config_in(tmp_path), resume=True)
+        other.kill()
+    prepare(config_in(tmp_path))  # a killed process holds nothing
+
+
+def test_write_atomically_replaces_whole_files(tmp_path: Path) -> None:
+    path = tmp_path / "page.html"
+    write_atomically(path, b"one")
+    write_atomically(path, b"two")
+    assert path.read_bytes() == b"two"
+    assert [child.name for child in tmp_path.iterdir()] == ["page.html"]
+    umask = os.umask(0)
+    os.umask(umask)
+    assert path.stat().st_mode & 0o777 == 0o666 & ~umask
+
+
+def test_write_atomically_leaves_nothing_behind_when_it_fails(tmp_path: Path) -> None:
+    (tmp_path / "page.html").mkdir()
+    with pytest.raises(OSError, match="page"):
+        write_atomically(tmp_path / "page.html", b"text")
+    assert [child.name for child in tmp_path.iterdir()] == ["page.html"]
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", '{"python": "3.11"}', '{"resumes": 3}'])
+def test_a_broken_record_of_the_environment_reads_as_none(tmp_path: Path, text: str) -> None:
+    (tmp_path / "env.json").write_text(text)
+    assert read_environments(tmp_path / "env.json") == []
+    assert read_environments(tmp_path / "missing.json") == []
+
+
+def test_the_command_is_the_one_that_was_typed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "argv", ["/home/x/.venv/bin/flowrl", "train", "configs/my run.yaml", "run.seed=3"])
+    assert environment().command == "flowrl train 'configs/my run.yaml' run.seed=3"
+    monkeypatch.setattr(sys, "argv", ["/home/x/flowrl/__main__.py", "train"])
+    assert environment().command == "python -m flowrl train"
