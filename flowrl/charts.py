@@ -45,10 +45,12 @@ def ticks(low: float, high: float, count: int = 4) -> list[float]:
     """Round numbers, about `count` steps of 1, 2 or 5 times a power of ten, that enclose [low, high]."""
     if not high > low:
         raise ValueError(f"ticks need low < high, got {low} and {high}")
-    raw = (high - low) / count
-    power = 10.0 ** math.floor(math.log10(raw))
-    step = next(power * factor for factor in (1, 2, 5, 10) if power * factor >= raw * (1 - 1e-9))
-    first, last = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)
+    power = 10.0 ** math.floor(math.log10((high - low) / count))
+    ranges = []
+    for factor in (1, 2, 5, 10):
+        step = power * factor
+        ranges.append((math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9), step))
+    first, last, step = min(ranges, key=lambda one: abs(one[1] - one[0] - count))
     return [round(index * step, 12 - math.floor(math.log10(step))) for index in range(first, last + 1)]
 
 

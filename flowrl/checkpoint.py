@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -13,11 +14,15 @@ _MANIFEST = "MANIFEST.json"
 
 
 def save(root: Path, step: int, write: Callable[[Path], None], *, keep: int) -> Path:
-    """Have `write` fill a folder, and make it checkpoint `step`; the newest `keep` checkpoints stay."""
+    """Have `write` fill a folder, and make it checkpoint `step`; the newest `keep` checkpoints up to it stay.
+
+    Later ones go: they are what a run that went back to an earlier checkpoint could not use.
+    """
     root.mkdir(parents=True, exist_ok=True)
     final = root / f"step_{step:06d}"
     aside = root / f".step_{step:06d}.{os.getpid()}"
-    shutil.rmtree(aside, ignore_errors=True)
+    for unfinished in root.glob(".step_*"):  # of a process that was killed
+        shutil.rmtree(unfinished)
     aside.mkdir()
     try:
         write(aside)
@@ -33,8 +38,9 @@ def save(root: Path, step: int, write: Callable[[Path], None], *, keep: int) -> 
     except BaseException:
         shutil.rmtree(aside, ignore_errors=True)
         raise
-    for old in _folders(root)[keep:]:
-        shutil.rmtree(old)
+    kept = [folder for folder in _folders(root) if step_of(folder) <= step][:keep]
+    for other in set(_folders(root)) - set(kept):
+        shutil.rmtree(other)
     return final
 
 
@@ -47,7 +53,9 @@ def problem(folder: Path) -> str | None:
                 return f"{folder / name} is not as it was written (truncated or changed)"
     except FileNotFoundError as error:
         return f"{error.filename} is missing"
-    except (json.JSONDecodeError, KeyError, TypeError):
+    except OSError as error:
+        return f"{error.filename} cannot be read: {error.strerror}"
+    except (ValueError, KeyError, TypeError, AttributeError):
         return f"{folder / _MANIFEST} is not a manifest"
     return None
 
@@ -69,7 +77,8 @@ def step_of(folder: Path) -> int:
 
 
 def _folders(root: Path) -> list[Path]:
-    return sorted((path for path in root.glob("step_*") if path.is_dir()), reverse=True)
+    found = (path for path in root.glob("step_*") if path.is_dir() and re.fullmatch(r"step_\d+", path.name))
+    return sorted(found, key=step_of, reverse=True)
 
 
 def _sha256(path: Path) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import difflib
+import errno
 import os
 import sys
 from collections.abc import Callable, Sequence
@@ -28,6 +29,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 1
     except UserError as error:
         return _fail(str(error))
+    except OSError as error:
+        if error.errno != errno.ENOSPC:
+            raise
+        where = error.filename or "the disk"
+        return _fail(f"no space left on {where}; make room, then continue with flowrl train --resume RUN_DIR")
 
 
 def _fail(message: str) -> int:

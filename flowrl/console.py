@@ -192,8 +192,8 @@ class Console:
         return f"\x1b[{_STYLES[style]}m{text}\x1b[0m" if self._colours and style != "neutral" else text
 
     def _write(self, text: str) -> None:
-        encoding = (self._stream.encoding or "ascii").lower()
-        if not encoding.startswith("utf"):
+        encoding = self._stream.encoding  # None where the stream keeps characters
+        if encoding and not encoding.lower().startswith("utf"):
             text = "".join(_PLAIN.get(character, character) for character in text)
             text = text.encode(encoding, errors="replace").decode(encoding)
         self._stream.write(text)

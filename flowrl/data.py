@@ -22,7 +22,8 @@ def read_prompts(path: Path, key: str) -> list[Prompt]:
         raise ConfigError(f"{key}: {path} is not UTF-8 text (line {line}); save it as UTF-8") from None
     except OSError as error:
         raise ConfigError(f"{key}: {path} cannot be read: {error.strerror}") from None
-    prompts = [Prompt(id=i, text=line.strip()) for i, line in enumerate(text.splitlines()) if line.strip()]
+    lines = text.removeprefix("\ufeff").split("\n")  # a byte order mark is not part of the first prompt
+    prompts = [Prompt(id=i, text=line.strip()) for i, line in enumerate(lines) if line.strip()]
     if not prompts:
         raise ConfigError(f"{key}: {path} holds no prompt; it needs one per line")
     return prompts

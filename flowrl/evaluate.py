@@ -61,8 +61,8 @@ class Evaluator:
     def evaluate(self, actors: Actors) -> Evaluation:
         """Sample and score all held-out prompts; the first `grid_prompts` bring their images."""
         section = self._section
-        kinds: tuple[StepKind, ...] = ("ode",) * section.num_steps
-        plan = SamplingPlan(kinds=kinds, noise_level=0.0, start=0, stop=0)
+        kind: StepKind = "ode"
+        plan = SamplingPlan(kinds=(kind,) * section.num_steps, noise_level=0.0, start=0, stop=0)
         requests = [
             RolloutRequest(
                 prompt=prompt,

@@ -151,8 +151,8 @@ class Rollout(Protocol):
         """One group."""
         ...
 
-    def load_weights(self, weights: PolicyWeights) -> None:
-        """Sample with these weights from now on."""
+    def load_weights(self, weights: PolicyWeights) -> int:
+        """Sample with these weights from now on; returns how many bytes they are."""
         ...
 
 

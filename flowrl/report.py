@@ -26,6 +26,7 @@ from flowrl.run_record import RunRecord, part_of, read_run
 from flowrl.verdict import changes, verdict, violations
 from flowrl.wording import duration, listed
 
+_CROWDED = 200  # steps, above which a curve of single steps turns into a smear
 _WINDOW = 9  # steps of the running mean over the training reward, which jumps with the prompts of each step
 
 
@@ -147,23 +148,23 @@ def _samples(record: RunRecord) -> Html:
     under = f" Under each image: {', then '.join(shown)}." if shown else ""
     when = listed([f"step {sheet.step}" for sheet in sheets])
     intro = f"Held-out prompts at {when}. All images in a column start from the same noise.{under}"
-    labels = ["before", "after"] if len(sheets) == 2 else [when]
+    first = "before" if sheets[0].step == 0 else f"step {sheets[0].step}"
+    labels = [first, "after"][: len(sheets)]
     return section("Samples", sample_cards(list(zip(labels, sheets, strict=True)), shown), intro=intro)
 
 
 def _training_charts(record: RunRecord) -> list[Chart]:
     def line(key: str) -> list[Series]:
-        return [Series(name=key.split("/", 1)[1], points=record.series(key))]
+        name, points = key.split("/", 1)[1], record.series(key)
+        return _smoothed(name, points) if len(points) > _CROWDED else [Series(name=name, points=points)]
 
     drift = _drift_by_sampler_step(record)
-    total = record.series("reward/total/mean")
-    smooth = Series(name=f"mean of {_WINDOW} steps", points=running_mean(total, _WINDOW))
     found = [
-        Chart(title="Reward", note=f"Faint: each step. Strong: mean of the last {_WINDOW}.",
-              series=[Series(name="step", points=total, style="faint"), smooth]),
+        Chart(title="Reward", note="Faint: each step. Strong: mean of the steps before.",
+              series=_smoothed("reward", record.series("reward/total/mean"))),
         Chart(title="KL to the start", note="How far the policy has moved.", series=line("policy/kl"), from_zero=True),
         Chart(title="Replay ratio deviation", note="Before the first optimizer step; 0 on the CPU, tiny on a GPU.",
-              series=line("policy/ratio_absdev_max"), from_zero=True),
+              series=[Series(name="deviation", points=record.series("policy/ratio_absdev_max"))], from_zero=True),
         Chart(title="Deviation by sampler step", note="The largest of the run at each trained sampler step.",
               series=[drift] if any(value for _, value in drift.points) else [], x_name="sampler step", from_zero=True),
         Chart(title="Clip fraction", note="Share of ratios outside the clip range.",
@@ -178,6 +179,13 @@ def _training_charts(record: RunRecord) -> list[Chart]:
               series=[Series(name="peak so far", points=record.series("memory/peak_gib"))], from_zero=True),
     ]  # fmt: skip
     return found
+
+
+def _smoothed(name: str, points: list[tuple[int, float]]) -> list[Series]:
+    """A jumping curve, faint, with its running mean over it."""
+    window = max(_WINDOW, len(points) // _CROWDED * _WINDOW)
+    mean = Series(name=f"{name}, mean of {window} steps", points=running_mean(points, window))
+    return [Series(name=name, points=points, style="faint"), mean]
 
 
 def _drift_by_sampler_step(record: RunRecord) -> Series:

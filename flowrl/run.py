@@ -147,6 +147,7 @@ def start_actors(config: RunConfig, model: ModelSpec, runtime: Runtime) -> Actor
             size=placement.num_rollouts,
             gang=False,
         )
+    runtime.ready()
     return Actors(
         runtime=runtime,
         encoder=EncoderGroup(runtime, encoder),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 
 PLUS_MINUS = "\u00b1"
 TIMES = "\u00d7"
@@ -24,11 +25,11 @@ def fixed(value: float, decimals: int, *, signed: bool = False) -> str:
 
 
 def significant(value: float, digits: int = 3) -> str:
-    """A number to that many significant digits: 0, 0.0123, 12.3, 1,230, 2.1e-05."""
+    """A number to that many significant digits: 0, 0.0123, 12.3, 1,230, 2.1e-5."""
     if value == 0:
         return "0"
     if abs(value) < 1e-4 or abs(value) >= 1e7:
-        return f"{value:.{digits - 1}g}".replace("-", MINUS)
+        return re.sub(r"e([+-])0*", r"e\1", f"{value:.{digits}g}").replace("e+", "e").replace("-", MINUS)
     decimals = max(0, digits - 1 - math.floor(math.log10(abs(value))))
     return f"{value:,.{decimals}f}".replace("-", MINUS)
 

@@ -49,7 +49,11 @@ class Runtime(Protocol):
     """Where actors live."""
 
     def start(self, name: str, role: Callable[..., Any], kwargs: dict[str, Any], *, size: int, gang: bool) -> Group:
-        """Make `size` actors of a role; a gang shares one torch.distributed world."""
+        """Begin to make `size` actors of a role; a gang shares one torch.distributed world."""
+        ...
+
+    def ready(self) -> None:
+        """Wait until every actor is made; raises the error of the first that could not be."""
         ...
 
     def get(self, refs: Sequence[Ref]) -> list[Any]:
@@ -93,6 +97,9 @@ class LocalRuntime:
     def start(self, name: str, role: Callable[..., Any], kwargs: dict[str, Any], *, size: int, gang: bool) -> Group:
         """Make the one instance; `size` does not matter to results."""
         return LocalGroup(name, role(**kwargs))
+
+    def ready(self) -> None:
+        """Nothing to wait for."""
 
     def get(self, refs: Sequence[Ref]) -> list[Any]:
         """The values."""
@@ -162,6 +169,7 @@ class RayRuntime:
         self._timeout_s = timeout_s
         self._gpus = gpus_per_actor
         self._groups: list[RayGroup] = []
+        self._built: list[Ref] = []
         self._folder: str | None = None
         # Read by the libraries of the actors when they are imported, before any code of ours runs there.
         os.environ["OMP_NUM_THREADS"] = str(threads)
@@ -191,7 +199,7 @@ class RayRuntime:
         )
 
     def start(self, name: str, role: Callable[..., Any], kwargs: dict[str, Any], *, size: int, gang: bool) -> Group:
-        """Start the processes and build the role in each; raises ActorError with the actor's own error."""
+        """Start the processes and have each build the role; groups started one after another come up together."""
         import ray
 
         # No CPU is reserved: an idle role would keep others from starting on a small machine.
@@ -211,9 +219,15 @@ class RayRuntime:
                 }
                 for rank in range(size)
             ]
-        built = [h.build.remote(role, kwargs, e) for h, e in zip(group.hosts, environments, strict=True)]
-        self.get(built)
+        self._built += [h.build.remote(role, kwargs, e) for h, e in zip(group.hosts, environments, strict=True)]
         return group
+
+    def ready(self) -> None:
+        """Wait until every role is built; raises the error of the first that could not be, or ActorError."""
+        while self._built:
+            built = self.wait(self._built)
+            self._built.remove(built)
+            self.get([built])
 
     def get(self, refs: Sequence[Ref]) -> list[Any]:
         """The values, once they exist; raises ActorError when a call failed or took longer than the timeout."""

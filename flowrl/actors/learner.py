@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import math
 from collections.abc import Iterator
 from contextlib import nullcontext
@@ -10,7 +11,8 @@ from pathlib import Path
 import torch
 from accelerate import Accelerator
 from accelerate.utils import DistributedDataParallelKwargs
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
+from safetensors.torch import save as serialize
 
 from flowrl.actors.device import ModelSpec
 from flowrl.actors.weights import pack
@@ -148,12 +150,13 @@ class Learner:
     def save(self, folder: str) -> None:
         """Write all that a resumed run needs of a learner; the ranks are equal, one of them is enough."""
         path = Path(folder)
-        save_file({name: p.detach().cpu().contiguous() for name, p in self._named}, path / "adapter.safetensors")
-        save_file({name: value.cpu() for name, value in self._ema.items()}, path / "ema.safetensors")
-        torch.save(
-            {"optimizer": self._optimizer.state_dict(), "step": self._step, "version": self._version},
-            path / "optimizer.pt",
-        )
+        adapter = {name: p.detach().cpu().contiguous() for name, p in self._named}
+        optimizer = io.BytesIO()
+        torch.save({"optimizer": self._optimizer.state_dict(), "step": self._step, "version": self._version}, optimizer)
+        # Written by Python, because the libraries' own writers do not say when it was the disk that was full.
+        (path / "adapter.safetensors").write_bytes(serialize(adapter))
+        (path / "ema.safetensors").write_bytes(serialize({name: value.cpu() for name, value in self._ema.items()}))
+        (path / "optimizer.pt").write_bytes(optimizer.getvalue())
 
     def load(self, folder: str) -> None:
         """Continue from what `save` wrote."""

@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 
 from flowrl.actors.group import Group, Ref, Runtime
-from flowrl.types import Metric, PolicyWeights, RolloutRequest, Scores, UpdateResult
+from flowrl.types import Metric, RolloutRequest, Scores, UpdateResult
 
 _MAX_CONDITIONS = 4096
 _QUEUED_PER_ROLLOUT = 2  # one at work, one waiting, so that no rollout idles while the driver looks elsewhere
@@ -49,11 +49,9 @@ class RolloutGroup:
         """Have actor `index` sample one group; returns a reference to its Trajectory."""
         return self._group.submit(index, "generate", request, condition, negative)
 
-    def load_weights(self, weights: Ref) -> None:
-        """Have all sample with these weights from now on."""
-        refs = [self._group.submit(i, "load_weights", weights) for i in range(self.size)]
-        versions = set(self._runtime.get(refs))
-        assert len(versions) == 1, versions
+    def load_weights(self, weights: Ref) -> int:
+        """Have all sample with these weights from now on; returns the bytes that this moved."""
+        return sum(self._runtime.get([self._group.submit(i, "load_weights", weights) for i in range(self.size)]))
 
 
 class ScorerGroup:
@@ -196,9 +194,5 @@ class Actors:
         )
 
     def sync(self, *, ema: bool = False) -> int:
-        """Give the rollouts the learners' weights, or their moving average; returns the bytes that one copy has."""
-        ref = self.learners.weights(ema=ema)
-        self.rollouts.load_weights(ref)
-        [weights] = self.runtime.get([ref])
-        assert isinstance(weights, PolicyWeights)
-        return int(weights.payload.nbytes)
+        """Give the rollouts the learners' weights, or their moving average; returns the bytes that this moved."""
+        return self.rollouts.load_weights(self.learners.weights(ema=ema))

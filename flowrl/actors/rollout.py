@@ -39,7 +39,7 @@ class Rollout:
         return replace(trajectory, seconds=time.perf_counter() - began)
 
     def load_weights(self, weights: PolicyWeights) -> int:
-        """Sample with these weights from now on; returns their version. Raises WeightsError when they do not fit."""
+        """Sample with these weights from now on; returns their bytes. Raises WeightsError when they do not fit."""
         unpack(weights, self._policy.trainable())
         self._version = weights.version
-        return self._version
+        return int(weights.payload.nbytes)

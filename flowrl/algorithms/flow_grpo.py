@@ -47,7 +47,7 @@ class FlowGRPO:
         if config.window_schedule == "fixed":
             return config.window_low
         if config.window_schedule == "progressive":
-            return min(config.window_low + step // config.window_every, last)
+            return min(config.window_low + (step - 1) // config.window_every, last)
         chosen = torch.randint(
             config.window_low, last + 1, (1,), generator=seeds.generator(self.seed, step, seeds.WINDOW)
         )

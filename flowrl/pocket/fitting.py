@@ -45,6 +45,68 @@ def lr_factor(step: int, plan: FitPlan) -> float:
     return 0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * progress))
 
 
+class _State:
+    """Everything that training changes, with a checkpoint that an interrupted stage continues from."""
+
+    def __init__(
+        self, module: torch.nn.Module, plan: FitPlan, lr_scale: Callable[[str], float], checkpoint: Path
+    ) -> None:
+        self.named = [(key, p) for key, p in module.named_parameters() if p.requires_grad]
+        groups = [
+            {"params": [p], "lr": plan.lr * lr_scale(key), "base": plan.lr * lr_scale(key)} for key, p in self.named
+        ]
+        self.optimizer = torch.optim.AdamW(groups, betas=(0.9, 0.99), weight_decay=plan.weight_decay)
+        self.ema = {key: p.detach().clone() for key, p in self.named}
+        self.step, self.seconds = 0, 0.0
+        self.losses: list[float] = []
+        self._plan = plan
+        self._checkpoint = checkpoint
+        if checkpoint.exists():
+            state = torch.load(checkpoint, weights_only=True)
+            for key, p in self.named:
+                p.data.copy_(state["weights"][key])
+            self.ema, self.step, self.seconds = state["ema"], state["step"], state["seconds"]
+            self.losses = state["losses"]
+            self.optimizer.load_state_dict(state["optimizer"])
+        self._began = self._saved = time.monotonic()
+
+    def elapsed(self) -> float:
+        """Seconds of training, those before an interruption included."""
+        return self.seconds + time.monotonic() - self._began
+
+    def take(self, loss: torch.Tensor) -> None:
+        """One optimizer step and one step of the average."""
+        for group in self.optimizer.param_groups:
+            group["lr"] = group["base"] * lr_factor(self.step, self._plan)
+        self.optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        parameters = [p for _, p in self.named]
+        torch.nn.utils.clip_grad_norm_(parameters, self._plan.clip_norm)
+        self.optimizer.step()
+        decay = min(self._plan.ema_decay, (1 + self.step) / (10 + self.step))
+        with torch.no_grad():
+            torch._foreach_lerp_([self.ema[key] for key, _ in self.named], parameters, 1 - decay)
+        self.losses.append(loss.item())
+        self.step += 1
+
+    def save(self, *, at_once: bool = False) -> None:
+        """Write the checkpoint if the last one is old."""
+        if not at_once and time.monotonic() - self._saved < _CHECKPOINT_EVERY_S:
+            return
+        state = {
+            "weights": {key: p.detach() for key, p in self.named},
+            "ema": self.ema,
+            "optimizer": self.optimizer.state_dict(),
+            "step": self.step,
+            "seconds": self.elapsed(),
+            "losses": self.losses,
+        }
+        self._checkpoint.parent.mkdir(parents=True, exist_ok=True)
+        torch.save(state, self._checkpoint.with_suffix(".tmp"))
+        os.replace(self._checkpoint.with_suffix(".tmp"), self._checkpoint)
+        self._saved = time.monotonic()
+
+
 def fit(
     name: str,
     module: torch.nn.Module,
@@ -59,60 +121,25 @@ def fit(
     `loss_at` must derive all randomness from its argument: a run that was interrupted continues from `checkpoint`
     with the numbers of an uninterrupted one. `lr_scale` maps a parameter's name to its share of the learning rate.
     """
-    named = [(key, p) for key, p in module.named_parameters() if p.requires_grad]
-    groups = [{"params": [p], "lr": plan.lr * lr_scale(key), "base": plan.lr * lr_scale(key)} for key, p in named]
-    optimizer = torch.optim.AdamW(groups, betas=(0.9, 0.99), weight_decay=plan.weight_decay)
-    ema = {key: p.detach().clone() for key, p in named}
-    start, seconds, losses = 0, 0.0, []
-    if checkpoint.exists():
-        state = torch.load(checkpoint, weights_only=True)
-        for key, p in named:
-            p.data.copy_(state["weights"][key])
-        ema, start, seconds, losses = state["ema"], state["step"], state["seconds"], state["losses"]
-        optimizer.load_state_dict(state["optimizer"])
-    began = saved = time.monotonic()
-
-    def save(step: int) -> None:
-        state = {
-            "weights": {key: p.detach() for key, p in named},
-            "ema": ema,
-            "optimizer": optimizer.state_dict(),
-            "step": step,
-            "seconds": seconds + time.monotonic() - began,
-            "losses": losses,
-        }
-        checkpoint.parent.mkdir(parents=True, exist_ok=True)
-        torch.save(state, checkpoint.with_suffix(".tmp"))
-        os.replace(checkpoint.with_suffix(".tmp"), checkpoint)
-
-    bar = tqdm(range(start, plan.steps), initial=start, total=plan.steps, desc=name, mininterval=5, smoothing=0.05)
+    state = _State(module, plan, lr_scale, checkpoint)
+    steps = range(state.step, plan.steps)
+    bar = tqdm(steps, initial=state.step, total=plan.steps, desc=name, mininterval=5, smoothing=0.05)
     for step in bar:
-        for group in optimizer.param_groups:
-            group["lr"] = group["base"] * lr_factor(step, plan)
         loss = loss_at(step)
         if not torch.isfinite(loss):
             raise FloatingPointError(f"pocket build: the loss of stage {name!r} is {loss.item()} at step {step}")
-        optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_([p for _, p in named], plan.clip_norm)
-        optimizer.step()
-        decay = min(plan.ema_decay, (1 + step) / (10 + step))
-        with torch.no_grad():
-            torch._foreach_lerp_([ema[key] for key, _ in named], [p for _, p in named], 1 - decay)
-        losses.append(loss.item())
+        state.take(loss)
         if step % 20 == 0:
-            bar.set_postfix(loss=f"{sum(losses[-50:]) / len(losses[-50:]):.4f}")
-        if time.monotonic() - saved > _CHECKPOINT_EVERY_S:
-            save(step + 1)
-            saved = time.monotonic()
-    save(plan.steps)
-    for key, p in named:
-        p.data.copy_(ema[key])
+            bar.set_postfix(loss=f"{sum(state.losses[-50:]) / len(state.losses[-50:]):.4f}")
+        state.save()
+    state.save(at_once=True)
+    for key, p in state.named:
+        p.data.copy_(state.ema[key])
     part = max(1, plan.steps // 20)
-    means = [round(sum(losses[i : i + part]) / len(losses[i : i + part]), 5) for i in range(0, len(losses), part)]
+    parts = [state.losses[i : i + part] for i in range(0, len(state.losses), part)]
     return FitRecord(
         steps=plan.steps,
-        seconds=round(seconds + time.monotonic() - began, 1),
-        parameters=sum(p.numel() for _, p in named),
-        losses=means[:20],
+        seconds=round(state.elapsed(), 1),
+        parameters=sum(p.numel() for _, p in state.named),
+        losses=[round(sum(losses) / len(losses), 5) for losses in parts][:20],
     )

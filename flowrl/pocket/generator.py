@@ -107,7 +107,8 @@ def training_set(vae: AutoencoderKL, *, num_images: int, seed: int, cache: Path)
     generator = torch.Generator().manual_seed(seed)
     single = torch.rand(num_images, generator=generator) < _SINGLE_SHARE
     index = torch.randint(0, 2**40, (num_images,), generator=generator).tolist()
-    chosen = [(singles if s else pairs)[i % len(singles if s else pairs)] for s, i in zip(single.tolist(), index, strict=True)]
+    pools = [singles if one else pairs for one in single.tolist()]
+    chosen = [pool[i % len(pool)] for pool, i in zip(pools, index, strict=True)]
     prompts = [str(scene) for scene in chosen]
     if cache.exists():
         return prompts, torch.load(cache, weights_only=True)

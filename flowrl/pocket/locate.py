@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from flowrl.core.errors import CheckpointError
+
 NAMES = ("sd35", "dit_reward", "hpsv3")
 ROOT = Path(__file__).parent / "checkpoints"
 # The file that is written last: without it the folder is not whole.
@@ -16,7 +18,7 @@ def checkpoint(name: str) -> Path:
         raise ValueError(f"pocket checkpoint must be one of {NAMES}, got {name!r}")
     folder = ROOT / name
     if not (folder / _LAST[name]).is_file():
-        raise FileNotFoundError(
+        raise CheckpointError(
             f"{folder}: the embedded pocket checkpoint {name!r} is missing or not whole; run `flowrl pocket build`"
         )
     return folder

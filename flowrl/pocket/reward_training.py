@@ -23,9 +23,9 @@ from rewards.hpsv3.preprocess import patchify
 from rewards.preference import PreferencePairs
 from rewards.training import PairBatch, PairBatcher, bradley_terry_loss, lr_scale, uncertainty_loss
 
-FULL_PLAN = FitPlan(steps=1500, lr=1.5e-3, warmup=75, ema_decay=0.995)
+FULL_PLAN = FitPlan(steps=1200, lr=1.5e-3, warmup=75, ema_decay=0.995)
 FROZEN_PLAN = FitPlan(steps=3000, lr=1e-3, warmup=150, ema_decay=0.995)
-HPSV3_PLAN = FitPlan(steps=1200, lr=1.5e-3, warmup=60, ema_decay=0.995)
+HPSV3_PLAN = FitPlan(steps=800, lr=1.5e-3, warmup=60, ema_decay=0.995)
 BACKBONE_SHARE = 0.4  # of the head's learning rate
 LAYERS = (1, 3, 5)
 _GROUPS = 16  # per step, of eight samples each

@@ -80,7 +80,7 @@ def sample_latents(
             pooled_projections=pooled,
             return_dict=False,
         )[0].chunk(2)
-        velocity = without + guidance * (guided - without)
+        velocity = (without + guidance * (guided - without)).float()
         kind: StepKind = "sde" if step < setting.noisy_steps else "ode"
         following = sde.transition(kind, x, velocity, sigmas, step, setting.noise_level)
         x = sde.draw(following, torch.randn(x.shape, generator=generator))
@@ -91,4 +91,4 @@ def sample_latents(
 def decode(vae: AutoencoderKL, latents: torch.Tensor) -> torch.Tensor:
     """Images [B, 3, 64, 64] float32 in [0, 1] of model-scaled latents [B, 16, 8, 8]."""
     unscaled = latents.float() / vae.config.scaling_factor + vae.config.shift_factor
-    return (vae.decode(unscaled).sample / 2 + 0.5).clamp(0, 1)
+    return (vae.decode(unscaled).sample.float() / 2 + 0.5).clamp(0, 1)

@@ -25,7 +25,7 @@ from rewards.hpsv3.template import IMAGE_TOKEN, INSTRUCTION, REWARD_TOKEN, SUFFI
 
 SPEC = PatchSpec(area=IMAGE_SIZE**2, patch_size=8)
 NUM_IMAGE_TOKENS = SPEC.num_tokens(IMAGE_SIZE, IMAGE_SIZE)
-CAPTION_PLAN = FitPlan(steps=1600, lr=2e-3, warmup=100, ema_decay=0.995)
+CAPTION_PLAN = FitPlan(steps=700, lr=2e-3, warmup=100, ema_decay=0.995)
 _BATCH = 96
 _SINGLE_SHARE = 0.25
 _CLEAN_SHARE = 0.5

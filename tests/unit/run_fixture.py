@@ -110,7 +110,7 @@ def environment(run: FakeRun) -> Environment:
 
 
 def _progress(run: FakeRun, step: int) -> float:
-    return 1 - math.exp(-2.5 * step / run.steps)
+    return 1 - math.exp(-2.5 * step / max(run.steps, 1))
 
 
 def training_values(run: FakeRun, step: int, noise: random.Random) -> dict[str, float]:

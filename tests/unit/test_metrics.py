@@ -11,11 +11,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from run_fixture import FakeRun, evaluation_values, training_values
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from flowrl.metrics import GLOSSARY, MetricLog, describe, entry, read_metrics, reduce
 from flowrl.types import Metric
-from tests.unit.run_fixture import FakeRun, evaluation_values, training_values
 
 
 def lines(run_dir: Path) -> list[dict[str, float]]:
@@ -98,7 +98,11 @@ def test_log_writes_the_same_numbers_to_both_places(tmp_path: Path) -> None:
     with MetricLog(tmp_path) as log:
         log.log(0, {"eval/oracle/mean": 0.58})
         log.log(1, {"policy/kl": 0.25, "reward/total/mean": -1.5})
-        assert lines(tmp_path)[1] == {"step": 1, "policy/kl": 0.25, "reward/total/mean": -1.5}  # at once, not at the end
+        assert lines(tmp_path)[1] == {
+            "step": 1,
+            "policy/kl": 0.25,
+            "reward/total/mean": -1.5,
+        }  # at once, not at the end
     assert read_metrics(tmp_path / "metrics.jsonl") == [
         {"step": 0, "eval/oracle/mean": 0.58},
         {"step": 1, "policy/kl": 0.25, "reward/total/mean": -1.5},

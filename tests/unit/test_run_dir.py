@@ -10,10 +10,10 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from run_fixture import FakeRun, config_of, write_run
 
 from flowrl.config import ConfigError, RunConfig, load
 from flowrl.run_dir import environment, prepare, read_environments, space_needed, write_atomically
-from tests.unit.run_fixture import FakeRun, config_of, write_run
 
 _RUN = FakeRun(steps=4, every=2, prompts=("a large red circle on sand",))
 
@@ -149,7 +149,9 @@ def test_two_processes_do_not_share_a_run(tmp_path: Path) -> None:
         "folder = prepare(load(sys.argv[1])); print('ready', flush=True); sys.stdin.read()"
     )
     source = tmp_path / "source.yaml"
-    source.write_text(f"run: {{name: ditreward, dir: {tmp_path / 'ditreward'}}}\nrewards: {{train: [{{name: oracle}}]}}")
+    source.write_text(
+        f"run: {{name: ditreward, dir: {tmp_path / 'ditreward'}}}\nrewards: {{train: [{{name: oracle}}]}}"
+    )
     command = [sys.executable, "-c", program, str(source)]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as other:
         assert other.stdout is not None

@@ -92,7 +92,13 @@ def test_broken_sheets_are_passed_over(tmp_path: Path) -> None:
     torn.write_text(torn.read_text()[:-10])
     (tmp_path / "step_000040.png").unlink()
     assert sheet_steps(tmp_path) == [0, 20, 40, 60]
-    assert [read_sheet(tmp_path, step) is not None for step in (0, 20, 40, 60, 80)] == [True, False, False, False, False]
+    assert [read_sheet(tmp_path, step) is not None for step in (0, 20, 40, 60, 80)] == [
+        True,
+        False,
+        False,
+        False,
+        False,
+    ]
 
 
 def test_a_sheet_that_lies_about_its_size_is_passed_over(tmp_path: Path) -> None:

@@ -1,0 +1,5 @@
+"""Fixtures of the numeric tests."""
+
+from tests.sd3_fixture import policy, sd3_folder
+
+__all__ = ["policy", "sd3_folder"]
