@@ -3,6 +3,7 @@ the weights."""
 
 from __future__ import annotations
 
+import json
 import math
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +12,7 @@ import torch
 
 from flowrl.actors.roles import Actors
 from flowrl.config import EvalSection
+from flowrl.run_dir import write_atomically
 from flowrl.samples import write_sheet
 from flowrl.types import Metric, Prompt, RolloutRequest, SamplingPlan, Scores, StepKind
 
@@ -81,6 +83,27 @@ class Evaluator:
         if len(requests) > shown:
             scores += actors.sample(requests[shown:], num_images=0).scores
         return Evaluation(prompts=self._prompts, scores=scores)
+
+    def gains(self, result: Evaluation, folder: Path, step: int) -> list[Metric]:
+        """Keep every score in `folder`, and tell how far each reward has moved since the first evaluation.
+
+        Prompts and noise are the same, so scores are compared prompt by prompt: the standard error is that of the
+        differences, which is far smaller than that of either mean.
+        """
+        folder.mkdir(exist_ok=True)
+        scores = {name: result.values(name).tolist() for name in result.scores[0].per_reward}
+        record = {"step": step, "prompts": [prompt.text for prompt in result.prompts], "scores": scores}
+        write_atomically(folder / f"step_{step:06d}.json", json.dumps(record).encode())
+        first = json.loads(min(folder.glob("step_*.json")).read_text())
+        if first["step"] == step:
+            return []
+        metrics = []
+        for name in scores:
+            moved = (result.values(name) - torch.tensor(first["scores"][name])).mean(1)
+            sem = moved.std().item() / math.sqrt(len(moved)) if len(moved) > 1 else math.nan
+            metrics.append(Metric(key=f"eval/{name}/gain", value=moved.mean().item()))
+            metrics.append(Metric(key=f"eval/{name}/gain_sem", value=sem))
+        return metrics
 
     def save_grid(self, result: Evaluation, folder: Path, step: int) -> torch.Tensor:
         """Write the sheet of samples of a step and return its grid: one row per prompt, [3, H, W] uint8."""

@@ -61,6 +61,17 @@ GLOSSARY: dict[str, Entry] = {
         "score",
         nullable=True,
     ),
+    "eval/<name>/gain": Entry(
+        "How far the held-out mean has moved since the first evaluation, on the same prompts and noise.",
+        "score",
+        "up",
+        nullable=True,
+    ),
+    "eval/<name>/gain_sem": Entry(
+        "Standard error of that gain, from the differences prompt by prompt: a gain beyond two of it is clear.",
+        "score",
+        nullable=True,
+    ),
     "eval/diversity/mean": Entry(
         "How far apart the held-out images of one prompt are (mean pairwise RMS distance of their latents); "
         "a steady fall means that the policy draws the same image again and again.",

@@ -27,7 +27,10 @@ _PACKAGES = (
     *("omegaconf", "numpy", "tensorboard", "pillow"),
 )
 # What a run writes, and so all that starting anew in its directory may delete.
-_CONTENTS = ("config.yaml", "env.json", "metrics.jsonl", "tb", "samples", "checkpoints", "lora", "report.html")
+_CONTENTS = (
+    *("config.yaml", "env.json", "metrics.jsonl", "tb", "samples", "evaluations", "checkpoints", "lora"),
+    "report.html",
+)
 _LOCK = ".lock"
 _MIB = 2**20
 _LEAST_FREE = 256 * _MIB
@@ -57,6 +60,11 @@ class RunDir:
     def samples(self) -> Path:
         """Image grids by step."""
         return self.path / "samples"
+
+    @property
+    def evaluations(self) -> Path:
+        """Every score of every evaluation, by step."""
+        return self.path / "evaluations"
 
     @property
     def checkpoints(self) -> Path:

@@ -120,7 +120,8 @@ class Trainer:
                 self.actors.sync()
         self.log.images("samples", step, self.evaluator.save_grid(result, self.folder.samples, step))
         self.console.evaluation(step, result.means())
-        return [*result.metrics(), *clock.metrics()]
+        gains = self.evaluator.gains(result, self.folder.evaluations, step)
+        return [*result.metrics(), *gains, *clock.metrics()]
 
     def _costs(self, clock: Clock, weight_bytes: int, num_images: int) -> list[Metric]:
         driver, actors = driver_memory_bytes(), self.actors.runtime.memory_bytes()

@@ -18,6 +18,8 @@ from typing import Any, Protocol
 
 from flowrl.core.errors import UserError
 
+_OBJECT_STORE_BYTES = 512 * 2**20
+
 
 class ActorError(UserError, RuntimeError):
     """A call to an actor that failed; the message names the actor and says why."""
@@ -188,15 +190,19 @@ class RayRuntime:
             return
         # Sockets live below this folder, and their paths may not exceed 107 bytes.
         self._folder = tempfile.mkdtemp(prefix="flowrl-", dir="/tmp")
-        ray.init(
-            address="local",
-            num_cpus=os.cpu_count(),
-            include_dashboard=False,
-            log_to_driver=False,
-            logging_level="ERROR",
-            object_store_memory=512 * 2**20,
-            _temp_dir=self._folder,
-        )
+        try:
+            ray.init(
+                address="local",
+                num_cpus=os.cpu_count(),
+                include_dashboard=False,
+                log_to_driver=False,
+                logging_level="ERROR",
+                object_store_memory=_OBJECT_STORE_BYTES,
+                _temp_dir=self._folder,
+            )
+        except BaseException:
+            self.close()
+            raise
 
     def start(self, name: str, role: Callable[..., Any], kwargs: dict[str, Any], *, size: int, gang: bool) -> Group:
         """Start the processes and have each build the role; groups started one after another come up together."""

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import os
 import pty
 import random
 import re
+import threading
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -36,14 +38,22 @@ class Terminal:
     def __init__(self) -> None:
         self._reader, writer = pty.openpty()
         self.stream: TextIO = os.fdopen(writer, "w", encoding="utf-8")
+        self._parts: list[bytes] = []
+        # Read all the while: the device holds a few thousand characters, then its writer waits.
+        self._thread = threading.Thread(target=self._read)
+        self._thread.start()
+
+    def _read(self) -> None:
+        with contextlib.suppress(OSError):  # how Linux says that the other side is closed
+            while part := os.read(self._reader, 4096):
+                self._parts.append(part)
+        os.close(self._reader)
 
     def text(self) -> str:
-        self.stream.flush()
-        return os.read(self._reader, 1_000_000).decode().replace("\r\n", "\n")
-
-    def close(self) -> None:
+        """All that was written; ends the writing."""
         self.stream.close()
-        os.close(self._reader)
+        self._thread.join()
+        return b"".join(self._parts).decode().replace("\r\n", "\n")
 
 
 @pytest.fixture
@@ -53,7 +63,7 @@ def terminal(monkeypatch: pytest.MonkeyPatch) -> Iterator[Terminal]:
     monkeypatch.delenv("NO_COLOR", raising=False)
     made = Terminal()
     yield made
-    made.close()
+    made.text()
 
 
 def talk(console: Console, clock: Clock, *, first: int = 1) -> None:
