@@ -45,35 +45,6 @@ def write_comparison(first: Path, second: Path, out: Path | None = None) -> Path
     return out
 
 
-def latest_runs(root: Path, count: int = 2) -> list[Path]:
-    """The newest `count` runs in `root` that were trained on different rewards, in the order in which they started.
-
-    A run counts once it was evaluated after training. Raises ConfigError where there are too few.
-    """
-    found: dict[tuple[str, ...], tuple[str, Path]] = {}
-    unfinished = []
-    for config in sorted(root.glob("*/config.yaml")):
-        directory = config.parent
-        if directory.is_symlink():
-            continue
-        record = read_run(directory)
-        if all(change.first_step == change.last_step for change in changes(record)):
-            unfinished.append(directory.name)
-            continue
-        started = record.starts[0].started if record.starts else ""
-        rewards = tuple(record.trained_rewards)
-        found[rewards] = max(found.get(rewards, ("", directory)), (started, directory), key=lambda run: run[0])
-    if len(found) < count:
-        have = listed([f"{directory.name} ({', '.join(rewards)})" for rewards, (_, directory) in found.items()])
-        passed = f"; passed over {', '.join(unfinished)}, not evaluated after training" if unfinished else ""
-        raise ConfigError(
-            f"{root} must hold {count} runs trained on different rewards, found {have or 'none'}{passed}; "
-            "make them with: make rl-ditreward && make rl-hpsv3"
-        )
-    newest = sorted(found.values(), key=lambda run: run[0])[-count:]
-    return [directory for _, directory in newest]
-
-
 def render_comparison(first: RunRecord, second: RunRecord) -> Html:
     """The page as text."""
     arms = _labelled(first, second)

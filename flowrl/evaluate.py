@@ -105,9 +105,11 @@ class Evaluator:
             metrics.append(Metric(key=f"eval/{name}/gain_sem", value=sem))
         return metrics
 
-    def save_grid(self, result: Evaluation, folder: Path, step: int) -> torch.Tensor:
-        """Write the sheet of samples of a step and return its grid: one row per prompt, [3, H, W] uint8."""
+    def save_grid(self, result: Evaluation, folder: Path, step: int) -> torch.Tensor | None:
+        """Write the sheet of samples of a step and return its grid, one row per prompt: [3, H, W] uint8, if any."""
         shown = [group for group in result.scores if group.images is not None]
+        if not shown:
+            return None
         images = torch.cat([group.images for group in shown if group.images is not None])
         scores = {name: result.values(name)[: len(shown)].tolist() for name in shown[0].per_reward}
         return write_sheet(folder, step, images, [p.text for p in result.prompts[: len(shown)]], scores)

@@ -6,12 +6,15 @@ import difflib
 from pathlib import Path
 
 from flowrl.config import ConfigError, load
+from flowrl.run_dir import LATEST
 
 RUNS = Path("runs")
 
 
 def run_dir(text: str) -> Path:
-    """The folder of a run, given as a path or as its name under runs/; links such as runs/latest are followed."""
+    """The folder of a run, given as a path or as its name under runs/; "latest" and runs/latest are the newest."""
+    if Path(text) in (Path(LATEST), RUNS / LATEST) and not Path(text).exists():
+        return latest_run()
     for path in (Path(text), RUNS / text):
         if (path / "config.yaml").is_file():
             return path.parent / path.resolve().name if path.is_symlink() else path

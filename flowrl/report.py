@@ -88,8 +88,8 @@ def _evaluation_note(record: RunRecord) -> str:
     settings = record.config.eval
     return (
         f"{settings.num_prompts * settings.samples_per_prompt} images of {settings.num_prompts} prompts that training "
-        "never sees, with the same noise every time. The number after each \u00b1 is one standard error; "
-        "a change counts as clear beyond two."
+        "never sees, with the same noise every time. The number after each \u00b1 is one standard error, for a change "
+        "that of the differences prompt by prompt; beyond two it counts as clear."
     )
 
 

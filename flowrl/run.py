@@ -27,10 +27,11 @@ from flowrl.metrics import MetricLog
 from flowrl.pocket.locate import checkpoint as pocket_checkpoint
 from flowrl.pocket.prompt_sets import prompt_file
 from flowrl.protocols import Algorithm
-from flowrl.registry import find, resolve
+from flowrl.registry import resolve
 from flowrl.report import write_report
 from flowrl.run_dir import RunDir, prepare
 from flowrl.trainer import Trainer
+from flowrl.types import Prompt
 
 
 def run_training(config: RunConfig, resume: bool = False) -> int:
@@ -53,14 +54,28 @@ def _run(config: RunConfig, *, resume: bool, adapter: Path | None) -> int:
             f"eval.num_prompts must be at most the number of held-out prompts = {len(held_out)}, "
             f"got {config.eval.num_prompts}"
         )
-    for spec in [*config.rewards.train, *config.rewards.watch]:
-        find("reward", spec.name, key="rewards")
     folder = prepare(config, resume=resume)
-    console = Console(config)
+    with Console(config) as console:
+        _train(config, model, prompts, held_out, folder, console, resume=resume, adapter=adapter)
+        console.close(write_report(folder.path))
+    return 0
+
+
+def _train(
+    config: RunConfig,
+    model: ModelSpec,
+    prompts: PromptOrder,
+    held_out: list[Prompt],
+    folder: RunDir,
+    console: Console,
+    *,
+    resume: bool,
+    adapter: Path | None,
+) -> None:
     start_from = _newest_checkpoint(folder, console) if resume else None
+    console.phase("starting actors")
     runtime = start_runtime(config)
     try:
-        console.phase("starting actors")
         actors = start_actors(config, model, runtime)
         if adapter is not None:
             actors.learners.load_adapter(adapter)
@@ -81,8 +96,6 @@ def _run(config: RunConfig, *, resume: bool, adapter: Path | None) -> int:
             trainer.fit(start_from)
     finally:
         runtime.close()
-    console.close(write_report(folder.path))
-    return 0
 
 
 def model_spec(config: RunConfig) -> ModelSpec:

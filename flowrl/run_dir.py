@@ -2,30 +2,20 @@
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import fcntl
 import json
 import os
-import platform
-import shlex
 import shutil
-import subprocess
-import sys
 import tempfile
 from dataclasses import asdict, dataclass, field
-from datetime import UTC, datetime
-from importlib import metadata
 from pathlib import Path
 from typing import IO
 
 from flowrl.config import ConfigError, RunConfig, dump
+from flowrl.environment import Environment, environment, read_environments
 
 LATEST = "latest"
-_PACKAGES = (
-    *("flowrl", "torch", "diffusers", "transformers", "peft", "accelerate", "deepspeed", "ray"),
-    *("omegaconf", "numpy", "tensorboard", "pillow"),
-)
 # What a run writes, and so all that starting anew in its directory may delete.
 _CONTENTS = (
     *("config.yaml", "env.json", "metrics.jsonl", "tb", "samples", "evaluations", "checkpoints", "lora"),
@@ -82,32 +72,15 @@ class RunDir:
         return self.path / "report.html"
 
 
-@dataclass(frozen=True, kw_only=True)
-class Environment:
-    """Where and how a run was started."""
-
-    started: str  # UTC, ISO 8601
-    command: str
-    pid: int
-    python: str
-    platform: str
-    cpus: int  # that this process may use
-    memory_gib: float
-    gpus: list[str]
-    packages: dict[str, str]
-    git_commit: str | None  # of the working tree that the code was imported from
-    git_dirty: bool | None  # whether tracked files differed from that commit
-
-
 def prepare(config: RunConfig, *, resume: bool = False, needed_bytes: int = _LEAST_FREE) -> RunDir:
-    """Make (or, with `resume`, reopen) `config.run.dir`, and write config.yaml, env.json and the `latest` link.
+    """Make (or, with `resume`, reopen) `config.run.dir`, and write config.yaml and env.json.
 
     A directory in which no step was recorded yet counts as new. `needed_bytes` is what the run will write at most.
     Raises ConfigError when the directory is in use, holds another run, cannot be written, or the disk is too full.
     """
     path = Path(config.run.dir)
     if path.name == LATEST:
-        raise ConfigError(f"run.dir must not be called {LATEST}, which names the newest run; use another run.name")
+        raise ConfigError(f"run.dir must not be called {LATEST}, the word for the newest run; use another run.name")
     if resume and not (path / "config.yaml").is_file():
         raise ConfigError(f"run.dir={path} must hold a run to resume, but there is no {path / 'config.yaml'}")
     if not resume:
@@ -122,7 +95,6 @@ def prepare(config: RunConfig, *, resume: bool = False, needed_bytes: int = _LEA
     if not resume:
         write_atomically(path / "config.yaml", dump(config).encode())
     write_environments(path / "env.json", [*(read_environments(path / "env.json") if resume else []), here])
-    _point_latest(path)
     return RunDir(path=path, lock=lock)
 
 
@@ -212,18 +184,6 @@ def _check_space(path: Path, needed_bytes: int) -> None:
         )
 
 
-def _point_latest(path: Path) -> None:
-    link = path.parent / LATEST
-    if link.exists() and not link.is_symlink():
-        return  # somebody's own file or folder
-    aside = path.parent / f".{LATEST}.{os.getpid()}"
-    # The link is a convenience; some file systems have none.
-    with contextlib.suppress(OSError):
-        aside.unlink(missing_ok=True)
-        aside.symlink_to(path.name)
-        aside.replace(link)
-
-
 def write_atomically(path: Path, content: bytes) -> None:
     """Write a file so that readers see all of it or none of it, also after a crash."""
     handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
@@ -242,67 +202,7 @@ def write_atomically(path: Path, content: bytes) -> None:
         raise
 
 
-def environment() -> Environment:
-    """The environment of this process."""
-    commit, dirty = _git()
-    return Environment(
-        started=datetime.now(UTC).isoformat(timespec="seconds"),
-        command=_command(),
-        pid=os.getpid(),
-        python=platform.python_version(),
-        platform=platform.platform(),
-        cpus=len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1,
-        memory_gib=round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30, 1),
-        gpus=(_output(["nvidia-smi", "--query-gpu=name,memory.total", "--format=csv,noheader"]) or "").splitlines(),
-        packages=_versions(),
-        git_commit=commit,
-        git_dirty=dirty,
-    )
-
-
 def write_environments(path: Path, starts: list[Environment]) -> None:
     """Write the first start of a run, with the later ones under `resumes`."""
     first, *rest = [asdict(start) for start in starts]
     write_atomically(path, (json.dumps(first | {"resumes": rest}, indent=2) + "\n").encode())
-
-
-def read_environments(path: Path) -> list[Environment]:
-    """Every start of a run, the first one first; none where the file is missing or cannot be read."""
-    try:
-        first = json.loads(path.read_text(encoding="utf-8"))
-        resumes = first.pop("resumes", [])
-        return [Environment(**start) for start in [first, *resumes]]
-    except (OSError, ValueError, TypeError, AttributeError):
-        return []
-
-
-def _command() -> str:
-    program = Path(sys.argv[0])
-    words = ["python", "-m", program.parent.name] if program.name == "__main__.py" else [program.name]
-    return shlex.join([*words, *sys.argv[1:]])
-
-
-def _versions() -> dict[str, str]:
-    versions = {}
-    for package in _PACKAGES:
-        with contextlib.suppress(metadata.PackageNotFoundError):
-            versions[package] = metadata.version(package)
-    return versions
-
-
-def _git() -> tuple[str | None, bool | None]:
-    folder = str(Path(__file__).parent)
-    # An installed package can lie inside some other repository; only one that tracks this code counts.
-    if _output(["git", "-C", folder, "ls-files", "--error-unmatch", Path(__file__).name]) is None:
-        return None, None
-    commit = _output(["git", "-C", folder, "rev-parse", "HEAD"])
-    status = _output(["git", "-C", folder, "status", "--porcelain", "--untracked-files=no"])
-    return commit, None if status is None else bool(status)
-
-
-def _output(command: list[str]) -> str | None:
-    try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=10, check=True)
-    except (OSError, subprocess.SubprocessError):
-        return None
-    return done.stdout.strip()

@@ -9,7 +9,7 @@ from datetime import datetime
 from flowrl import __version__
 from flowrl.charts import Chart, Series, render
 from flowrl.costs import phase_rows
-from flowrl.metrics import describe
+from flowrl.glossary import describe
 from flowrl.page import Html, facts, folded, joined, section, tag
 from flowrl.run_record import RunRecord
 from flowrl.verdict import Change, with_error

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
 from pathlib import Path
 
 from flowrl.config import ConfigError, RunConfig, load
+from flowrl.environment import Environment, read_environments
 from flowrl.metrics import read_metrics
-from flowrl.run_dir import Environment, read_environments
 from flowrl.samples import Sheet, read_sheet, sheet_steps
 
 
@@ -64,6 +65,15 @@ class RunRecord:
             if name not in ordered:
                 ordered += [name, *sorted(part for part in found if part.startswith(f"{name}_") and part not in first)]
         return list(dict.fromkeys(ordered))
+
+    def prompt_means(self, name: str, step: int) -> dict[str, float]:
+        """The mean score of each held-out prompt in the evaluation after a step; empty where that was not kept."""
+        try:
+            kept = json.loads((self.directory / "evaluations" / f"step_{step:06d}.json").read_text(encoding="utf-8"))
+            pairs = zip(kept["prompts"], kept["scores"][name], strict=True)
+            return {str(prompt): sum(scores) / len(scores) for prompt, scores in pairs}
+        except (OSError, ValueError, KeyError, TypeError, ZeroDivisionError):
+            return {}
 
     def sheets(self) -> list[Sheet]:
         """The first and the last readable sample sheet; one or none where there are no two."""

@@ -118,7 +118,9 @@ class Trainer:
             result = self.evaluator.evaluate(self.actors)
             if ema:
                 self.actors.sync()
-        self.log.images("samples", step, self.evaluator.save_grid(result, self.folder.samples, step))
+        grid = self.evaluator.save_grid(result, self.folder.samples, step)
+        if grid is not None:
+            self.log.images("samples", step, grid)
         self.console.evaluation(step, result.means())
         gains = self.evaluator.gains(result, self.folder.evaluations, step)
         return [*result.metrics(), *gains, *clock.metrics()]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import statistics
 from dataclasses import dataclass
 from typing import Literal
 
@@ -21,8 +22,8 @@ _CLEAR = 2.0  # standard errors of a difference that counts as one
 class Change:
     """How one held-out measure moved between the first and the last evaluation.
 
-    Both evaluations use the same prompts and noise, so the error of the difference, which is computed as if they
-    were independent, is an upper bound.
+    Both evaluations use the same prompts and noise, so the error of the difference comes from the differences prompt
+    by prompt. Where that is not on record it is computed as if the two were independent, which is an upper bound.
     """
 
     name: str
@@ -33,6 +34,7 @@ class Change:
     after: float
     before_sem: float  # 0 where unknown
     after_sem: float
+    paired_sem: float | None = None  # of the difference, prompt by prompt
 
     @property
     def difference(self) -> float:
@@ -42,7 +44,7 @@ class Change:
     @property
     def sem(self) -> float:
         """The standard error of the difference."""
-        return math.hypot(self.before_sem, self.after_sem)
+        return math.hypot(self.before_sem, self.after_sem) if self.paired_sem is None else self.paired_sem
 
     @property
     def movement(self) -> Movement:
@@ -80,6 +82,7 @@ def changes(record: RunRecord) -> list[Change]:
     for name in record.measures:
         means = record.series(f"eval/{name}/mean")
         errors = dict(record.series(f"eval/{name}/sem"))
+        paired = dict(record.series(f"eval/{name}/gain_sem"))
         (first, before), (last, after) = means[0], means[-1]
         found.append(
             Change(
@@ -91,6 +94,7 @@ def changes(record: RunRecord) -> list[Change]:
                 after=after,
                 before_sem=errors.get(first, 0.0),
                 after_sem=errors.get(last, 0.0),
+                paired_sem=paired.get(last),
             )
         )
     return found
@@ -222,18 +226,27 @@ def comparison_verdict(first: RunRecord, second: RunRecord) -> list[Sentence]:
         sentences.append(Sentence(text=f"In the {arm.name} {listed(moves)}."))
     if not all("oracle" in measured for measured in found):
         return [Sentence(text="No oracle was watched by both runs, so neither can be preferred."), *sentences]
-    return [_by_oracle(first.name, found[0]["oracle"], second.name, found[1]["oracle"]), *sentences]
+    return [_by_oracle(first, found[0]["oracle"], second, found[1]["oracle"]), *sentences]
 
 
-def _by_oracle(first: str, one: Change, second: str, two: Change) -> Sentence:
-    gap, error = one.after - two.after, math.hypot(one.after_sem, two.after_sem)
+def _by_oracle(first: RunRecord, one: Change, second: RunRecord, two: Change) -> Sentence:
+    gap, error = one.after - two.after, _error_between(first, one, second, two)
     decimals = max(one.decimals, two.decimals)
     apart = f"apart by {fixed(abs(gap), decimals)} {PLUS_MINUS} {fixed(error, decimals)}"
     if abs(gap) <= _CLEAR * error or gap == 0:
         values = f"{fixed(one.after, decimals)} and {fixed(two.after, decimals)}"
         return Sentence(text=f"By the oracle the runs end level: {values} ({apart}).")
-    name, better, other, worse = (first, one, second, two) if gap > 0 else (second, two, first, one)
+    ahead, better, behind, worse = (first, one, second, two) if gap > 0 else (second, two, first, one)
     tone: Tone = "good" if better.movement == "rose" else "bad" if better.movement == "fell" else "neutral"
-    values = f"{fixed(better.after, decimals)} against {fixed(worse.after, decimals)} for the {other}"
+    values = f"{fixed(better.after, decimals)} against {fixed(worse.after, decimals)} for the {behind.name}"
     lost = ", though both fell" if better.movement == "fell" and worse.movement == "fell" else ""
-    return Sentence(text=f"By the oracle the {name} ends higher: {values} ({apart}){lost}.", tone=tone)
+    return Sentence(text=f"By the oracle the {ahead.name} ends higher: {values} ({apart}){lost}.", tone=tone)
+
+
+def _error_between(first: RunRecord, one: Change, second: RunRecord, two: Change) -> float:
+    """The standard error of the difference between two runs: prompt by prompt where both kept the same prompts."""
+    left = first.prompt_means(one.name, one.last_step)
+    right = second.prompt_means(two.name, two.last_step)
+    if left.keys() != right.keys() or len(left) < 2:
+        return math.hypot(one.after_sem, two.after_sem)
+    return statistics.stdev(left[prompt] - right[prompt] for prompt in left) / math.sqrt(len(left))

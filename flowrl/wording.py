@@ -12,10 +12,15 @@ ARROW = "\u2192"
 
 
 def decimals_for(spread: float) -> int:
-    """How many decimals show two digits of `spread`: 0.034 needs 3; 2 where the spread is zero or unknown."""
+    """How many decimals show one digit of `spread`, two where it begins with 1: 0.034 needs 2 and 0.014 needs 3.
+
+    2 where the spread is zero or unknown.
+    """
     if not math.isfinite(spread) or spread <= 0:
         return 2
-    return min(6, max(0, 1 - math.floor(math.log10(spread))))
+    power = math.floor(math.log10(spread))
+    digits = 2 if spread < 2 * 10.0**power else 1
+    return min(6, max(0, digits - 1 - power))
 
 
 def fixed(value: float, decimals: int, *, signed: bool = False) -> str:

@@ -29,7 +29,7 @@ class Ref(Protocol):
     """A value that exists, or will, in some actor or in the object store."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)  # a reference is itself, whatever it holds
 class _Value:
     """A reference of the in-process runtime: the value itself."""
 

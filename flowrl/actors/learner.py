@@ -101,6 +101,7 @@ class Learner:
             for step_index in batch.trajectory.plan.trained
         ]
         metrics: list[Metric] = []
+        self._optimizer.zero_grad(set_to_none=True)  # an attempt that was stopped leaves its gradients
         for i, (batch, samples, step_index) in enumerate(micro_batches):
             last = i == len(micro_batches) - 1
             with nullcontext() if last else self._accelerator.no_sync(self._policy.module):
@@ -117,7 +118,6 @@ class Learner:
                 "Lower optim.lr or algorithm.noise_level, or use model.dtype=float32"
             )
         self._optimizer.step()
-        self._optimizer.zero_grad(set_to_none=True)
         self._version += 1
         self._average()
         return [*metrics, Metric(key="policy/grad_norm", value=norm)]
@@ -127,7 +127,8 @@ class Learner:
         return (slice(start, start + size) for start in range(0, num_samples, size))
 
     def _check_ratio(self, metrics: list[Metric]) -> None:
-        worst = max((m.value for m in metrics if m.key == "policy/ratio_absdev_max"), default=0.0)
+        deviations = [m.value for m in metrics if m.key == "policy/ratio_absdev_max"]
+        worst = max(deviations, key=lambda value: math.inf if math.isnan(value) else value, default=0.0)
         if not worst <= self._gate.max_ratio_absdev:
             raise TrainingError(
                 f"learner: before the first update of a step the ratio must be 1, but deviates by {worst:.3g} (gate."

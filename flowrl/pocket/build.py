@@ -24,7 +24,16 @@ from tqdm import tqdm
 from flowrl.pocket import reward_training as training
 from flowrl.pocket.autoencoder import build_vae
 from flowrl.pocket.generator import build_policy
-from flowrl.pocket.preferences import GROUP, KINDS, MARGIN, SampleTable, SetPlan, build_table, pairs_of
+from flowrl.pocket.preferences import (
+    GROUP,
+    KINDS,
+    TEST_MARGIN,
+    TRAIN_MARGIN,
+    SampleTable,
+    SetPlan,
+    build_table,
+    pairs_of,
+)
 from flowrl.pocket.prompt_sets import write_prompts
 from flowrl.pocket.vision_language import SPEC, Captioner, new_config, new_tokenizer, pretrain
 from rewards.dit_reward import layout as dit_layout
@@ -106,10 +115,11 @@ def _tables(out: Path, work: Path, seed: int) -> tuple[SampleTable, SampleTable]
 
 
 def _preferences(out: Path, work: Path, seed: int) -> Record:
-    record: Record = {"margin": MARGIN, "samples_per_prompt": GROUP}
-    for split, table in zip(("train", "test"), _tables(out, work, seed), strict=True):
-        pairs = pairs_of(table)
-        record[split] = {
+    record: Record = {"samples_per_prompt": GROUP}
+    margins = (TRAIN_MARGIN, TEST_MARGIN)
+    for split, table, margin in zip(("train", "test"), _tables(out, work, seed), margins, strict=True):
+        pairs = pairs_of(table, margin=margin)
+        record[split] = {"margin": margin} | {
             kind: {
                 "samples": int((table.kind == k).sum()),
                 "pairs": int((pairs.kind == k).sum()),
@@ -124,12 +134,17 @@ def _preferences(out: Path, work: Path, seed: int) -> Record:
 
 
 def _accuracies(scores: torch.Tensor, table: SampleTable) -> Record:
-    """Held-out accuracy by kind and part, with intervals, and on pairs drawn under one rollout setting."""
-    pairs: PreferencePairs = pairs_of(table)
+    """Held-out accuracy by kind and part, with intervals; also on pairs of one rollout setting, and on closer pairs."""
+    pairs: PreferencePairs = pairs_of(table, margin=TEST_MARGIN)
     report: AccuracyReport = accuracy(scores, pairs)
     same = accuracy(scores, pairs.select(table.same[pairs.winner] & table.same[pairs.loser]))
+    close = accuracy(scores, pairs_of(table, margin=TRAIN_MARGIN)).by_kind["policy"]
     return {
-        "accuracy": report.shares() | {"policy, one setting": round(same.overall.share, 4)},
+        "accuracy": report.shares()
+        | {
+            "policy, one setting": round(same.overall.share, 4),
+            f"policy, margin {TRAIN_MARGIN}": round(close.share, 4),
+        },
         "interval_95": {
             kind: [round(bound, 4) for bound in found.interval()] for kind, found in report.by_kind.items()
         },
@@ -148,7 +163,12 @@ def _dit_reward(out: Path, work: Path, seed: int) -> Record:
     train, test = _tables(out, work, seed)
     model = _new_dit_reward(out, train, seed)
     record = training.train_full(
-        model, train, pairs_of(train), name="dit_reward", seed=seed, checkpoint=work / "dit_reward.pt"
+        model,
+        train,
+        pairs_of(train, margin=TRAIN_MARGIN),
+        name="dit_reward",
+        seed=seed,
+        checkpoint=work / "dit_reward.pt",
     )
     folder = _fresh(out / "dit_reward")
     notes = "Trained on pairs of the pocket policy's samples and edited renderings; see ../provenance.json."
@@ -162,7 +182,13 @@ def _hpsv3(out: Path, work: Path, seed: int) -> Record:
     captioner, tokenizer, captions = _captioner(work, seed)
     model = captioner.model
     record = training.train_hpsv3(
-        model, tokenizer, train, pairs_of(train), name="hpsv3", seed=seed, checkpoint=work / "hpsv3.pt"
+        model,
+        tokenizer,
+        train,
+        pairs_of(train, margin=TRAIN_MARGIN),
+        name="hpsv3",
+        seed=seed,
+        checkpoint=work / "hpsv3.pt",
     )
     folder = _fresh(out / "hpsv3")
     head = captioner.lm_head.weight
@@ -187,7 +213,7 @@ def _captioner(work: Path, seed: int) -> tuple[Captioner, Any, Any]:
 def _comparison(out: Path, work: Path, seed: int) -> Record:
     """What the paper's figures compare: a frozen backbone, and accuracy against the number of pairs."""
     train, test = _tables(out, work, seed)
-    pairs = pairs_of(train)
+    pairs = pairs_of(train, margin=TRAIN_MARGIN)
     frozen = _new_dit_reward(out, train, seed)
     frozen_record = training.train_frozen(
         frozen, train, pairs, name="dit_reward frozen", seed=seed, checkpoint=work / "frozen.pt"

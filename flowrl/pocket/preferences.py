@@ -22,7 +22,10 @@ from flowrl.pocket.scene import BACKGROUNDS, COLOURS, RELATIONS, SHAPES, SIZES, 
 from rewards.preference import PreferencePairs
 
 KINDS = ("policy", "edited")
-MARGIN = 0.05  # two samples make a pair when their oracle totals differ by at least this
+# Two samples make a pair when their oracle totals differ by at least this. Training takes small differences too:
+# those are what the samples of one rollout group show.
+TRAIN_MARGIN = 0.02
+TEST_MARGIN = 0.05
 GROUP = 8
 _SAME = 5  # samples of a policy group that share one setting
 _TRUE, _FLAWED = 2, 3
@@ -205,7 +208,7 @@ def build_table(
     return SampleTable(prompts=prompts, text=encode_texts(pipeline, list(prompts)), **whole)
 
 
-def pairs_of(table: SampleTable, *, margin: float = MARGIN) -> PreferencePairs:
+def pairs_of(table: SampleTable, *, margin: float) -> PreferencePairs:
     """All pairs within the groups whose oracle totals differ by at least `margin`; the label is that ranking alone."""
     order = torch.argsort(table.prompt, stable=True).reshape(-1, GROUP)  # a prompt's row stands for one group
     first, second = torch.triu_indices(GROUP, GROUP, 1)

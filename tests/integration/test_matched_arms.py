@@ -58,7 +58,8 @@ def test_first_rollouts_are_equal_bit_for_bit(arms: list[RunConfig]) -> None:
     assert [group.prompt for group in ours] == [group.prompt for group in theirs]
     for a, b in zip(ours, theirs, strict=True):
         assert torch.equal(a.final_latents, b.final_latents)
-        assert a.path is not None and b.path is not None
+        assert a.path is not None
+        assert b.path is not None
         assert torch.equal(a.path.latents, b.path.latents)
         assert torch.equal(a.path.log_probs, b.path.log_probs)
 

@@ -55,9 +55,7 @@ def moved(policy: SD3Policy) -> SD3Policy:
 def test_loss_is_the_mean_of_the_clipped_surrogate(moved: SD3Policy) -> None:
     ratios, advantages = [1.05, 0.95, 1.00002, 0.9], [1.0, 2.0, -3.0, -0.5]
     output = loss_of(moved, with_ratios(tiny.trajectory(moved), ratios, advantages))
-    by_hand = [
-        max(-a * r, -a * min(max(r, 1 - CLIP), 1 + CLIP)) for r, a in zip(ratios, advantages, strict=True)
-    ]
+    by_hand = [max(-a * r, -a * min(max(r, 1 - CLIP), 1 + CLIP)) for r, a in zip(ratios, advantages, strict=True)]
     assert output.loss.item() == pytest.approx(sum(by_hand) / 4, rel=1e-5)
     assert values(output)["policy/clip_fraction"] == 0.75
     assert values(output)["policy/ratio_absdev_max"] == pytest.approx(0.1, rel=1e-4)
@@ -168,7 +166,9 @@ def test_reweighting_divides_the_policy_loss_by_the_length_of_the_step_and_not_t
     length = (sigmas[step_index] - sigmas[step_index + 1]).item()
     assert values(weighted)["policy/policy_loss"] == pytest.approx(plain["policy/policy_loss"] / length, rel=1e-5)
     assert values(weighted)["policy/kl"] == plain["policy/kl"]
-    assert weighted.loss.item() == pytest.approx(plain["policy/policy_loss"] / length + 0.5 * plain["policy/kl"], rel=1e-5)
+    assert weighted.loss.item() == pytest.approx(
+        plain["policy/policy_loss"] / length + 0.5 * plain["policy/kl"], rel=1e-5
+    )
 
 
 def test_normalised_and_reweighted_every_step_pulls_on_the_velocity_with_the_same_weight(policy: SD3Policy) -> None:

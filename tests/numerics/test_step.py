@@ -197,7 +197,9 @@ def test_half_precision_inputs_are_computed_in_float32() -> None:
     x, v = tensors(1, 2)
     step = sde.transition("sde", x.bfloat16(), v.bfloat16(), SIGMAS, 5, 0.7)
     assert step.mean.dtype == torch.float32
-    assert torch.equal(step.mean, sde.transition("sde", x.bfloat16().float(), v.bfloat16().float(), SIGMAS, 5, 0.7).mean)
+    assert torch.equal(
+        step.mean, sde.transition("sde", x.bfloat16().float(), v.bfloat16().float(), SIGMAS, 5, 0.7).mean
+    )
 
 
 @pytest.mark.parametrize("i", [-1, 10])

@@ -11,7 +11,8 @@ from pathlib import Path
 from PIL import Image, ImageDraw, ImageFilter
 
 from flowrl.config import EvalSection, RewardSpec, RewardsSection, RunConfig, RunSection, dump
-from flowrl.run_dir import Environment, write_environments
+from flowrl.environment import Environment
+from flowrl.run_dir import write_environments
 
 PROMPTS = [
     "a large red circle above a small blue square on sand",
@@ -59,6 +60,7 @@ class FakeRun:
     columns: int = 4
     image_size: int = 64
     seed: int = 0
+    paired: bool = True  # scores are kept prompt by prompt, and so are the errors of differences
 
 
 def config_of(run: FakeRun, parent: Path) -> RunConfig:
@@ -87,6 +89,8 @@ def write_run(parent: Path, run: FakeRun) -> Path:
         if step % run.every == 0 or step == run.steps:
             values |= evaluation_values(run, step, noise if step else random.Random(0))
             write_sheet_files(directory / "samples", run, step)
+            if run.paired:
+                write_scores(directory / "evaluations", run, step, values)
         lines.append(json.dumps({"step": step} | values) + "\n")
     (directory / "metrics.jsonl").write_text("".join(lines), encoding="utf-8")
     return directory
@@ -168,7 +172,24 @@ def evaluation_values(run: FakeRun, step: int, noise: random.Random) -> dict[str
             f"eval/{name}/std": 16 * error,
             f"eval/{name}/sem": error,
         }
+        if step and run.paired:
+            gain = values[f"eval/{name}/mean"] - starts[name]
+            values |= {f"eval/{name}/gain": gain, f"eval/{name}/gain_sem": error / 4}
     return values
+
+
+def write_scores(directory: Path, run: FakeRun, step: int, values: dict[str, float]) -> None:
+    """Every score of an evaluation: prompts differ by far more than a prompt does between two runs."""
+    directory.mkdir(exist_ok=True)
+    noise = random.Random(f"{run.reward} {step}")
+    scores = {}
+    for name in (key.split("/")[1] for key in values if key.startswith("eval/") and key.endswith("/sem")):
+        own = [noise.gauss(0, 0.02) for _ in range(64)]
+        means = [values[f"eval/{name}/mean"] + 0.3 * math.sin(i) + own[i] for i in range(64)]
+        off = math.fsum(means) / 64 - values[f"eval/{name}/mean"]
+        scores[name] = [[mean - off + delta for delta in (-0.1, -0.05, 0.05, 0.1)] for mean in means]
+    record = {"step": step, "prompts": [f"prompt {i}" for i in range(64)], "scores": scores}
+    (directory / f"step_{step:06d}.json").write_text(json.dumps(record), encoding="utf-8")
 
 
 def write_sheet_files(directory: Path, run: FakeRun, step: int) -> None:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
-import os
 import re
+import statistics
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,7 +12,7 @@ import pytest
 from page_reader import Page
 from run_fixture import PROMPTS, FakeRun, environment, write_run
 
-from flowrl.compare import latest_runs, write_comparison
+from flowrl.compare import write_comparison
 from flowrl.config import ConfigError
 from flowrl.metrics import read_metrics
 from flowrl.run_dir import write_environments
@@ -54,13 +54,26 @@ def test_every_curve_overlays_both_runs(tmp_path: Path) -> None:
 def test_the_verdict_follows_the_oracle(tmp_path: Path) -> None:
     runs = [write_run(tmp_path, run) for run in (_DIT, _HPS)]
     ends = [read_metrics(run / "metrics.jsonl")[-1]["eval/oracle/mean"] for run in runs]
+    kept = [json.loads((run / "evaluations" / "step_000020.json").read_text())["scores"]["oracle"] for run in runs]
+    gaps = [sum(one) / 4 - sum(two) / 4 for one, two in zip(*kept, strict=True)]
+    error = statistics.stdev(gaps) / 8  # 64 prompts
+    assert error < 0.005  # far below the 0.011 of two independent means
     page = compared(*runs)
     assert (
         f"By the oracle the dit_reward run ends higher: {ends[0]:.3f} against {ends[1]:.3f} for the hpsv3 run "
-        f"(apart by {ends[0] - ends[1]:.3f} \u00b1 0.011)." in page.text
+        f"(apart by {ends[0] - ends[1]:.3f} \u00b1 {error:.3f})." in page.text
     )
     assert re.search(r"In the hpsv3 run hpsv3 rose \(.*?\), dit_reward rose \(.*?\) and oracle fell \(", page.text)
     assert "Read this first" not in page.text
+
+
+@pytest.mark.parametrize("spoil", ["missing", "other prompts", "torn"])
+def test_without_common_prompts_the_runs_count_as_independent(tmp_path: Path, spoil: str) -> None:
+    runs = [write_run(tmp_path, run) for run in (_DIT, _HPS)]
+    path = runs[1] / "evaluations" / "step_000020.json"
+    text = path.read_text()
+    path.write_text({"missing": "", "other prompts": text.replace("prompt 7", "else"), "torn": text[:-40]}[spoil])
+    assert comparison_verdict(*(read_run(run) for run in runs))[0].text.endswith("\u00b1 0.011).")
 
 
 def test_equal_ends_are_called_level(tmp_path: Path) -> None:
@@ -150,24 +163,3 @@ def test_the_page_stands_beside_the_second_run(tmp_path: Path) -> None:
     runs = [write_run(tmp_path, run) for run in (_DIT, _HPS)]
     assert write_comparison(*runs) == tmp_path / "compare-ditreward-hpsv3.html"
     assert write_comparison(*runs, tmp_path / "page.html") == tmp_path / "page.html"
-
-
-def test_latest_runs_are_the_newest_of_each_reward(tmp_path: Path) -> None:
-    old = started(write_run(tmp_path, _DIT), _DIT, 9)
-    new = started(write_run(tmp_path, replace(_DIT, name="newer")), _DIT, 12)
-    other = started(write_run(tmp_path, _HPS), _HPS, 10)
-    started(write_run(tmp_path, replace(_HPS, name="unfinished", stop=3)), _HPS, 15)
-    (tmp_path / "latest").symlink_to("ditreward")
-    os.utime(old / "metrics.jsonl")  # touched later, but started earlier
-    assert latest_runs(tmp_path) == [other, new]
-
-
-def test_too_few_runs_say_what_there_is(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"must hold 2 runs trained on different rewards, found none; make them with"):
-        latest_runs(tmp_path)
-    write_run(tmp_path, _DIT)
-    write_run(tmp_path, replace(_HPS, stop=3))
-    with pytest.raises(ConfigError) as caught:
-        latest_runs(tmp_path)
-    assert "found ditreward (dit_reward); passed over hpsv3, not evaluated after training" in str(caught.value)
-    assert "make rl-ditreward && make rl-hpsv3" in str(caught.value)

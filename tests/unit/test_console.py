@@ -167,7 +167,7 @@ def test_a_stream_without_unicode_gets_ascii(tmp_path: Path) -> None:
     text = raw.getvalue().decode("ascii")
     assert "12 prompts x 16 images" in text
     assert "caf?" in text
-    assert re.search(r"dit_reward +1\.200 -> \d\.\d{3}  \+\d\.\d{3} \+/- 0\.057", text)
+    assert re.search(r"dit_reward +1\.200 -> \d\.\d{3}  \+\d\.\d{3} \+/- 0\.010", text)
 
 
 def test_close_sums_up_what_the_run_wrote(tmp_path: Path) -> None:
@@ -178,10 +178,10 @@ def test_close_sums_up_what_the_run_wrote(tmp_path: Path) -> None:
     console.close(path / "report.html")
     lines = stream.getvalue().splitlines()
     assert any(
-        re.fullmatch(r"dit_reward rose from 1\.200 to \d\.\d+ \(\+0\.\d+ \u00b1 0\.057\)\.", line) for line in lines
+        re.fullmatch(r"dit_reward rose from 1\.200 to \d\.\d+ \(\+0\.\d+ \u00b1 0\.010\)\.", line) for line in lines
     )
     assert any(line.startswith("dit_reward rose while oracle") for line in lines)
-    assert any(re.match(r"  oracle_shape +0\.640 \u2192 0\.\d+  \u22120\.\d+ \u00b1 0\.011", line) for line in lines)
+    assert any(re.match(r"  oracle_shape +0\.640 \u2192 0\.\d+  \u22120\.\d+ \u00b1 0\.002", line) for line in lines)
     assert any(line.startswith("warning: The replay does not repeat the rollout") for line in lines)
     assert lines[-1] == f"1 min 15 s in all; report: {path}/report.html"
 

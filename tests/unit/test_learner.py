@@ -28,11 +28,11 @@ def learner(folder: Path, *, part: int = 0, gate: GateSection = EXACT, **options
     return Learner(tiny.model_spec(folder), algorithm, OptimSection(**optim), gate, part)
 
 
-def groups(policy: SD3Policy, count: int = 4, **options: Any) -> list[Trajectory]:
+def groups(policy: SD3Policy, count: int = 2, **options: Any) -> list[Trajectory]:
     return [tiny.trajectory(policy, prompt_id=i, **options) for i in range(count)]
 
 
-def advantages(count: int = 4) -> list[torch.Tensor]:
+def advantages(count: int = 2) -> list[torch.Tensor]:
     return [torch.randn(4, generator=torch.Generator().manual_seed(i)) for i in range(count)]
 
 
@@ -96,7 +96,7 @@ def test_however_a_batch_is_cut_the_gradient_is_that_of_its_mean_loss(sd3_folder
 def test_parts_that_equal_the_rollouts_pass_the_gate_at_exactly_0(sd3_folder: Path) -> None:
     trained = learner(sd3_folder, part=2)
     result = trained.update(1, advantages(), *rolled(trained, samples_per_forward=2))
-    assert metric(result.metrics, "policy/ratio_absdev_max") == [0.0] * 4 * 2 * 3
+    assert metric(result.metrics, "policy/ratio_absdev_max") == [0.0] * 2 * 2 * 3
 
 
 def test_two_optimizer_steps_are_adamw_by_hand_on_the_clipped_gradient(sd3_folder: Path) -> None:
@@ -132,9 +132,9 @@ def test_each_inner_step_trains_its_own_share_of_the_groups_in_order(sd3_folder:
     assert result.policy_version == 2
     assert metric(result.metrics, "policy/version") == [2]
     one = learner(sd3_folder, inner_steps=1, gate=LOOSE)
-    one.update(1, values[:2], *batch[:2])
+    one.update(1, values[:1], *batch[:1])
     assert not torch.equal(weights(one), weights(two))
-    one.update(2, values[2:], *batch[2:])
+    one.update(2, values[1:], *batch[1:])
     assert torch.equal(weights(one), weights(two))
 
 
@@ -142,10 +142,10 @@ def test_drift_is_reported_of_the_first_inner_step_alone(sd3_folder: Path) -> No
     trained = learner(sd3_folder, inner_steps=2, lr=1e-2)
     result = trained.update(1, advantages(), *rolled(trained))
     for key in ("policy/ratio_absdev_max", "policy/logp_absdiff_max"):
-        assert metric(result.metrics, key) == [0.0] * 2 * 3
+        assert metric(result.metrics, key) == [0.0] * 3
     for i in range(3):
-        assert metric(result.metrics, f"policy/ratio_absdev_step_{i}") == [0.0] * 2
-    assert len(metric(result.metrics, "policy/kl")) == 4 * 3
+        assert metric(result.metrics, f"policy/ratio_absdev_step_{i}") == [0.0]
+    assert len(metric(result.metrics, "policy/kl")) == 2 * 3
     assert max(metric(result.metrics, "policy/clip_fraction")) > 0  # the second one moved away, as it should
 
 
@@ -212,7 +212,7 @@ def test_numbers_that_cannot_be_trusted_stop_the_learner_before_anything_changes
     before, average = weights(trained), weights(trained, ema=True)
     bad = [value.clone() for value in values]
     if "advantage" in harm:
-        bad[2][1] = float("nan") if harm.startswith("nan") else float("inf")
+        bad[1][1] = float("nan") if harm.startswith("nan") else float("inf")
     with pytest.raises(TrainingError, match=says):
         trained.update(1, bad, *(batch if "advantage" in harm else harmed(batch, harm)))
     assert torch.equal(weights(trained), before)
@@ -227,7 +227,7 @@ def test_numbers_that_cannot_be_trusted_stop_the_learner_before_anything_changes
 def test_a_step_without_any_advantage_changes_nothing_but_the_decay(sd3_folder: Path) -> None:
     trained = learner(sd3_folder, kl_beta=0.0, weight_decay=0.0)
     before = weights(trained)
-    trained.update(1, [torch.zeros(4)] * 4, *rolled(trained))
+    trained.update(1, [torch.zeros(4)] * 2, *rolled(trained))
     assert torch.equal(weights(trained), before)
 
 
@@ -238,9 +238,7 @@ def test_saving_and_loading_then_going_on_equals_never_having_stopped(
     def start() -> Learner | Fused:
         if not fused:
             return learner(sd3_folder, ema_every=1)
-        return Fused(
-            tiny.model_spec(sd3_folder), FlowGRPOConfig(inner_steps=1), OptimSection(ema_every=1), EXACT, 0
-        )
+        return Fused(tiny.model_spec(sd3_folder), FlowGRPOConfig(inner_steps=1), OptimSection(ema_every=1), EXACT, 0)
 
     def sampled(trained: Learner | Fused) -> list[Trajectory]:
         return rolled(trained._learner if isinstance(trained, Fused) else trained)
@@ -265,12 +263,14 @@ def test_normalised_ratios_use_the_stored_means(sd3_folder: Path) -> None:
     trained = learner(sd3_folder, ratio_norm=True, reweight_steps=True, inner_steps=2, lr=1e-2)
     assert FlowGRPO(FlowGRPOConfig(ratio_norm=True), seed=0).needs_means
     result = trained.update(1, advantages(), *rolled(trained, keep_means=True))
-    assert metric(result.metrics, "policy/ratio_absdev_max") == [0.0] * 6
+    assert metric(result.metrics, "policy/ratio_absdev_max") == [0.0] * 3
     assert weights(trained).isfinite().all()
 
 
 def test_what_a_fused_rollout_samples_with_never_reaches_training(sd3_folder: Path) -> None:
-    fused = Fused(tiny.model_spec(sd3_folder), FlowGRPOConfig(inner_steps=1), OptimSection(ema_every=1, lr=1e-2), EXACT, 0)
+    fused = Fused(
+        tiny.model_spec(sd3_folder), FlowGRPOConfig(inner_steps=1), OptimSection(ema_every=1, lr=1e-2), EXACT, 0
+    )
     apart = learner(sd3_folder, ema_every=1, lr=1e-2, kl_beta=0.01)
     request = RolloutRequest(
         prompt=Prompt(id=0, text=tiny.TEXTS[0]), seed=0, step=1, num_samples=4, plan=tiny.sde_plan(), guidance_scale=4.5

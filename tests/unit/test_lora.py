@@ -59,9 +59,7 @@ def test_eight_layers_of_every_block_are_adapted_but_the_last_block_has_no_text_
     assert len(names) == 8 * num_layers - 1 == modules
     assert not [name for name in names if "attn2" in name]
     missing = f"transformer_blocks.{num_layers - 1}.attn.to_add_out"
-    assert {missing} == {
-        f"transformer_blocks.{i}.{target}" for i in range(num_layers) for target in TARGETS
-    } - names
+    assert {missing} == {f"transformer_blocks.{i}.{target}" for i in range(num_layers) for target in TARGETS} - names
 
 
 def test_a_fresh_adapter_changes_nothing(sd3_folder: Path, policy: SD3Policy) -> None:

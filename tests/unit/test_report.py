@@ -43,12 +43,16 @@ def test_curves_hold_the_numbers_of_the_run(tmp_path: Path) -> None:
     ]
 
 
-def test_the_headline_is_computed(tmp_path: Path) -> None:
-    directory = write_run(tmp_path, FakeRun())
+@pytest.mark.parametrize(("paired", "error"), [(True, "0.010"), (False, "0.06")])
+def test_the_headline_is_computed(tmp_path: Path, paired: bool, error: str) -> None:
+    # 0.01 is what the run logged of the differences prompt by prompt; else sqrt(2) * 0.04 of two independent means.
+    directory = write_run(tmp_path, FakeRun(paired=paired))
     rows = read_metrics(directory / "metrics.jsonl")
     before, after = rows[0]["eval/dit_reward/mean"], rows[-1]["eval/dit_reward/mean"]
     page = report(directory)
-    assert f"dit_reward rose from {before:.3f} to {after:.3f} (+{after - before:.3f} \u00b1 0.057)." in page.text
+    digits = len(error) - 2
+    moved = f"{after - before:+.{digits}f} \u00b1 {error}"
+    assert f"dit_reward rose from {before:.{digits}f} to {after:.{digits}f} ({moved})." in page.text
     assert "Not trained on: hpsv3 rose" in page.text
     assert "complete" in page.text
     assert "60 steps of 12 prompts \u00d7 16 images" in page.text
@@ -162,7 +166,7 @@ def test_a_killed_run_says_so(tmp_path: Path) -> None:
 
 def test_one_evaluation_claims_nothing(tmp_path: Path) -> None:
     page = report(write_run(tmp_path, replace(_SMALL, steps=0)))
-    assert "Evaluated before training: dit_reward 1.200 \u00b1 0.040." in page.text
+    assert "Evaluated before training: dit_reward 1.20 \u00b1 0.04." in page.text
     assert "nothing can be said about learning" in page.text
     assert "rose" not in page.text.split("Glossary")[0]
     assert len(page.images()) == 4

@@ -13,7 +13,8 @@ import pytest
 from run_fixture import FakeRun, config_of, write_run
 
 from flowrl.config import ConfigError, RunConfig, load
-from flowrl.run_dir import environment, prepare, read_environments, space_needed, write_atomically
+from flowrl.environment import environment, read_environments
+from flowrl.run_dir import prepare, space_needed, write_atomically
 
 _RUN = FakeRun(steps=4, every=2, prompts=("a large red circle on sand",))
 
@@ -38,17 +39,9 @@ def test_a_new_run_gets_its_files(tmp_path: Path) -> None:
     assert start.started.endswith("+00:00")
     assert start.packages["torch"].split("+")[0].count(".") == 2
     assert json.loads((folder.path / "env.json").read_text())["git_commit"] == start.git_commit
-    assert (tmp_path / "runs" / "latest").readlink() == Path("ditreward")
 
 
-def test_latest_moves_on_and_spares_a_real_folder(tmp_path: Path) -> None:
-    prepare(config_in(tmp_path, name="one"))
-    prepare(config_in(tmp_path, name="two"))
-    assert (tmp_path / "latest").resolve() == tmp_path / "two"
-    (tmp_path / "latest").unlink()
-    (tmp_path / "latest").mkdir()
-    prepare(config_in(tmp_path, name="three"))
-    assert not (tmp_path / "latest").is_symlink()
+def test_a_run_cannot_take_the_word_for_the_newest(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"run\.dir must not be called latest"):
         prepare(config_in(tmp_path, name="latest"))
 

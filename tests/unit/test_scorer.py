@@ -1,0 +1,116 @@
+"""The scorer: what each kind of reward is given, how scores are combined, and what is refused."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from flowrl.actors.scorer import Scorer
+from flowrl.config import ConfigError, RewardSpec
+from flowrl.models.sd3 import SD3, SD3Policy
+from flowrl.types import Trajectory
+from tests import tiny
+
+LATENT, BRIGHT = "tests.cheap_rewards:LatentNorm", "tests.cheap_rewards:Brightness"
+
+
+def spec(name: str, weight: float = 1.0, **options: Any) -> RewardSpec:
+    return RewardSpec(name=name, weight=weight, options=options)
+
+
+def scorer(folder: Path, train: list[RewardSpec], watch: list[RewardSpec] | None = None) -> Scorer:
+    return Scorer(tiny.model_spec(folder), train, watch or [], sharded=False, timeout_s=10)
+
+
+@pytest.fixture
+def group(policy: SD3Policy) -> Trajectory:
+    """Five samples, which no batch size of the rewards divides."""
+    return tiny.trajectory(policy, num_samples=5)
+
+
+def latent_scores(group: Trajectory, target: float = 0.5) -> torch.Tensor:
+    return -(group.final_latents - target).square().flatten(1).mean(1).sqrt()
+
+
+def test_a_latent_reward_reads_the_final_latents_and_nothing_is_decoded(
+    sd3_folder: Path, group: Trajectory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    judge = scorer(sd3_folder, [spec(LATENT)])
+    monkeypatch.setattr(judge._decoder, "decode", lambda *_: pytest.fail("decoded"))
+    scores = judge.score(group)
+    assert torch.equal(scores.per_reward[LATENT], latent_scores(group))
+    assert torch.equal(scores.total, latent_scores(group))
+    assert scores.valid.tolist() == [True] * 5
+    assert scores.images is None
+    assert scores.trajectory_bytes == group.num_bytes > group.final_latents.nbytes
+
+
+def test_pixel_rewards_read_one_decode_of_the_final_latents(
+    sd3_folder: Path, group: Trajectory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pixels = SD3.load_decoder(sd3_folder, device="cpu").decode(group.final_latents)
+    judge = scorer(sd3_folder, [spec(BRIGHT)], [spec(LATENT)])
+    decode, calls = judge._decoder.decode, []
+    monkeypatch.setattr(judge._decoder, "decode", lambda latents: calls.append(latents) or decode(latents))
+    scores = judge.evaluate(group, num_images=2)
+    assert len(calls) == 1
+    assert torch.allclose(scores.per_reward[BRIGHT], pixels.flatten(1).mean(1), atol=1e-6)
+    assert torch.equal(scores.per_reward[LATENT], latent_scores(group))
+    assert scores.images is not None
+    assert torch.equal(scores.images, (pixels[:2] * 255).round().to(torch.uint8))
+
+
+def test_scores_are_summed_with_their_weights_and_watched_ones_are_not(sd3_folder: Path, group: Trajectory) -> None:
+    judge = scorer(sd3_folder, [spec(LATENT, 2.0), spec(BRIGHT, -0.5)], [spec("tests.cheap_rewards:WrongShape")])
+    scores = judge.score(group)  # the watched reward would raise
+    assert set(scores.per_reward) == {LATENT, BRIGHT}
+    expected = 2 * scores.per_reward[LATENT] - 0.5 * scores.per_reward[BRIGHT]
+    assert torch.allclose(scores.total, expected, atol=1e-6)
+
+
+def test_a_score_that_is_not_finite_masks_its_sample_and_is_never_zero(sd3_folder: Path, group: Trajectory) -> None:
+    scores = scorer(sd3_folder, [spec(LATENT, nan_every=2), spec(BRIGHT)]).score(group)
+    # Batches of 3 and 2 samples, of which every second fails.
+    assert scores.valid.tolist() == [False, True, False, False, True]
+    assert scores.total[~scores.valid].isnan().all()
+    assert scores.per_reward[BRIGHT].isfinite().all()
+
+
+def test_a_reward_of_the_wrong_shape_is_an_error_that_names_it(sd3_folder: Path, group: Trajectory) -> None:
+    judge = scorer(sd3_folder, [spec("tests.cheap_rewards:WrongShape")])
+    with pytest.raises(ValueError, match=r"reward 'wrong_shape' must return one score per sample, \[2\], got \[\]"):
+        judge.score(group)
+
+
+def test_a_reward_that_fails_is_an_error_and_not_a_score(sd3_folder: Path, group: Trajectory) -> None:
+    with pytest.raises(RuntimeError, match="the judge has left the room"):
+        scorer(sd3_folder, [spec("tests.cheap_rewards:Broken")]).score(group)
+
+
+@pytest.mark.parametrize("part", ["train", "watch"])
+def test_a_latent_reward_of_another_latent_space_is_refused_at_the_start(sd3_folder: Path, part: str) -> None:
+    other = spec(LATENT, latent_space="vae16x8-scale0.36-shift0.12")
+    specs = {"train": [spec(BRIGHT)], "watch": [], part: [other]}
+    with pytest.raises(
+        ConfigError,
+        match=r"reads latents of vae16x8-scale0.36-shift0.12, but the policy makes latents of vae16x8-scale1.5305-shift0.0609",
+    ):
+        scorer(sd3_folder, **specs)
+
+
+def test_options_that_a_reward_does_not_have_are_refused(sd3_folder: Path) -> None:
+    with pytest.raises(
+        ConfigError, match=r"the options \{'colour': 1\} do not fit reward 'tests.cheap_rewards:Brightness'"
+    ):
+        scorer(sd3_folder, [spec(BRIGHT, colour=1)])
+
+
+def test_diversity_is_the_mean_distance_between_the_samples_of_a_group(sd3_folder: Path, policy: SD3Policy) -> None:
+    judge = scorer(sd3_folder, [spec(LATENT)])
+    flat = (group := tiny.trajectory(policy, num_samples=3)).final_latents.flatten(1)
+    pairs = [(flat[i] - flat[j]).square().mean().sqrt() for i, j in ((0, 1), (0, 2), (1, 2))]
+    assert judge.score(group).diversity == pytest.approx(torch.stack(pairs).mean().item(), rel=1e-5)
+    assert judge.score(tiny.trajectory(policy, num_samples=1)).diversity == 0
