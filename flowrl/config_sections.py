@@ -139,7 +139,7 @@ class CheckpointSection:
 class GateSection:
     """What stops a run whose numbers cannot be trusted."""
 
-    max_ratio_absdev: float = 1e-3  # of the first inner step of a step; exactly 0 is expected on the CPU
+    max_ratio_absdev: float = 1e-5  # of the first inner step of a step; exactly 0 is expected on the CPU
 
 
 @dataclass

@@ -32,7 +32,7 @@ class Evaluation:
 
     def means(self) -> dict[str, float]:
         """The mean score of each reward."""
-        return {name: self.values(name).mean().item() for name in self.scores[0].per_reward}
+        return {name: _finite_mean(self.values(name)).item() for name in self.scores[0].per_reward}
 
     def metrics(self) -> list[Metric]:
         """Mean, spread and standard error of each reward, and how diverse the samples of a prompt are.
@@ -42,12 +42,12 @@ class Evaluation:
         metrics = []
         for name in self.scores[0].per_reward:
             values = self.values(name)
-            per_prompt = values.mean(1)
-            sem = per_prompt.std().item() / math.sqrt(len(per_prompt)) if len(per_prompt) > 1 else math.nan
+            finite = values[values.isfinite()]
             metrics += [
-                Metric(key=f"eval/{name}/mean", value=values.mean().item()),
-                Metric(key=f"eval/{name}/std", value=values.std(correction=0).item()),
-                Metric(key=f"eval/{name}/sem", value=sem),
+                Metric(key=f"eval/{name}/mean", value=_finite_mean(values).item()),
+                Metric(key=f"eval/{name}/std", value=finite.std(correction=0).item() if len(finite) else math.nan),
+                Metric(key=f"eval/{name}/sem", value=_standard_error(values)),
+                Metric(key=f"eval/{name}/invalid", value=1 - len(finite) / values.numel()),
             ]
         diversity = sum(group.diversity for group in self.scores) / len(self.scores)
         return [*metrics, Metric(key="eval/diversity/mean", value=diversity)]
@@ -91,7 +91,10 @@ class Evaluator:
         differences, which is far smaller than that of either mean.
         """
         folder.mkdir(exist_ok=True)
-        scores = {name: result.values(name).tolist() for name in result.scores[0].per_reward}
+        scores = {
+            name: [[x if math.isfinite(x) else None for x in row] for row in result.values(name).tolist()]
+            for name in result.scores[0].per_reward
+        }
         record = {"step": step, "prompts": [prompt.text for prompt in result.prompts], "scores": scores}
         write_atomically(folder / f"step_{step:06d}.json", json.dumps(record).encode())
         first = json.loads(min(folder.glob("step_*.json")).read_text())
@@ -99,10 +102,10 @@ class Evaluator:
             return []
         metrics = []
         for name in scores:
-            moved = (result.values(name) - torch.tensor(first["scores"][name])).mean(1)
-            sem = moved.std().item() / math.sqrt(len(moved)) if len(moved) > 1 else math.nan
-            metrics.append(Metric(key=f"eval/{name}/gain", value=moved.mean().item()))
-            metrics.append(Metric(key=f"eval/{name}/gain_sem", value=sem))
+            before = torch.tensor([[math.nan if x is None else x for x in row] for row in first["scores"][name]])
+            moved = result.values(name) - before
+            metrics.append(Metric(key=f"eval/{name}/gain", value=_finite_mean(moved).item()))
+            metrics.append(Metric(key=f"eval/{name}/gain_sem", value=_standard_error(moved)))
         return metrics
 
     def save_grid(self, result: Evaluation, folder: Path, step: int) -> torch.Tensor | None:
@@ -113,3 +116,15 @@ class Evaluator:
         images = torch.cat([group.images for group in shown if group.images is not None])
         scores = {name: result.values(name)[: len(shown)].tolist() for name in shown[0].per_reward}
         return write_sheet(folder, step, images, [p.text for p in result.prompts[: len(shown)]], scores)
+
+
+def _finite_mean(values: torch.Tensor) -> torch.Tensor:
+    """The mean of the scores that exist; NaN when none does."""
+    return values[values.isfinite()].mean()
+
+
+def _standard_error(values: torch.Tensor) -> float:
+    """Of the mean of [prompts, samples], from the prompts' means; NaN with fewer than two prompts."""
+    means = torch.stack([_finite_mean(row) for row in values])
+    means = means[means.isfinite()]
+    return means.std().item() / math.sqrt(len(means)) if len(means) > 1 else math.nan

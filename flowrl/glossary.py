@@ -52,6 +52,7 @@ GLOSSARY: dict[str, Entry] = {
         "score",
         nullable=True,
     ),
+    "eval/<name>/invalid": Entry("Share of the held-out images without a finite score.", "share", "down"),
     "eval/<name>/gain": Entry(
         "How far the held-out mean has moved since the first evaluation, on the same prompts and noise.",
         "score",
@@ -72,7 +73,9 @@ GLOSSARY: dict[str, Entry] = {
     "policy/loss": Entry("Whole loss of the update: policy loss plus the weighted KL.", "loss"),
     "policy/policy_loss": Entry("Clipped policy-gradient part of the loss; hovers around zero by design.", "loss"),
     "policy/kl": Entry(
-        "How far the policy has moved from the model it started from; a fast rise warns of over-optimisation.", "nats"
+        "How far the policy has moved from the model it started from, per latent dimension, in the form that "
+        "algorithm.kl_form names; a fast rise warns of over-optimisation.",
+        "divergence",
     ),
     "policy/ratio_absdev_max": Entry(
         "Largest distance from 1 of the ratio between replayed and sampled probability, before the first optimizer "
@@ -103,7 +106,7 @@ GLOSSARY: dict[str, Entry] = {
         "Groups whose samples all got the same score, which therefore teach nothing.", "groups", "down"
     ),
     "policy/version": Entry("Optimizer steps taken so far; names the weights that sampled the next images.", "count"),
-    "time/encode_s": Entry("Encoding the prompts that are not in the cache yet.", "s", "down"),
+    "time/encode_s": Entry("Encoding the prompts that were not encoded before.", "s", "down"),
     "time/rollout_s": Entry("Sampling, from the first order until the last group is sampled.", "s", "down"),
     "time/score_s": Entry(
         "Waiting for scores after the last group is sampled; most scoring hides behind the sampling.", "s", "down"
@@ -125,7 +128,6 @@ GLOSSARY: dict[str, Entry] = {
     ),
     "bytes/trajectories": Entry("Size of the sampled groups that moved between actors.", "bytes", "down"),
     "bytes/weights": Entry("Size of the adapter weights sent to the actors that sample.", "bytes", "down"),
-    "bytes/conditions": Entry("Size of the text conditions that were encoded and stored.", "bytes", "down"),
     "memory/driver_gib": Entry("Memory of the driver process.", "GiB", "down"),
     "memory/actors_gib": Entry("Memory of all actors together.", "GiB", "down"),
     "memory/peak_gib": Entry("Highest memory of driver and actors together so far.", "GiB", "down"),

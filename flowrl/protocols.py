@@ -160,17 +160,33 @@ class Scorer(Protocol):
     """Scores groups with one or more rewards."""
 
     def score(self, trajectory: Trajectory) -> Scores:
-        """The scores of one group."""
+        """The scores of one group by the rewards that are trained on."""
+        ...
+
+    def evaluate(self, trajectory: Trajectory, num_images: int) -> Scores:
+        """The scores of one group by every reward, with its first images."""
         ...
 
 
 class Learner(Protocol):
     """Trains the policy on groups."""
 
-    def update(self, step: int, batches: list[TrainBatch]) -> UpdateResult:
-        """One step: all its inner steps. Raises when `step` is not the one that is due."""
+    def update(self, step: int, advantages: list[torch.Tensor], *trajectories: Trajectory) -> UpdateResult:
+        """One step: all its inner steps. Raises when `step` is not the one that is due.
+
+        Trajectories are positional arguments of their own because a reference to one reaches an actor as its value
+        only there, not inside a list.
+        """
         ...
 
-    def weights(self, *, ema: bool) -> PolicyWeights:
+    def weights(self, ema: bool) -> PolicyWeights:
         """The current weights, or their moving average."""
+        ...
+
+    def save(self, folder: str) -> None:
+        """Write all that a resumed run needs."""
+        ...
+
+    def load(self, folder: str) -> None:
+        """Continue from what `save` wrote."""
         ...

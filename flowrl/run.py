@@ -19,7 +19,7 @@ from flowrl.actors.roles import (
 )
 from flowrl.actors.rollout import Rollout
 from flowrl.actors.scorer import Scorer
-from flowrl.config import POCKET, ConfigError, RunConfig
+from flowrl.config import POCKET, ConfigError, RunConfig, diff, dump, load
 from flowrl.console import Console
 from flowrl.data import PromptOrder, read_prompts
 from flowrl.evaluate import Evaluator
@@ -29,9 +29,16 @@ from flowrl.pocket.prompt_sets import prompt_file
 from flowrl.protocols import Algorithm
 from flowrl.registry import resolve
 from flowrl.report import write_report
-from flowrl.run_dir import RunDir, prepare
+from flowrl.run_dir import RunDir, prepare, write_atomically
 from flowrl.trainer import Trainer
 from flowrl.types import Prompt
+
+# Keys that shape no number of a step.
+_MAY_CHANGE = (
+    *("run.steps", "run.dir", "run.name", "run.overwrite", "eval.every", "checkpoint."),
+    *("placement.mode", "placement.num_rollouts", "placement.num_scorers", "placement.shard_scorer"),
+    *("placement.ray_address", "placement.timeout_s"),
+)
 
 
 def run_training(config: RunConfig, resume: bool = False) -> int:
@@ -54,7 +61,11 @@ def _run(config: RunConfig, *, resume: bool, adapter: Path | None) -> int:
             f"eval.num_prompts must be at most the number of held-out prompts = {len(held_out)}, "
             f"got {config.eval.num_prompts}"
         )
+    if resume:
+        _check_resumable(config)
     folder = prepare(config, resume=resume)
+    if resume:
+        write_atomically(folder.config, dump(config).encode())
     with Console(config) as console:
         _train(config, model, prompts, held_out, folder, console, resume=resume, adapter=adapter)
         console.close(write_report(folder.path))
@@ -81,7 +92,9 @@ def _train(
             actors.learners.load_adapter(adapter)
             actors.sync()
         algorithm: Algorithm = resolve("algorithm", config.algorithm.name)[0](config.algorithm, config.run.seed)
-        resumed_step = None if start_from is None else checkpoint.step_of(start_from)
+        resumed_step = None
+        if resume:  # without a checkpoint nothing that was logged counts
+            resumed_step = -1 if start_from is None else checkpoint.step_of(start_from)
         with MetricLog(folder.path, resumed_step=resumed_step) as log:
             trainer = Trainer(
                 config=config,
@@ -96,6 +109,17 @@ def _train(
             trainer.fit(start_from)
     finally:
         runtime.close()
+
+
+def _check_resumable(config: RunConfig) -> None:
+    """Raise ConfigError when a resumed run would go on with other numbers than it began with."""
+    path = Path(config.run.dir) / "config.yaml"
+    changed = sorted(key for key in diff(load(path), config) if not key.startswith(_MAY_CHANGE))
+    if changed:
+        raise ConfigError(
+            f"{path}: a resumed run goes on as it began, but these keys differ: {', '.join(changed)}; drop the "
+            f"overrides, or start a new run. What may change: {', '.join(_MAY_CHANGE)}"
+        )
 
 
 def model_spec(config: RunConfig) -> ModelSpec:

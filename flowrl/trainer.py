@@ -91,6 +91,7 @@ class Trainer:
                 for prompt in self.prompts.take(step)
             ]
             groups = self.actors.sample(requests)
+            clock.add("encode", groups.encode_s)
             clock.add("rollout", groups.rollout_s)
             clock.add("score", groups.score_s)
             check_valid(groups.scores, config.rewards.max_invalid_fraction)

@@ -179,6 +179,7 @@ class LossOutput:
 
     loss: torch.Tensor  # [] float32
     metrics: list[Metric]
+    ratio_absdev: float  # the largest distance from 1 of a probability ratio; 0 for an algorithm without ratios
 
 
 @dataclass(frozen=True, kw_only=True)

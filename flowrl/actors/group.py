@@ -105,7 +105,11 @@ class LocalRuntime:
 
     def get(self, refs: Sequence[Ref]) -> list[Any]:
         """The values."""
-        return [ref.value for ref in refs if isinstance(ref, _Value)]
+        values = []
+        for ref in refs:
+            assert isinstance(ref, _Value), ref
+            values.append(ref.value)
+        return values
 
     def wait(self, refs: Sequence[Ref]) -> Ref:
         """The first reference: all values exist."""

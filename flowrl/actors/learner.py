@@ -36,7 +36,7 @@ _FIRST_INNER_STEP_ONLY = ("policy/ratio_absdev", "policy/logp_absdiff")
 
 
 class TrainingError(UserError, RuntimeError):
-    """Numbers that must not be trained on; the weights are as they were before."""
+    """Numbers that must not be trained on; the run continues from its last checkpoint."""
 
 
 class Learner:
@@ -77,7 +77,8 @@ class Learner:
     def update(self, step: int, advantages: list[torch.Tensor], *trajectories: Trajectory) -> UpdateResult:
         """One step: its inner steps, each on an equal share of the groups in their order.
 
-        Raises TrainingError, before any weight changes, when a ratio that must be 1 is not or a gradient is not finite.
+        Raises TrainingError on every rank, before any weight changes, when a ratio that must be 1 is not; and before
+        the optimizer step at hand when a gradient is not finite.
         """
         if step != self._step + 1:
             raise TrainingError(f"learner: step {step} was asked for, but step {self._step + 1} is due")
@@ -101,20 +102,22 @@ class Learner:
             for step_index in batch.trajectory.plan.trained
         ]
         metrics: list[Metric] = []
+        deviations: list[float] = []
         self._optimizer.zero_grad(set_to_none=True)  # an attempt that was stopped leaves its gradients
         for i, (batch, samples, step_index) in enumerate(micro_batches):
             last = i == len(micro_batches) - 1
             with nullcontext() if last else self._accelerator.no_sync(self._policy.module):
                 output: LossOutput = self._algorithm.loss(self._policy, batch, samples, step_index)
                 self._accelerator.backward(output.loss / len(micro_batches))
+            deviations.append(output.ratio_absdev)
             metrics += [m for m in output.metrics if first or not m.key.startswith(_FIRST_INNER_STEP_ONLY)]
         if first:
-            self._check_ratio(metrics)
+            self._check_ratio(deviations)
         norm = float(self._accelerator.clip_grad_norm_([p for _, p in self._named], self._optim.clip_norm))
         if not math.isfinite(norm):
             # The gradients are summed over the ranks by now, so every rank sees this and stops here.
             raise TrainingError(
-                f"learner: the gradient norm is {norm} after optimizer step {self._version}; nothing was changed. "
+                f"learner: the gradient norm is {norm}; the optimizer step after the {self._version}th was not taken. "
                 "Lower optim.lr or algorithm.noise_level, or use model.dtype=float32"
             )
         self._optimizer.step()
@@ -126,9 +129,10 @@ class Learner:
         size = self._samples_per_forward or num_samples
         return (slice(start, start + size) for start in range(0, num_samples, size))
 
-    def _check_ratio(self, metrics: list[Metric]) -> None:
-        deviations = [m.value for m in metrics if m.key == "policy/ratio_absdev_max"]
-        worst = max(deviations, key=lambda value: math.inf if math.isnan(value) else value, default=0.0)
+    def _check_ratio(self, deviations: list[float]) -> None:
+        """Raise on every rank when a ratio of any rank is off; a NaN is."""
+        mine = torch.tensor(deviations, device=self._accelerator.device).max().reshape(1)
+        worst = self._accelerator.gather(mine).max().item()
         if not worst <= self._gate.max_ratio_absdev:
             raise TrainingError(
                 f"learner: before the first update of a step the ratio must be 1, but deviates by {worst:.3g} (gate."

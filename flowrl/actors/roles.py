@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections import OrderedDict
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -26,11 +26,15 @@ class EncoderGroup:
         self._known: OrderedDict[str, Ref] = OrderedDict()
 
     def conditions(self, texts: Sequence[str]) -> list[Ref]:
-        """One reference to a TextCondition per text."""
+        """One reference to a TextCondition per text, once those that are new have been encoded."""
+        new = []
         for text in texts:
             if text not in self._known:
                 self._known[text] = self._group.submit(0, "encode", text)
+                new.append(self._known[text])
             self._known.move_to_end(text)
+        for ref in new:
+            self._runtime.wait([ref])
         refs = [self._known[text] for text in texts]
         while len(self._known) > _MAX_CONDITIONS:
             self._known.popitem(last=False)
@@ -128,6 +132,7 @@ class ScoredGroups:
     scores: list[Scores]
     rollout_s: float  # from the first order until the last group was sampled
     score_s: float  # from then until the last score was there
+    encode_s: float = 0.0  # before, for prompts that were new
 
 
 def rollout_and_score(
@@ -142,8 +147,8 @@ def rollout_and_score(
 ) -> ScoredGroups:
     """Sample and score groups; a group is scored when it is there, while others are still being sampled."""
     began = time.perf_counter()
-    trajectories: list[Ref | None] = [None] * len(requests)
-    scored: list[Ref | None] = [None] * len(requests)
+    trajectories: dict[int, Ref] = {}  # place in requests -> reference
+    scored: dict[int, Ref] = {}
     sampling: dict[Ref, tuple[int, int]] = {}  # reference -> (place in requests, rollout)
     load = [0] * rollouts.size
     waiting: list[int] = []
@@ -161,14 +166,13 @@ def rollout_and_score(
         trajectories[place] = done
         waiting.append(place)
         if len(waiting) == scorers.round_size or not (sampling or following < len(requests)):
-            refs = scorers.submit([trajectories[i] for i in waiting if trajectories[i] is not None], num_images)
-            for i, score in zip(waiting, refs, strict=True):
-                scored[i] = score
+            refs = scorers.submit([trajectories[i] for i in waiting], num_images)
+            scored.update(zip(waiting, refs, strict=True))
             waiting = []
     sampled = time.perf_counter()
-    scores = runtime.get([ref for ref in scored if ref is not None])
+    scores = runtime.get([scored[i] for i in range(len(requests))])
     return ScoredGroups(
-        trajectories=[ref for ref in trajectories if ref is not None],
+        trajectories=[trajectories[i] for i in range(len(requests))],
         scores=scores,
         rollout_s=sampled - began,
         score_s=time.perf_counter() - sampled,
@@ -187,11 +191,13 @@ class Actors:
 
     def sample(self, requests: Sequence[RolloutRequest], *, num_images: int | None = None) -> ScoredGroups:
         """Encode what is new, sample and score; with `num_images` every reward scores and images come back."""
-        conditions = self.encoder.conditions([request.prompt.text for request in requests])
-        [negative] = self.encoder.conditions([""])
-        return rollout_and_score(
+        began = time.perf_counter()
+        *conditions, negative = self.encoder.conditions([*(request.prompt.text for request in requests), ""])
+        encode_s = time.perf_counter() - began
+        groups = rollout_and_score(
             self.runtime, self.rollouts, self.scorers, requests, conditions, negative, num_images=num_images
         )
+        return replace(groups, encode_s=encode_s)
 
     def sync(self, *, ema: bool = False) -> int:
         """Give the rollouts the learners' weights, or their moving average; returns the bytes that this moved."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import time
 from dataclasses import replace
 
@@ -18,10 +19,12 @@ from flowrl.types import RewardInput, Scores, TextCondition, Trajectory
 def load_reward(spec: RewardSpec, device: str) -> Reward:
     """Make the reward that a config names; raises ConfigError when its options do not fit."""
     factory, options = resolve("reward", spec.name)
+    arguments = {"device": device, **options, **spec.options}
     try:
-        reward: Reward = factory(**{"device": device, **options, **spec.options})
+        inspect.signature(factory).bind(**arguments)
     except TypeError as error:
-        raise ConfigError(f"rewards: the options {spec.options} do not fit reward {spec.name!r}: {error}") from error
+        raise ConfigError(f"rewards: the options {spec.options} do not fit reward {spec.name!r}: {error}") from None
+    reward: Reward = factory(**arguments)
     return reward
 
 

@@ -93,6 +93,7 @@ class FlowGRPO:
         return LossOutput(
             loss=loss,
             metrics=_metrics(ratio, log_prob - old_log_prob, policy_loss, kl, loss, clip, step_index),
+            ratio_absdev=(ratio.detach() - 1).abs().max().item(),
         )
 
     def _kl(

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import torch
-from diffusers import StableDiffusion3Pipeline
+from diffusers import SD3Transformer2DModel, StableDiffusion3Pipeline
 from diffusers.training_utils import _collate_lora_metadata
 from peft import LoraConfig, get_peft_model_state_dict
 from peft.tuners.lora import LoraLayer
@@ -20,16 +20,16 @@ ADAPTER = "default"
 _FILE = "pytorch_lora_weights.safetensors"
 
 
-def attach(transformer: torch.nn.Module, *, rank: int, alpha: int, targets: list[str], seed: int) -> None:
+def attach(transformer: SD3Transformer2DModel, *, rank: int, alpha: int, targets: list[str], seed: int) -> None:
     """Freeze `transformer` and add an adapter with A ~ N(0, 1/rank) and B = 0, so that it changes nothing yet.
 
     The A matrices are drawn from `seed` and the layer's name, not from the global generator. Parameters are float32
-    whatever the base's dtype. Raises ValueError when a target names no layer.
+    whatever the base's dtype. Raises CheckpointError when a target names no layer.
     """
     names = [name for name, _ in transformer.named_modules()]
     missing = [target for target in targets if not any(_matches(name, target) for name in names)]
     if missing:
-        raise ValueError(f"model.lora_targets: no layer of the model ends in {missing}")
+        raise CheckpointError(f"model.lora_targets: no layer of the model ends in {missing}")
     transformer.requires_grad_(False)
     config = LoraConfig(r=rank, lora_alpha=alpha, target_modules=list(targets), init_lora_weights="gaussian")
     # peft draws from the global generator; the draws are replaced below, and its state is put back.

@@ -80,7 +80,7 @@ class _State:
             group["lr"] = group["base"] * lr_factor(self.step, self._plan)
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
-        parameters = [p for _, p in self.named]
+        parameters: list[torch.Tensor] = [p for _, p in self.named]
         torch.nn.utils.clip_grad_norm_(parameters, self._plan.clip_norm)
         self.optimizer.step()
         decay = min(self._plan.ema_decay, (1 + self.step) / (10 + self.step))
