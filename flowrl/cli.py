@@ -192,13 +192,13 @@ def _report(args: argparse.Namespace) -> int:
     runs = [run_dir(text) for text in (args.run, args.compare) if text]
     if args.compare is None:
         run = runs[0] if runs else latest_run()
-        from flowrl.report import write_report
+        from flowrl.report.run_report import write_report
 
         print(write_report(run, args.out))
         return 0
     first = runs[0] if runs else latest_training_run()
     second = runs[1] if len(runs) == 2 else latest_training_run(unlike=first)
-    from flowrl.compare import write_comparison
+    from flowrl.report.comparison import write_comparison
 
     print(write_comparison(first, second, args.out))
     return 0

@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import Self, TextIO
 
 from flowrl.config import ConfigError, RunConfig
-from flowrl.run_record import part_of, read_run
-from flowrl.verdict import Change, changes, verdict, violations
-from flowrl.wording import TIMES, duration, fixed, listed, significant
+from flowrl.report.run_record import part_of, read_run
+from flowrl.report.verdict import Change, changes, verdict, violations
+from flowrl.report.wording import TIMES, duration, fixed, listed, significant
 
 _BAR = 18  # characters
 _ERASE_LINE = "\r\x1b[2K"

@@ -28,7 +28,7 @@ from flowrl.pocket.locate import checkpoint as pocket_checkpoint
 from flowrl.pocket.prompt_sets import prompt_file
 from flowrl.protocols import Algorithm
 from flowrl.registry import resolve
-from flowrl.report import write_report
+from flowrl.report.run_report import write_report
 from flowrl.run_dir import RunDir, prepare, write_atomically
 from flowrl.trainer import Trainer
 from flowrl.types import Prompt

@@ -6,6 +6,7 @@ three under others), or eight renderings (two true, three with a flaw, three of 
 
 from __future__ import annotations
 
+import time
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -57,6 +58,7 @@ class SampleTable:
     total: torch.Tensor  # [N] float32
     kind: torch.Tensor  # [N] int64, index into KINDS
     same: torch.Tensor  # [N] bool: drawn under the setting that most of its group shares
+    seconds: float  # that drawing and judging took
 
 
 def choose_scenes(count: int, *, test: bool, generator: torch.Generator) -> list[Scene]:
@@ -148,6 +150,7 @@ class _ShardBuilder:
         path = self.folder / f"{name}-{number:03d}.safetensors"
         if path.exists():
             return load_file(path)
+        began = time.monotonic()
         salt = sum(map(ord, name))
         generator = torch.Generator().manual_seed((self.seed * 1_009 + salt) * 1_000_003 + number)
         with torch.autocast("cpu", torch.bfloat16):  # a third of the time; its error is under half a grey level
@@ -161,6 +164,7 @@ class _ShardBuilder:
             "images": images,
             "parts": torch.stack([judged.parts()[part] for part in oracle.PARTS], 1),
             "total": judged.total,
+            "seconds": torch.tensor([time.monotonic() - began]),
         }
         save_file(shard, path.with_suffix(".tmp"))
         path.with_suffix(".tmp").replace(path)
@@ -205,7 +209,8 @@ def build_table(
         scenes += chunk
     prompts = tuple(str(scene) for scene in scenes)
     whole = {key: torch.cat(values) for key, values in columns.items()}
-    return SampleTable(prompts=prompts, text=encode_texts(pipeline, list(prompts)), **whole)
+    seconds = float(whole.pop("seconds").sum())
+    return SampleTable(prompts=prompts, text=encode_texts(pipeline, list(prompts)), seconds=seconds, **whole)
 
 
 def pairs_of(table: SampleTable, *, margin: float) -> PreferencePairs:

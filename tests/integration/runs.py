@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -46,16 +46,13 @@ class TinyRun:
         return load_file(self.folder / "lora" / "pytorch_lora_weights.safetensors")
 
 
-@dataclass(kw_only=True)
 class TinyRuns:
     """Makes runs; one of equal configuration is made once and shared, so tests must only read it."""
 
-    policy: Path
-    root: Path
-    done: dict[str, TinyRun] = field(default_factory=dict)
-
     def __init__(self, policy: Path, root: Path) -> None:
-        self.policy, self.root, self.done = policy, root, {}
+        self.policy = policy
+        self.root = root
+        self.done: dict[str, TinyRun] = {}
 
     def prompts(self, name: str = "prompts", texts: tuple[str, ...] = tiny.TEXTS) -> Path:
         """A prompt file."""
@@ -104,7 +101,7 @@ class TinyRuns:
         """Do a run, or take the one that was done."""
         key = repr(sorted(changes.items()))
         if key not in self.done:
-            folder = self.root / f"run{len(self.done)}"
+            folder = self.root / f"run{len(list(self.root.iterdir()))}"
             assert run_training(self.config(folder, **changes)) == 0
             self.done[key] = TinyRun(folder=folder)
         return self.done[key]

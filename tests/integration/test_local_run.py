@@ -1,12 +1,233 @@
-"""Whole runs in one process: what they leave, what they learn, how they resume and stop."""
+"""Whole runs in one process: what they leave behind, what they learn, and that they can be repeated."""
 
 from __future__ import annotations
 
-from tests.integration.runs import TinyRuns
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from diffusers import StableDiffusion3Pipeline
+
+from flowrl.actors.group import LocalRuntime
+from flowrl.config import ConfigError, RewardSpec
+from flowrl.core import seeds
+from flowrl.data import PromptOrder, read_prompts
+from flowrl.run import model_spec, run_evaluation, run_training, start_actors
+from flowrl.samples import load_png
+from flowrl.types import RolloutRequest, Trajectory
+from tests import tiny
+from tests.integration.runs import BRIGHT, LATENT, TinyRun, TinyRuns, same
+
+STEP_KEYS = {
+    f"reward/{LATENT}/mean",
+    f"reward/{LATENT}/std",
+    f"reward/{LATENT}/invalid",
+    "reward/total/mean",
+    "policy/loss",
+    "policy/kl",
+    "policy/ratio_absdev_max",
+    "policy/ratio_absdev_step_0",
+    "policy/clip_fraction",
+    "policy/grad_norm",
+    "policy/version",
+    "time/rollout_s",
+    "time/score_s",
+    "time/update_s",
+    "time/sync_s",
+    "time/step_s",
+    "bytes/trajectories",
+    "bytes/weights",
+    "memory/peak_gib",
+    "speed/images_per_s",
+}
 
 
 def test_a_run_leaves_what_others_rely_on(runs: TinyRuns) -> None:
     run = runs.run()
     assert [row["step"] for row in run.metrics] == [0, 1, 2, 3, 4, 5]
-    print(run.metrics[0], run.metrics[-1])
-    assert False
+    for row in run.metrics[1:]:
+        assert STEP_KEYS <= row.keys()
+    for row in (run.metrics[0], run.metrics[5]):
+        assert {f"eval/{name}/mean" for name in (LATENT, BRIGHT)} <= row.keys()
+    left = {path.name for path in run.folder.iterdir()}
+    assert {"config.yaml", "env.json", "metrics.jsonl", "tb", "samples", "checkpoints", "lora", "report.html"} <= left
+    assert sorted(path.name for path in (run.folder / "checkpoints").iterdir()) == ["step_000003", "step_000005"]
+    assert (run.folder / "samples" / "step_000005.png").is_file()
+
+
+def test_the_first_update_of_every_step_starts_at_ratio_exactly_1(runs: TinyRuns) -> None:
+    rows = runs.run().metrics[1:]
+    assert [row["policy/ratio_absdev_max"] for row in rows] == [0.0] * 5
+    assert [row["policy/logp_absdiff_max"] for row in rows] == [0.0] * 5
+    assert [row["policy/version"] for row in rows] == [2, 4, 6, 8, 10]
+    assert rows[-1]["policy/kl"] > 0
+
+
+def test_the_same_configuration_gives_the_same_bits_and_another_seed_others(runs: TinyRuns) -> None:
+    run, again, other = runs.run(), runs.run(run__overwrite=True), runs.run(run__seed=1)
+    assert run.folder != again.folder
+    assert same(run.adapter, again.adapter)
+    assert run.numbers == again.numbers
+    assert not same(run.adapter, other.adapter)
+
+
+def test_a_run_of_no_steps_evaluates_and_no_more(runs: TinyRuns) -> None:
+    run = runs.run(run__steps=0)
+    [row] = run.metrics
+    full = runs.run().metrics[0]
+    assert row[f"eval/{LATENT}/mean"] == full[f"eval/{LATENT}/mean"]
+    assert not [key for key in row if key.startswith(("reward/", "policy/"))]
+    assert all(not tensor.any() for name, tensor in run.adapter.items() if ".lora_B." in name)
+
+
+def test_the_exported_adapter_gives_the_images_of_the_last_evaluation_in_the_diffusers_pipeline(
+    runs: TinyRuns,
+) -> None:
+    run = runs.run(optim__lr=0.02)
+    pipeline = StableDiffusion3Pipeline.from_pretrained(runs.policy)
+    pipeline.set_progress_bar_config(disable=True)
+
+    def sheet() -> torch.Tensor:
+        rows = []
+        for prompt in range(2):
+            images = pipeline(
+                [tiny.TEXTS[prompt]] * 2,
+                latents=seeds.initial_noise(seeds.sample_seeds(1234, -1, prompt, 2), tiny.SHAPE),
+                num_inference_steps=3,
+                guidance_scale=4.5,
+                height=tiny.IMAGE_SIZE,
+                width=tiny.IMAGE_SIZE,
+                max_sequence_length=14,
+                output_type="pt",
+            ).images
+            rows.append(torch.cat(list(images), 2))
+        return torch.cat(rows, 1)
+
+    for step in (0, 5):
+        shown = load_png(run.folder / "samples" / f"step_{step:06d}.png")
+        if step:
+            pipeline.load_lora_weights(run.folder / "lora")
+        assert (shown.float() - 255 * sheet()).abs().max() <= 0.51
+    first, last = (load_png(run.folder / "samples" / f"step_{step:06d}.png").float() for step in (0, 5))
+    assert (first - last).abs().max() > 3
+
+
+def test_an_exported_adapter_evaluates_as_it_did_when_its_run_ended(runs: TinyRuns, tmp_path: Path) -> None:
+    run = runs.run()
+    config = runs.config(tmp_path / "evaluation", run__steps=0)
+    assert run_evaluation(config, run.folder / "lora") == 0
+    [row] = TinyRun(folder=tmp_path / "evaluation").metrics
+    for name in (LATENT, BRIGHT):
+        assert row[f"eval/{name}/mean"] == run.metrics[5][f"eval/{name}/mean"] != run.metrics[0][f"eval/{name}/mean"]
+
+
+@pytest.mark.parametrize("with_mean", [False, True])
+def test_parts_of_a_group_train_as_the_whole_does_but_for_rounding(runs: TinyRuns, with_mean: bool) -> None:
+    changes = {"algorithm__ratio_norm": with_mean, "run__steps": 2, "eval__every": 0}
+    whole, parts = runs.run(**changes), runs.run(rollout__samples_per_forward=2, **changes)
+    assert [row["policy/ratio_absdev_max"] for row in parts.metrics[1:]] == [0.0, 0.0]
+    for one, other in zip(whole.metrics[1:], parts.metrics[1:], strict=True):
+        assert one[f"reward/{LATENT}/mean"] == pytest.approx(other[f"reward/{LATENT}/mean"], rel=1e-4)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"algorithm__trained_steps": "window", "algorithm__window_size": 1, "algorithm__window_high": 3},
+        {"algorithm__step_kind": "cps", "algorithm__noise_level": 0.8, "algorithm__kl_form": "velocity"},
+        {"algorithm__ratio_norm": True, "algorithm__reweight_steps": True, "algorithm__std": "group"},
+        {"algorithm__trained_steps": "fraction", "rollout__guidance_scale": 1.0, "algorithm__kl_beta": 0.0},
+    ],
+    ids=["window", "cps", "guard", "unguided"],
+)
+def test_every_published_variant_runs_on_policy_and_moves_the_adapter(runs: TinyRuns, changes: dict[str, object]) -> None:
+    run = runs.run(run__steps=2, eval__every=0, **changes)
+    assert [row["policy/ratio_absdev_max"] for row in run.metrics[1:]] == [0.0, 0.0]
+    assert any(tensor.any() for name, tensor in run.adapter.items() if ".lora_B." in name)
+
+
+def test_evaluating_the_moving_average_leaves_training_alone(runs: TinyRuns) -> None:
+    plain, averaged = runs.run(), runs.run(eval__weights="ema")
+    assert [row["policy/loss"] for row in plain.metrics[1:]] == [row["policy/loss"] for row in averaged.metrics[1:]]
+    key = f"eval/{LATENT}/mean"
+    assert plain.metrics[0][key] == averaged.metrics[0][key]
+    assert plain.metrics[5][key] != averaged.metrics[5][key]
+
+
+def test_a_run_without_a_grid_evaluates_all_the_same(runs: TinyRuns) -> None:
+    run = runs.run(run__steps=0, eval__grid_prompts=0)
+    key = f"eval/{LATENT}/mean"
+    assert run.metrics[0][key] == runs.run(run__steps=0).metrics[0][key]
+    assert list((run.folder / "samples").iterdir()) == []
+
+
+def test_a_policy_learns_a_latent_reward_in_less_than_100_updates(runs: TinyRuns) -> None:
+    run = runs.run(
+        run__steps=30, eval__every=30, rollout__group_size=8, rollout__num_steps=3, algorithm__std="group", optim__lr=0.01
+    )
+    first, last = run.metrics[0], run.metrics[30]
+    assert last["policy/version"] == 60
+    gain = last[f"eval/{LATENT}/mean"] - first[f"eval/{LATENT}/mean"]
+    assert gain > 0.1  # of 2.1, with a spread between samples of 0.2
+    assert max(row["policy/ratio_absdev_max"] for row in run.metrics[1:]) == 0.0
+
+
+def test_matched_runs_differ_in_the_reward_and_in_nothing_else(runs: TinyRuns, tmp_path: Path) -> None:
+    def first_rollout(reward: str) -> list[Trajectory]:
+        config = runs.config(tmp_path / "unused", rewards__train=[RewardSpec(name=reward)], rewards__watch=[])
+        actors = start_actors(config, model_spec(config), LocalRuntime())
+        prompts = PromptOrder(read_prompts(runs.prompts(), "k"), per_step=4, seed=0).take(1)
+        requests = [
+            RolloutRequest(prompt=p, seed=0, step=1, num_samples=4, plan=tiny.sde_plan(), guidance_scale=4.5)
+            for p in prompts
+        ]
+        return actors.runtime.get(actors.sample(requests).trajectories)
+
+    for one, other in zip(first_rollout(LATENT), first_rollout(BRIGHT), strict=True):
+        assert one.prompt == other.prompt
+        assert one.path is not None
+        assert other.path is not None
+        assert torch.equal(one.path.latents, other.path.latents)
+        assert torch.equal(one.final_latents, other.final_latents)
+    latent, bright = runs.run(), runs.run(rewards__train=[RewardSpec(name=BRIGHT)], rewards__watch=[RewardSpec(name=LATENT)])
+    for name in (LATENT, BRIGHT):
+        assert latent.metrics[0][f"eval/{name}/mean"] == bright.metrics[0][f"eval/{name}/mean"]
+    assert not same(latent.adapter, bright.adapter)
+
+
+def test_a_directory_that_holds_a_run_is_not_written_over(runs: TinyRuns) -> None:
+    run = runs.run()
+    before = (run.folder / "metrics.jsonl").read_bytes()
+    with pytest.raises(ConfigError, match="must be new, but it holds a run already"):
+        run_training(runs.config(run.folder))
+    assert (run.folder / "metrics.jsonl").read_bytes() == before
+
+
+def test_more_held_out_prompts_than_there_are_is_an_error_before_anything_starts(runs: TinyRuns, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"eval.num_prompts must be at most the number of held-out prompts = 3, got 4"):
+        run_training(runs.config(tmp_path / "run", eval__num_prompts=4))
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "says"),
+    [
+        ("rollout__prompts_per_step", 5, "rollout.prompts_per_step must be a multiple of"),
+        ("rollout__samples_per_forward", 3, "rollout.samples_per_forward must divide rollout.group_size = 4"),
+    ],
+)
+def test_a_batch_that_does_not_divide_is_an_error(
+    runs: TinyRuns, tmp_path: Path, key: str, value: int, says: str
+) -> None:
+    with pytest.raises(ConfigError, match=says):
+        runs.config(tmp_path / "run", **{key: value})
+
+
+def test_a_policy_folder_that_is_torn_is_an_error_before_anything_starts(runs: TinyRuns, tmp_path: Path) -> None:
+    folder = shutil.copytree(runs.policy, tmp_path / "policy")
+    weights = folder / "transformer" / "diffusion_pytorch_model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-100])
+    with pytest.raises(ValueError, match="diffusion_pytorch_model.safetensors: truncated or damaged"):
+        run_training(runs.config(tmp_path / "run", model__path=str(folder)))
+    assert not (tmp_path / "run").exists()

@@ -7,7 +7,7 @@ import re
 import pytest
 from page_reader import Page
 
-from flowrl import charts
+from flowrl.report import charts
 
 
 def test_drawn_points_stand_where_the_axes_say() -> None:

@@ -50,8 +50,8 @@ def handed_on(monkeypatch: pytest.MonkeyPatch) -> dict[str, tuple[object, ...]]:
         calls["build"] = (out, work, seed)
 
     for name, functions in {
-        "flowrl.report": [write_report],
-        "flowrl.compare": [write_comparison],
+        "flowrl.report.run_report": [write_report],
+        "flowrl.report.comparison": [write_comparison],
         "flowrl.run": [run_training, run_evaluation],
         "flowrl.pocket.build": [build],
     }.items():

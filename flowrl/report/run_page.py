@@ -7,13 +7,13 @@ from collections.abc import Mapping, Sequence
 from datetime import datetime
 
 from flowrl import __version__
-from flowrl.charts import Chart, Series, render
-from flowrl.costs import phase_rows
 from flowrl.glossary import describe
-from flowrl.page import Html, facts, folded, joined, section, tag
-from flowrl.run_record import RunRecord
-from flowrl.verdict import Change, with_error
-from flowrl.wording import TIMES, duration, listed
+from flowrl.report.charts import Chart, Series, render
+from flowrl.report.costs import phase_rows
+from flowrl.report.page import Html, facts, folded, joined, section, tag
+from flowrl.report.run_record import RunRecord
+from flowrl.report.verdict import Change, with_error
+from flowrl.report.wording import TIMES, duration, listed
 
 
 def description(record: RunRecord) -> str:

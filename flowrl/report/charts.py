@@ -7,8 +7,8 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from flowrl.page import Html, joined, tag
-from flowrl.wording import significant
+from flowrl.report.page import Html, joined, tag
+from flowrl.report.wording import significant
 
 Point = tuple[float, float]
 _MOST_POINTS = 600  # of one line; more cannot be told apart on a screen

@@ -6,12 +6,11 @@ import dataclasses
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from flowrl.charts import Chart, Series
 from flowrl.config import ConfigError, diff
-from flowrl.costs import BUSY, PHASES, TRAFFIC, mean_bytes, mean_of, peak_memory, phase_rows
-from flowrl.page import Html, code, facts, folded, joined, page, sample_cards, section, table, tag
-from flowrl.run_dir import write_atomically
-from flowrl.run_page import (
+from flowrl.report.charts import Chart, Series
+from flowrl.report.costs import BUSY, PHASES, TRAFFIC, mean_bytes, mean_of, peak_memory, phase_rows
+from flowrl.report.page import Html, code, facts, folded, joined, page, sample_cards, section, table, tag
+from flowrl.report.run_page import (
     charts,
     config_value,
     description,
@@ -23,10 +22,11 @@ from flowrl.run_page import (
     score,
     warnings,
 )
-from flowrl.run_record import RunRecord, part_of, read_run
+from flowrl.report.run_record import RunRecord, part_of, read_run
+from flowrl.report.verdict import MAY_DIFFER, Change, changes, comparison_verdict, mismatches, violations
+from flowrl.report.wording import duration, listed, significant, size
+from flowrl.run_dir import write_atomically
 from flowrl.samples import Sheet
-from flowrl.verdict import MAY_DIFFER, Change, changes, comparison_verdict, mismatches, violations
-from flowrl.wording import duration, listed, significant, size
 
 _STYLES = ("marked", "hollow")  # of the two arms, so that they can be told apart without colour
 

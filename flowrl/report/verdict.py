@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from typing import Literal
 
 from flowrl.config import diff
-from flowrl.run_record import RunRecord, part_of
-from flowrl.wording import PLUS_MINUS, decimals_for, fixed, listed, significant
+from flowrl.report.run_record import RunRecord, part_of
+from flowrl.report.wording import PLUS_MINUS, decimals_for, fixed, listed, significant
 
 Movement = Literal["rose", "fell", "held"]
 Tone = Literal["good", "bad", "neutral"]

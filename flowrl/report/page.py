@@ -10,8 +10,8 @@ from importlib import resources
 
 from PIL import Image
 
+from flowrl.report.wording import fixed
 from flowrl.samples import Sheet
-from flowrl.wording import fixed
 
 _VOID = ("img", "br", "meta")
 _SMALL = 128  # pixels; images up to this size are shown two cards in a row
@@ -40,7 +40,7 @@ def joined(parts: Iterable[str]) -> Html:
 
 def page(title: str, *sections: str) -> Html:
     """A whole document: style and script are inside, nothing is fetched."""
-    files = resources.files("flowrl")
+    files = resources.files("flowrl.report")
     style = Html(files.joinpath("page.css").read_text(encoding="utf-8"))
     script = Html(files.joinpath("page.js").read_text(encoding="utf-8"))
     head = [
