@@ -114,6 +114,8 @@ def _train(
 def _check_resumable(config: RunConfig) -> None:
     """Raise ConfigError when a resumed run would go on with other numbers than it began with."""
     path = Path(config.run.dir) / "config.yaml"
+    if not path.is_file():
+        return  # which the making of the run's folder says better
     changed = sorted(key for key in diff(load(path), config) if not key.startswith(_MAY_CHANGE))
     if changed:
         raise ConfigError(

@@ -87,8 +87,10 @@ def load_strict(module: torch.nn.Module, tensors: dict[str, torch.Tensor], sourc
     for key, shape in wanted.items():
         if tuple(tensors[key].shape) != shape:
             raise CheckpointError(f"{source}: {key} must have shape {list(shape)}, got {list(tensors[key].shape)}")
-    # Assigning lets the module be built on the meta device, so that weights are in memory once.
-    module.load_state_dict({key: value.to(dtype) for key, value in tensors.items()}, strict=True, assign=True)
+    # Assigning lets the module be built on the meta device. Copying moves the weights from where they happen to lie in
+    # the file to aligned memory, as they have it when sharded: products round differently by that.
+    weights = {key: value.to(dtype, copy=True) for key, value in tensors.items()}
+    module.load_state_dict(weights, strict=True, assign=True)
 
 
 def _first(keys: list[str], limit: int = 3) -> str:

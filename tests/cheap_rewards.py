@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import signal
 from typing import Literal
 
 import torch
@@ -14,11 +12,7 @@ TINY_SPACE = "vae16x8-scale1.5305-shift0.0609"
 
 
 class LatentNorm:
-    """Higher the closer the latents are to a point.
-
-    `nan_every` makes every n-th sample of a batch fail; `signal_step` sends a signal to this process in that step of
-    four groups of four samples.
-    """
+    """Higher the closer the latents are to a point; `nan_every` makes every n-th sample of a batch fail."""
 
     name = "latent_norm"
     input_kind: Literal["latent", "pixel"] = "latent"
@@ -30,15 +24,11 @@ class LatentNorm:
         batch_size: int = 3,
         latent_space: str = TINY_SPACE,
         nan_every: int = 0,
-        signal_name: str = "SIGTERM",
-        signal_step: int = 0,
     ) -> None:
         self.target = target
         self.batch_size = batch_size
         self.latent_space: str | None = latent_space
         self.nan_every = nan_every
-        self.signal = signal.Signals[signal_name]
-        self.countdown = 16 * signal_step
 
     def __call__(self, batch: RewardInput) -> torch.Tensor:
         assert batch.latents is not None
@@ -46,10 +36,6 @@ class LatentNorm:
         assert batch.condition is not None
         assert len(batch.condition.embeds) == len(batch.prompts) == len(batch.seeds) == len(batch.latents)
         scores = -(batch.latents - self.target).square().flatten(1).mean(1).sqrt()
-        if self.countdown > 0 and len(batch.prompts) != 2:  # evaluations score two at a time
-            self.countdown -= len(batch.prompts)
-            if self.countdown <= 0:
-                os.kill(os.getpid(), self.signal)
         if self.nan_every:
             scores[:: self.nan_every] = float("nan")
         return scores

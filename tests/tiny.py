@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -13,6 +14,8 @@ from flowrl.core.sampler import sample
 from flowrl.models.sd3 import SD3, SD3Policy
 from flowrl.pocket.text import CLIP_WIDTHS, JOINT_DIM, clip_encoder, clip_tokenizer, t5_encoder, t5_tokenizer
 from flowrl.types import Prompt, RolloutRequest, SamplingPlan, TextCondition, TrainBatch, Trajectory
+from rewards.dit_reward.layout import save as save_reward
+from rewards.dit_reward.model import DiTRewardConfig, DiTRewardModel
 
 IMAGE_SIZE = 32
 SHAPE = (16, 4, 4)
@@ -83,6 +86,18 @@ def _pipeline(scaling: float, shift: float) -> StableDiffusion3Pipeline:
         text_encoder_3=t5_encoder(tokenizer_3),
         tokenizer_3=tokenizer_3,
     )
+
+
+def write_reward(folder: Path, policy_folder: Path) -> Path:
+    """Save a DiT-Reward of random weights that reads the latents and texts of the policy of `policy_folder`."""
+    with torch.random.fork_rng():
+        torch.manual_seed(21)
+        net = SD3Transformer2DModel.from_pretrained(policy_folder / "transformer")
+        config = DiTRewardConfig(
+            text_length=28, layers=(0, 1), head_dims=(32,), latent_space=SD3.latent_space(policy_folder), base="tiny"
+        )
+        save_reward(DiTRewardModel(net, config), folder, dtype=torch.float32)
+    return folder
 
 
 def model_spec(folder: Path, seed: int = 0) -> ModelSpec:
@@ -162,6 +177,11 @@ def trajectory(
         samples_per_forward=samples_per_forward or num_samples,
         device=torch.device("cpu"),
     )
+
+
+def with_condition(group: Trajectory, condition: TextCondition) -> Trajectory:
+    """The group as if it had been sampled for another text condition."""
+    return replace(group, condition=condition)
 
 
 def train_batch(group: Trajectory, seed: int = 3) -> TrainBatch:

@@ -43,7 +43,7 @@ from rewards.preference import AccuracyReport, PreferencePairs, accuracy
 
 STORED = torch.float16  # of the reward checkpoints; they are loaded as float32
 GROWTH_SHARES = (0.25, 0.5, 1.0)
-GROWTH_STEPS = 400  # of each run of the accuracy-against-data figure
+GROWTH_STEPS = 300  # of each run of the accuracy-against-data figure
 PACKAGES = ("torch", "diffusers", "transformers", "tokenizers", "safetensors", "numpy")
 Record = dict[str, Any]
 
@@ -167,6 +167,7 @@ def _dit_reward(out: Path, work: Path, seed: int) -> Record:
         seed=seed,
         checkpoint=work / "dit_reward.pt",
     )
+    training.centre(model.head.mlp[-1], training.score_latents(model, train), train)
     folder = _fresh(out / "dit_reward")
     notes = "Trained on pairs of the pocket policy's samples and edited renderings; see ../provenance.json."
     dit_layout.save(model, folder, dtype=STORED, notes=notes)
@@ -187,6 +188,7 @@ def _hpsv3(out: Path, work: Path, seed: int) -> Record:
         seed=seed,
         checkpoint=work / "hpsv3.pt",
     )
+    training.centre(model.rm_head[-1], training.score_images(model, tokenizer, train), train)
     folder = _fresh(out / "hpsv3")
     head = captioner.lm_head.weight
     hpsv3_layout.save(model, tokenizer, folder, area=SPEC.area, lm_head=head, dtype=STORED)

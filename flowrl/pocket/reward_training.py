@@ -15,7 +15,7 @@ from transformers import PreTrainedTokenizerBase, Qwen2Tokenizer
 from flowrl.core.latent_space import latent_space_name
 from flowrl.core.seeds import derive, generator
 from flowrl.pocket.fitting import FitPlan, FitRecord, fit
-from flowrl.pocket.preferences import SampleTable
+from flowrl.pocket.preferences import KINDS, SampleTable
 from flowrl.pocket.vision_language import NUM_IMAGE_TOKENS, SPEC
 from rewards.dit_reward.model import DiTRewardConfig, DiTRewardModel, RewardHead, sample_noise
 from rewards.hpsv3.model import ChatBatch, HPSv3Model, tokenize
@@ -23,7 +23,7 @@ from rewards.hpsv3.preprocess import patchify
 from rewards.preference import PreferencePairs
 from rewards.training import PairBatch, PairBatcher, bradley_terry_loss, lr_scale, uncertainty_loss
 
-FULL_PLAN = FitPlan(steps=1200, lr=1.5e-3, warmup=75, ema_decay=0.995)
+FULL_PLAN = FitPlan(steps=500, lr=1.5e-3, warmup=50, ema_decay=0.99, weight_decay=0.05)
 FROZEN_PLAN = FitPlan(steps=3000, lr=1e-3, warmup=150, ema_decay=0.995)
 HPSV3_PLAN = FitPlan(steps=800, lr=1.5e-3, warmup=60, ema_decay=0.995)
 BACKBONE_SHARE = 0.4  # of the head's learning rate
@@ -166,6 +166,16 @@ def score_images(model: HPSv3Model, tokenizer: PreTrainedTokenizerBase, table: S
         return model(_rows(chats, table.prompt[rows]), patches, grid)[:, 0]
 
     return _over_table(table, score)
+
+
+@torch.no_grad()
+def centre(layer: torch.nn.Module, scores: torch.Tensor, table: SampleTable) -> None:
+    """Shift the last layer's first bias so that the policy's samples of `table`, which got `scores` [N], average zero.
+
+    Preferences fix a score up to a constant; this one makes a curve's height mean something.
+    """
+    assert isinstance(layer.bias, torch.Tensor)
+    layer.bias[0] -= scores[table.kind == KINDS.index("policy")].mean()
 
 
 def _over_table(table: SampleTable, function: Callable[[torch.Tensor], torch.Tensor]) -> torch.Tensor:

@@ -7,15 +7,22 @@ from pathlib import Path
 
 import pytest
 
+from tests import tiny
 from tests.integration.runs import TinyRuns
 from tests.sd3_fixture import sd3_folder
 
-__all__ = ["runs", "sd3_folder"]
+__all__ = ["runs", "sd3_folder", "tiny_reward"]
 
 # Actors import the rewards of the tests by dotted path, wherever they were started.
 os.environ["PYTHONPATH"] = os.pathsep.join(
     filter(None, [str(Path(__file__).parents[2]), os.environ.get("PYTHONPATH", "")])
 )
+
+
+@pytest.fixture(scope="session")
+def tiny_reward(sd3_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A DiT-Reward folder of random weights. Read it only."""
+    return tiny.write_reward(tmp_path_factory.mktemp("tiny-reward"), sd3_folder)
 
 
 @pytest.fixture(scope="session")

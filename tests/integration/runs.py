@@ -61,7 +61,7 @@ class TinyRuns:
         return path
 
     def config(self, folder: Path, **changes: Any) -> RunConfig:
-        """A run of four steps' denoising on four prompts; `changes` are keys with "__" for the dot."""
+        """A run of three sampler steps on two prompts; `changes` are keys with "__" for the dot."""
         config = RunConfig()
         settings: dict[str, Any] = {
             "run__name": folder.name,
@@ -73,9 +73,9 @@ class TinyRuns:
             "model__lora_alpha": tiny.ALPHA,
             "data__train_prompts": str(self.prompts()),
             "data__eval_prompts": str(self.prompts("held_out", tiny.TEXTS[:3])),
-            "rollout__prompts_per_step": 4,
+            "rollout__prompts_per_step": 2,
             "rollout__group_size": 4,
-            "rollout__num_steps": 4,
+            "rollout__num_steps": 3,
             "rewards__train": [RewardSpec(name=LATENT)],
             "rewards__watch": [RewardSpec(name=BRIGHT)],
             "optim__lr": 1e-3,
@@ -105,6 +105,17 @@ class TinyRuns:
             assert run_training(self.config(folder, **changes)) == 0
             self.done[key] = TinyRun(folder=folder)
         return self.done[key]
+
+
+def unequal(one: TinyRun, other: TinyRun) -> list[tuple[int, str, float | None, float | None]]:
+    """Where the numbers of two runs differ: step, key, and both values."""
+    rows = zip(one.numbers, other.numbers, strict=True)
+    return [
+        (int(a["step"]), key, a.get(key), b.get(key))
+        for a, b in rows
+        for key in sorted(a.keys() | b.keys())
+        if a.get(key) != b.get(key)
+    ]
 
 
 def same(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool:
