@@ -51,32 +51,46 @@ Record = dict[str, Any]
 def build(out: Path, work: Path, seed: int) -> Record:
     """Run all stages that are not done, and write `out`/{sd35,dit_reward,hpsv3} and provenance.json.
 
-    `work` keeps what a later run resumes from. Returns the provenance. Raises FloatingPointError when a loss is not
-    finite.
+    `work` keeps what a later run resumes from. Returns the provenance. Raises ValueError when `work` was begun with
+    another seed, FloatingPointError when a loss is not finite.
     """
     work.mkdir(parents=True, exist_ok=True)
     out.mkdir(parents=True, exist_ok=True)
-    stages: list[tuple[str, Callable[[], Record]]] = [
-        ("vae", lambda: asdict(build_vae(work / "vae", seed=seed, checkpoint=work / "vae.pt"))),
-        ("policy", lambda: asdict(build_policy(out / "sd35", vae_folder=work / "vae", seed=seed, work=work))),
-        ("preferences", lambda: _preferences(out, work, seed)),
-        ("dit_reward", lambda: _dit_reward(out, work, seed)),
-        ("hpsv3", lambda: _hpsv3(out, work, seed)),
-        ("comparison", lambda: _comparison(out, work, seed)),
+    _check_seed(work / "seed", seed)
+    # Each with the folder that it must leave.
+    stages: list[tuple[str, Path, Callable[[], Record]]] = [
+        ("vae", work / "vae", lambda: asdict(build_vae(work / "vae", seed=seed, checkpoint=work / "vae.pt"))),
+        (
+            "policy",
+            out / "sd35",
+            lambda: asdict(build_policy(out / "sd35", vae_folder=work / "vae", seed=seed, work=work)),
+        ),
+        ("preferences", work / "preferences", lambda: _preferences(out, work, seed)),
+        ("dit_reward", out / "dit_reward", lambda: _dit_reward(out, work, seed)),
+        ("hpsv3", out / "hpsv3", lambda: _hpsv3(out, work, seed)),
+        ("comparison", work, lambda: _comparison(out, work, seed)),
     ]
     records: dict[str, Record] = {}
     bar = tqdm(stages, desc="pocket build", unit="stage")
-    for name, run in bar:
+    for name, folder, run in bar:
         bar.set_postfix(stage=name)
-        records[name] = _once(work / "records" / f"{name}.json", run)
+        records[name] = _once(work / "records" / f"{name}.json", folder, run)
         _write_provenance(out, records, seed)
     write_prompts()
     return _write_provenance(out, records, seed)
 
 
-def _once(path: Path, run: Callable[[], Record]) -> Record:
-    """The record at `path`, or that of running the stage now."""
-    if path.is_file():
+def _check_seed(path: Path, seed: int) -> None:
+    """Raise ValueError when the work folder holds the stages of another seed; else remember this one."""
+    if path.is_file() and path.read_text(encoding="utf-8").strip() != str(seed):
+        begun = path.read_text(encoding="utf-8").strip()
+        raise ValueError(f"{path.parent}: was begun with seed {begun}, got {seed}; use that seed or an empty folder")
+    path.write_text(f"{seed}\n", encoding="utf-8")
+
+
+def _once(path: Path, folder: Path, run: Callable[[], Record]) -> Record:
+    """The record at `path` of a stage that has left `folder`, or that of running it now."""
+    if path.is_file() and folder.is_dir():
         return dict(json.loads(path.read_text(encoding="utf-8")))
     record = run()
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -210,7 +224,7 @@ def _captioner(work: Path, seed: int) -> tuple[Captioner, Any, Any]:
 
 
 def _comparison(out: Path, work: Path, seed: int) -> Record:
-    """What the paper's figures compare: a frozen backbone, and accuracy against the number of pairs."""
+    """What the paper's figures compare: a frozen backbone, and DiT-Reward's accuracy against the number of pairs."""
     train, test = _tables(out, work, seed)
     pairs = pairs_of(train, margin=TRAIN_MARGIN)
     frozen = _new_dit_reward(out, train, seed)
@@ -231,22 +245,9 @@ def _comparison(out: Path, work: Path, seed: int) -> Record:
         training.train_full(
             model, train, part, name=name, seed=seed, checkpoint=work / f"growth-dit-{percent}.pt", plan=plan
         )
-        captioner, tokenizer, _ = _captioner(work, seed)
-        plan = replace(training.HPSV3_PLAN, steps=GROWTH_STEPS)
-        training.train_hpsv3(
-            captioner.model,
-            tokenizer,
-            train,
-            part,
-            name=f"hpsv3 {percent} %",
-            seed=seed,
-            checkpoint=work / f"growth-hpsv3-{percent}.pt",
-            plan=plan,
-        )
         record["growth"][f"{percent}%"] = {
             "pairs": len(part),
             "dit_reward": _accuracies(training.score_latents(model, test), test)["accuracy"],
-            "hpsv3": _accuracies(training.score_images(captioner.model, tokenizer, test), test)["accuracy"],
         }
     return record
 

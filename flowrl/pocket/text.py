@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import json
+from collections import Counter
+from itertools import pairwise
 
-from tokenizers import Tokenizer
-from tokenizers.models import BPE
-from tokenizers.trainers import BpeTrainer
 from transformers import (
     CLIPTextConfig,
     CLIPTextModelWithProjection,
@@ -25,13 +23,30 @@ _BOS, _EOS = "<|startoftext|>", "<|endoftext|>"
 
 
 def clip_tokenizer() -> CLIPTokenizer:
-    """A byte-pair tokenizer whose merges make one token of every word of the pocket grammar."""
-    model = Tokenizer(BPE(unk_token=_EOS, end_of_word_suffix="</w>"))
-    trainer = BpeTrainer(special_tokens=[_BOS, _EOS], end_of_word_suffix="</w>", show_progress=False)
-    model.train_from_iterator(vocabulary(), trainer)
-    trained = json.loads(model.to_str())["model"]
-    pairs = [tuple(merge) for merge in trained["merges"]]
-    return CLIPTokenizer(vocab=trained["vocab"], merges=pairs, model_max_length=MAX_TOKENS)
+    """A byte-pair tokenizer whose merges make one token of every word of the pocket grammar.
+
+    Learned here, because the library's trainer numbers tokens differently in every process, and a build that was
+    interrupted goes on with text encoders that know the numbers.
+    """
+    pieces = [[*word[:-1], word[-1] + "</w>"] for word in vocabulary()]
+    vocab = [_BOS, _EOS, *sorted({piece for parts in pieces for piece in parts})]
+    merges: list[tuple[str, str]] = []
+    while counts := Counter(pair for parts in pieces for pair in pairwise(parts)):
+        merges.append(max(counts, key=lambda pair: (counts[pair], pair)))
+        vocab.append("".join(merges[-1]))
+        pieces = [_merged(parts, merges[-1]) for parts in pieces]
+    numbers = {token: number for number, token in enumerate(dict.fromkeys(vocab))}
+    return CLIPTokenizer(vocab=numbers, merges=merges, model_max_length=MAX_TOKENS)
+
+
+def _merged(parts: list[str], pair: tuple[str, str]) -> list[str]:
+    result: list[str] = []
+    for part in parts:
+        if result and (result[-1], part) == pair:
+            result[-1] += part
+        else:
+            result.append(part)
+    return result
 
 
 def t5_tokenizer() -> T5Tokenizer:

@@ -14,8 +14,7 @@ from safetensors.torch import load_file
 from flowrl.config import RewardSpec, RunConfig, check
 from flowrl.run import run_training
 from tests import tiny
-
-LATENT, BRIGHT = "tests.cheap_rewards:LatentNorm", "tests.cheap_rewards:Brightness"
+from tests.cheap_rewards import BRIGHT, LATENT
 
 # What changes from run to run although nothing of substance does.
 _TIMES = ("time/", "speed/", "memory/")
@@ -82,7 +81,7 @@ class TinyRuns:
             "optim__ema_every": 2,
             "gate__max_ratio_absdev": 0.0,
             "placement__mode": "local",
-            "placement__timeout_s": 60.0,
+            "placement__timeout_s": 120.0,
             "eval__every": 5,
             "eval__num_prompts": 3,
             "eval__samples_per_prompt": 2,

@@ -16,7 +16,8 @@ from flowrl.data import PromptOrder
 from flowrl.run import run_training
 from flowrl.summary import RewardError
 from flowrl.types import Prompt
-from tests.integration.runs import LATENT, TinyRun, TinyRuns, same, unequal
+from tests.cheap_rewards import LATENT
+from tests.integration.runs import TinyRun, TinyRuns, same, unequal
 
 EVERY = {"eval__every": 3, "checkpoint__every": 1, "checkpoint__keep": 9}
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -17,7 +18,8 @@ from flowrl.run import model_spec, run_evaluation, run_training, start_actors
 from flowrl.samples import load_png
 from flowrl.types import RolloutRequest, Trajectory
 from tests import tiny
-from tests.integration.runs import BRIGHT, LATENT, TinyRun, TinyRuns, same, unequal
+from tests.cheap_rewards import BRIGHT, LATENT
+from tests.integration.runs import TinyRun, TinyRuns, same, unequal
 
 STEP_KEYS = {
     f"reward/{LATENT}/mean",
@@ -141,7 +143,9 @@ def test_parts_of_a_group_train_as_the_whole_does_but_for_rounding(runs: TinyRun
     ],
     ids=["window", "cps", "guard", "unguided"],
 )
-def test_every_published_variant_runs_on_policy_and_moves_the_adapter(runs: TinyRuns, changes: dict[str, object]) -> None:
+def test_every_published_variant_starts_at_ratio_1_and_moves_the_adapter(
+    runs: TinyRuns, changes: dict[str, Any]
+) -> None:
     run = runs.run(run__steps=2, eval__every=0, **changes)
     assert [row["policy/ratio_absdev_max"] for row in run.metrics[1:]] == [0.0, 0.0]
     assert any(tensor.any() for name, tensor in run.adapter.items() if ".lora_B." in name)
@@ -164,7 +168,12 @@ def test_a_run_without_a_grid_evaluates_all_the_same(runs: TinyRuns) -> None:
 
 def test_a_policy_learns_a_latent_reward_in_less_than_100_updates(runs: TinyRuns) -> None:
     run = runs.run(
-        run__steps=30, eval__every=30, rollout__prompts_per_step=4, rollout__group_size=8, algorithm__std="group", optim__lr=0.01
+        run__steps=30,
+        eval__every=30,
+        rollout__prompts_per_step=4,
+        rollout__group_size=8,
+        algorithm__std="group",
+        optim__lr=0.01,
     )
     first, last = run.metrics[0], run.metrics[30]
     assert last["policy/version"] == 60
@@ -190,7 +199,10 @@ def test_matched_runs_differ_in_the_reward_and_in_nothing_else(runs: TinyRuns, t
         assert other.path is not None
         assert torch.equal(one.path.latents, other.path.latents)
         assert torch.equal(one.final_latents, other.final_latents)
-    latent, bright = runs.run(), runs.run(rewards__train=[RewardSpec(name=BRIGHT)], rewards__watch=[RewardSpec(name=LATENT)])
+    latent, bright = (
+        runs.run(),
+        runs.run(rewards__train=[RewardSpec(name=BRIGHT)], rewards__watch=[RewardSpec(name=LATENT)]),
+    )
     for name in (LATENT, BRIGHT):
         assert latent.metrics[0][f"eval/{name}/mean"] == bright.metrics[0][f"eval/{name}/mean"]
     assert not same(latent.adapter, bright.adapter)
@@ -204,8 +216,10 @@ def test_a_directory_that_holds_a_run_is_not_written_over(runs: TinyRuns) -> Non
     assert (run.folder / "metrics.jsonl").read_bytes() == before
 
 
-def test_more_held_out_prompts_than_there_are_is_an_error_before_anything_starts(runs: TinyRuns, tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"eval.num_prompts must be at most the number of held-out prompts = 3, got 4"):
+def test_more_held_out_prompts_than_there_are_is_an_error_before_anything_starts(
+    runs: TinyRuns, tmp_path: Path
+) -> None:
+    with pytest.raises(ConfigError, match=r"at most the number of held-out prompts = 3, got 4"):
         run_training(runs.config(tmp_path / "run", eval__num_prompts=4))
     assert not (tmp_path / "run").exists()
 
@@ -228,6 +242,6 @@ def test_a_policy_folder_that_is_torn_is_an_error_before_anything_starts(runs: T
     folder = shutil.copytree(runs.policy, tmp_path / "policy")
     weights = folder / "transformer" / "diffusion_pytorch_model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-100])
-    with pytest.raises(ValueError, match="diffusion_pytorch_model.safetensors: truncated or damaged"):
+    with pytest.raises(ValueError, match=r"diffusion_pytorch_model\.safetensors: truncated or damaged"):
         run_training(runs.config(tmp_path / "run", model__path=str(folder)))
     assert not (tmp_path / "run").exists()

@@ -34,7 +34,8 @@ def values(output: LossOutput) -> dict[str, float]:
 def gradients(policy: SD3Policy, loss: torch.Tensor) -> torch.Tensor:
     parameters = [parameter for _, parameter in policy.trainable()]
     found = torch.autograd.grad(loss, parameters, allow_unused=True)
-    return torch.cat([torch.zeros(p.numel()) if g is None else g.flatten() for g, p in zip(found, parameters)])
+    pairs = zip(found, parameters, strict=True)
+    return torch.cat([torch.zeros(p.numel()) if g is None else g.flatten() for g, p in pairs])
 
 
 def with_ratios(group: Trajectory, ratios: list[float], advantages: list[float]) -> TrainBatch:

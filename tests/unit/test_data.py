@@ -58,7 +58,7 @@ def test_a_file_that_is_no_prompt_file_names_key_file_and_line(tmp_path: Path, c
 
 
 def test_a_file_that_is_missing_or_a_folder_is_an_error(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="data.eval_prompts: no such prompt file: .*absent.txt"):
+    with pytest.raises(ConfigError, match=r"data\.eval_prompts: no such prompt file: .*absent\.txt"):
         read_prompts(tmp_path / "absent.txt", "data.eval_prompts")
     with pytest.raises(ConfigError, match="cannot be read: Is a directory"):
         read_prompts(tmp_path, "data.eval_prompts")

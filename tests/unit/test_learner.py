@@ -200,8 +200,8 @@ def harmed(batch: list[Trajectory], harm: str) -> list[Trajectory]:
         ("log-prob", r"the ratio must be 1, but deviates by 0.00995.*gate.max_ratio_absdev is 0"),
         ("nan log-prob", "the ratio must be 1, but deviates by nan"),
         ("nan latents", "the ratio must be 1, but deviates by nan"),
-        ("nan advantage", "the gradient norm is nan after optimizer step 0; nothing was changed"),
-        ("infinite advantage", "the gradient norm is (nan|inf) after optimizer step 0; nothing was changed"),
+        ("nan advantage", "the gradient norm is nan; the optimizer step .* was not taken"),
+        ("infinite advantage", "the gradient norm is (nan|inf); the optimizer step .* was not taken"),
     ],
 )
 def test_numbers_that_cannot_be_trusted_stop_the_learner_before_anything_changes(

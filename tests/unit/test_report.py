@@ -14,8 +14,8 @@ from run_fixture import FakeRun, write_run
 
 from flowrl.config import ConfigError
 from flowrl.metrics import read_metrics
-from flowrl.report.run_report import write_report
 from flowrl.report.run_record import part_of, read_run
+from flowrl.report.run_report import write_report
 from flowrl.report.verdict import Change, changes, verdict, violations
 
 _SMALL = FakeRun(steps=20, every=10, prompts=("a large red circle on sand", "a small pink square on sky"), columns=2)

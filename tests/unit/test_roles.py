@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -119,7 +120,7 @@ def test_in_lockstep_every_rank_scores_in_every_round_and_every_group_is_scored(
     assert {method for _, method, _ in calls} == {"evaluate"}
     # A rank without a group of its own repeats the last one of the round; no group is scored in two rounds.
     scored = [list(dict.fromkeys(id(args[0]) for _, _, args in one)) for one in rounds]
-    assert sorted(sum(scored, [])) == sorted(id(ref) for ref in found.trajectories)
+    assert sorted(chain(*scored)) == sorted(id(ref) for ref in found.trajectories)
     assert [len(one) for one in scored] == [3] * (count // 3) + ([count % 3] if count % 3 else [])
     assert all(scores.images is not None and len(scores.images) == 1 for scores in found.scores)
 

@@ -13,8 +13,7 @@ from flowrl.config import ConfigError, RewardSpec
 from flowrl.models.sd3 import SD3, SD3Policy
 from flowrl.types import Trajectory
 from tests import tiny
-
-LATENT, BRIGHT = "tests.cheap_rewards:LatentNorm", "tests.cheap_rewards:Brightness"
+from tests.cheap_rewards import BRIGHT, LATENT
 
 
 def spec(name: str, weight: float = 1.0, **options: Any) -> RewardSpec:
@@ -96,7 +95,7 @@ def test_a_latent_reward_of_another_latent_space_is_refused_at_the_start(sd3_fol
     specs = {"train": [spec(BRIGHT)], "watch": [], part: [other]}
     with pytest.raises(
         ConfigError,
-        match=r"reads latents of vae16x8-scale0.36-shift0.12, but the policy makes latents of vae16x8-scale1.5305-shift0.0609",
+        match=r"reads latents of vae16x8-scale0\.36-shift0\.12, but the policy makes latents of vae16x8-scale1\.53",
     ):
         scorer(sd3_folder, **specs)
 
