@@ -42,7 +42,7 @@ def main() -> None:
         for run in runs:
             points = [(line["step"], line[key]) for line in read_metrics(run / "metrics.jsonl") if key in line]
             axis.plot(*zip(*points, strict=True), marker="o", markersize=3.5, linewidth=1.6, color=colour, alpha=0.8)
-        axis.set_title(f"held-out {title}, {len(runs)} seeds", fontsize=10)
+        axis.set_title(f"held-out {title}, {len(runs)} seed{'s' * (len(runs) > 1)}", fontsize=10)
         axis.set_xlabel("step")
         axis.grid(alpha=0.25)
         axis.spines[["top", "right"]].set_visible(False)

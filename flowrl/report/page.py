@@ -16,6 +16,7 @@ from flowrl.samples import Sheet
 _VOID = ("img", "br", "meta")
 _SMALL = 128  # pixels; images up to this size are shown two cards in a row
 _EMBEDDED_SIZE = 320  # pixels; a page with images of a thousand pixels could not be sent to anyone
+_MOST_COLUMNS = 4  # images of a prompt side by side; more would leave no room for their scores
 
 
 class Html(str):
@@ -121,7 +122,7 @@ def sample_cards(sheets: Sequence[tuple[str, Sheet]], shown: Sequence[str]) -> H
     Prompts are those of the first sheet that every sheet has. `shown` are the scores to print under each image.
     """
     first = sheets[0][1]
-    columns = min(sheet.columns for _, sheet in sheets)
+    columns = min(_MOST_COLUMNS, *(sheet.columns for _, sheet in sheets))
     cards = []
     for prompt in dict.fromkeys(first.prompts):
         if not all(prompt in sheet.prompts for _, sheet in sheets):
