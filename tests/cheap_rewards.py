@@ -13,7 +13,10 @@ TINY_SPACE = "vae16x8-scale1.5305-shift0.0609"
 
 
 class LatentNorm:
-    """Higher the closer the latents are to a point; `nan_every` makes every n-th sample of a batch fail."""
+    """Higher the closer the latents are to a point.
+
+    `nan_every` makes every n-th sample of a batch fail, `nan_after` all samples after so many.
+    """
 
     name = "latent_norm"
     input_kind: Literal["latent", "pixel"] = "latent"
@@ -25,11 +28,13 @@ class LatentNorm:
         batch_size: int = 3,
         latent_space: str = TINY_SPACE,
         nan_every: int = 0,
+        nan_after: int = 10**9,
     ) -> None:
         self.target = target
         self.batch_size = batch_size
         self.latent_space: str | None = latent_space
         self.nan_every = nan_every
+        self.left = nan_after
 
     def __call__(self, batch: RewardInput) -> torch.Tensor:
         assert batch.latents is not None
@@ -37,6 +42,9 @@ class LatentNorm:
         assert batch.condition is not None
         assert len(batch.condition.embeds) == len(batch.prompts) == len(batch.seeds) == len(batch.latents)
         scores = -(batch.latents - self.target).square().flatten(1).mean(1).sqrt()
+        self.left -= len(scores)
+        if self.left < 0:
+            scores[:] = float("nan")
         if self.nan_every:
             scores[:: self.nan_every] = float("nan")
         return scores

@@ -147,6 +147,18 @@ def sde_plan(num_steps: int = 4, start: int = 0, stop: int = 3, kind: str = "sde
     return SamplingPlan(kinds=(kind,) * num_steps, noise_level=0.7, start=start, stop=stop)  # type: ignore[arg-type]
 
 
+def request(prompt_id: int, step: int = 1) -> RolloutRequest:
+    """An order for a group of four."""
+    return RolloutRequest(
+        prompt=Prompt(id=prompt_id, text=TEXTS[prompt_id]),
+        seed=0,
+        step=step,
+        num_samples=4,
+        plan=sde_plan(),
+        guidance_scale=4.5,
+    )
+
+
 def trajectory(
     behaviour: SD3Policy,
     *,
@@ -159,10 +171,8 @@ def trajectory(
     guidance_scale: float = 4.5,
 ) -> Trajectory:
     """One group, sampled by a policy."""
-    request = RolloutRequest(
-        prompt=Prompt(id=prompt_id, text=TEXTS[prompt_id]),
-        seed=0,
-        step=step,
+    order = replace(
+        request(prompt_id, step),
         num_samples=num_samples,
         plan=plan or sde_plan(),
         guidance_scale=guidance_scale,
@@ -170,7 +180,7 @@ def trajectory(
     )
     return sample(
         behaviour,
-        request,
+        order,
         random_condition(10 + prompt_id),
         random_condition(9),
         policy_version=0,

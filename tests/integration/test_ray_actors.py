@@ -9,16 +9,17 @@ from typing import Any
 import pytest
 import torch
 
+from flowrl.actors.fused import Fused
 from flowrl.actors.group import ActorError, LocalRuntime, RayRuntime, Runtime
-from flowrl.actors.learner import Learner, TrainingError
-from flowrl.actors.scorer import Scorer
+from flowrl.actors.learner import TrainingError
 from flowrl.algorithms.configs import FlowGRPOConfig
-from flowrl.config import ConfigError, GateSection, OptimSection, RewardSpec
-from flowrl.types import Scores, Trajectory
+from flowrl.config import GateSection, OptimSection, RewardSpec
+from flowrl.types import PolicyWeights, Scores, Trajectory
 from rewards.dit_reward import DiTReward
 from tests import tiny
 from tests.cheap_rewards import BRIGHT
-from tests.ray_roles import MeasuredScorer, Unreliable
+from tests.measured_scorer import MeasuredScorer
+from tests.unreliable import Unreliable
 
 pytestmark = pytest.mark.ray
 
@@ -73,7 +74,6 @@ def test_a_reward_spread_over_two_ranks_scores_as_one_that_is_whole(
 
 
 def test_two_learners_equal_one_to_rounding_and_each_other_exactly(ray: RayRuntime, sd3_folder: Path) -> None:
-    policy = tiny.policy(sd3_folder)
     arguments: dict[str, Any] = {
         "model": tiny.model_spec(sd3_folder),
         "algorithm": FlowGRPOConfig(inner_steps=2),
@@ -81,26 +81,31 @@ def test_two_learners_equal_one_to_rounding_and_each_other_exactly(ray: RayRunti
         "gate": GateSection(max_ratio_absdev=0.0),
         "samples_per_forward": 0,
     }
-    groups = [tiny.trajectory(policy, prompt_id=i) for i in range(4)]
-    advantages = [tiny.train_batch(group, seed=i).advantages for i, group in enumerate(groups)]
-    alone = Learner(**arguments)
-    alone.update(1, advantages, *groups)
-    learners = ray.start("learner", Learner, arguments, size=2, gang=True)
+    alone = Fused(**arguments)
+    start = weights_of(alone.weights(ema=False))
+    learners = ray.start("learner", Fused, arguments, size=2, gang=True)
     ray.ready()
-    ray.get([learners.submit(r, "update", 1, advantages[r::2], *groups[r::2]) for r in range(2)])
+    conditions = [tiny.random_condition(seed) for seed in (10, 9)]
+    # Each rank samples half of the groups, and they are the ones that a single process samples.
+    refs = [learners.submit(i % 2, "generate", tiny.request(i), *conditions) for i in range(4)]
+    groups = [alone.generate(tiny.request(i), *conditions) for i in range(4)]
+    for one, other in zip(ray.get(refs), groups, strict=True):
+        assert torch.equal(one.final_latents, other.final_latents)
+    advantages = [tiny.train_batch(group, seed=i).advantages for i, group in enumerate(groups)]
+    alone.update(1, advantages, *groups)
+    results = ray.get([learners.submit(r, "update", 1, advantages[r::2], *refs[r::2]) for r in range(2)])
+    assert {m.value for result in results for m in result.metrics if m.key == "policy/ratio_absdev_max"} == {0.0}
     first, second = ray.get([learners.submit(r, "weights", False) for r in range(2)])
     assert first.checksum == second.checksum
-    values = torch.from_numpy(first.payload.view("float32").copy())
-    expected = torch.from_numpy(alone.weights(ema=False).payload.view("float32").copy())
-    start = torch.cat([parameter.detach().flatten() for _, parameter in policy.trainable()])
+    expected = weights_of(alone.weights(ema=False))
     assert (expected - start).abs().max() > 1e-3
     # Adam divides by the gradient's own size, which turns rounding of the smallest gradients into part of a step.
-    assert (values - expected).abs().max() < 2e-4
-    assert (values - expected).abs().mean() < 2e-6
-    # A gradient that is not finite on one rank stops both, before their optimizer step.
-    groups = [tiny.trajectory(alone._policy, prompt_id=i, step=2) for i in range(4)]  # type: ignore[arg-type]
+    assert (weights_of(first) - expected).abs().max() < 2e-4
+    assert (weights_of(first) - expected).abs().mean() < 2e-6
+    # A number that is not finite on one rank stops both, before their optimizer step.
     advantages[1] = torch.full((4,), float("nan"))
-    refs = [learners.submit(r, "update", 2, advantages[r::2], *groups[r::2]) for r in range(2)]
+    refs = [learners.submit(i % 2, "generate", tiny.request(i, step=2), *conditions) for i in range(4)]
+    refs = [learners.submit(r, "update", 2, advantages[r::2], *refs[r::2]) for r in range(2)]
     for ref in refs:
         with pytest.raises(TrainingError, match="the gradient norm is nan"):
             ray.get([ref])
@@ -108,21 +113,9 @@ def test_two_learners_equal_one_to_rounding_and_each_other_exactly(ray: RayRunti
     assert [one.checksum for one in after] == [first.checksum, first.checksum]
 
 
-def test_a_scorer_refuses_a_policy_of_another_latent_space(ray: RayRuntime, sd3_folder: Path, tmp_path: Path) -> None:
-    other = tiny.write_folder(tmp_path / "other", scaling=0.36)
-    reward = tiny.write_reward(tmp_path / "reward", other)
-    arguments: dict[str, Any] = {
-        "model": tiny.model_spec(sd3_folder),
-        "train": [RewardSpec(name=DIT, options={"path": str(reward)})],
-        "watch": [],
-        "sharded": False,
-        "timeout_s": 60.0,
-    }
-    ray.start("scorer", Scorer, arguments, size=1, gang=False)
-    with pytest.raises(
-        ConfigError, match=r"'dit_reward' reads latents of vae16x8-scale0.36-shift0.0609, but the policy"
-    ):
-        ray.ready()
+def weights_of(packed: PolicyWeights) -> torch.Tensor:
+    """The numbers in a buffer of weights."""
+    return torch.from_numpy(packed.payload.view("float32").copy())
 
 
 def test_an_actor_that_hangs_or_dies_is_an_error_that_says_so(ray: RayRuntime, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from safetensors.torch import load_file
 
 from flowrl.config import RewardSpec
 from flowrl.run import run_training
@@ -55,9 +56,8 @@ def run_with_reward(runs: TinyRuns, reward: Path, **placement: Any) -> TinyRun:
     [
         {"mode": "split", "num_rollouts": 1, "num_scorers": 1, "num_learners": 1},
         {"mode": "split", "num_rollouts": 2, "num_scorers": 2, "num_learners": 1},
-        {"mode": "fused", "num_scorers": 1, "num_learners": 1, "shard_scorer": False},
     ],
-    ids=["split 1+1", "split 2+2 sharded", "fused"],
+    ids=["split 1+1", "split 2+2 sharded"],
 )
 def test_a_run_is_the_same_bit_for_bit_wherever_its_actors_are(
     runs: TinyRuns, tiny_reward: Path, placement: dict[str, Any]
@@ -72,16 +72,18 @@ def test_a_run_is_the_same_bit_for_bit_wherever_its_actors_are(
     assert found.metrics[5]["memory/actors_gib"] > 0
 
 
-def test_a_failing_run_ends_with_the_reward_s_error(runs: TinyRuns, tmp_path: Path) -> None:
-    reward = RewardSpec(name=LATENT, options={"nan_every": 3})
-    config = runs.config(
-        tmp_path / "run",
-        rewards__train=[reward],
-        rewards__watch=[],
-        placement__mode="fused",
-        placement__num_scorers=1,
-        placement__num_learners=1,
-    )
-    with pytest.raises(RewardError, match="4 of 8 samples have no finite score"):
-        run_training(config)
-    assert [row["step"] for row in TinyRun(folder=tmp_path / "run").metrics] == [0]
+def test_a_fused_run_is_the_same_as_well_and_ends_with_the_error_of_its_reward(runs: TinyRuns, tmp_path: Path) -> None:
+    # Six samples of the evaluation and two steps of eight are scored; the third step fails.
+    reward = RewardSpec(name=LATENT, options={"nan_after": 6 + 2 * 8})
+    common = {"rewards__train": [reward], "rewards__watch": [], "checkpoint__every": 1}
+    fused = {"placement__mode": "fused", "placement__num_scorers": 1, "placement__num_learners": 1}
+    found = []
+    for name, placement in {"local": {}, "fused": fused}.items():
+        with pytest.raises(RewardError, match=r"8 of 8 samples have no finite score from .*LatentNorm"):
+            run_training(runs.config(tmp_path / name, **common, **placement))
+        found.append(TinyRun(folder=tmp_path / name))
+    assert [row["step"] for row in found[1].metrics] == [0, 1, 2]
+    assert unequal(*found) == []
+    for file in ("adapter.safetensors", "ema.safetensors"):
+        local, other = (load_file(run.folder / "checkpoints" / "step_000002" / file) for run in found)
+        assert same(local, other)
