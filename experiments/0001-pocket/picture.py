@@ -1,6 +1,6 @@
 """Draws the README's picture from pocket runs of one arm: the same prompts and noise before and after, and the curves.
 
-    python experiments/0001-pocket/picture.py experiments/0001-pocket/picture.png runs/pocket-ditreward-[012]
+python experiments/0001-pocket/picture.py experiments/0001-pocket/picture.png runs/pocket-ditreward-[012]
 """
 
 from __future__ import annotations

@@ -53,6 +53,7 @@ class Learner:
     ) -> None:
         self._accelerator = Accelerator(
             cpu=model.device == "cpu",
+            mixed_precision="no",  # whatever the environment of the launch says: the dtype is model.dtype's
             kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False, gradient_as_bucket_view=True)],
         )
         model.prepare_process()

@@ -140,8 +140,9 @@ def test_parts_of_a_group_train_as_the_whole_does_but_for_rounding(runs: TinyRun
         {"algorithm__step_kind": "cps", "algorithm__noise_level": 0.8, "algorithm__kl_form": "velocity"},
         {"algorithm__ratio_norm": True, "algorithm__reweight_steps": True, "algorithm__std": "group"},
         {"algorithm__trained_steps": "fraction", "rollout__guidance_scale": 1.0, "algorithm__kl_beta": 0.0},
+        {"model__dtype": "bfloat16"},
     ],
-    ids=["window", "cps", "guard", "unguided"],
+    ids=["window", "cps", "guard", "unguided", "bfloat16"],
 )
 def test_every_published_variant_starts_at_ratio_1_and_moves_the_adapter(
     runs: TinyRuns, changes: dict[str, Any]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -69,8 +70,6 @@ def test_after_a_change_of_the_weights_the_ratio_is_no_longer_1(policy: SD3Polic
 
 @pytest.mark.parametrize("wrong", ["guidance", "negative", "next latents", "step"])
 def test_a_replay_that_differs_from_the_rollout_in_anything_is_seen_in_the_ratio(policy: SD3Policy, wrong: str) -> None:
-    from dataclasses import replace
-
     group = tiny.trajectory(policy)
     assert group.path is not None
     changed = {
@@ -128,6 +127,15 @@ def test_the_decoded_latents_are_those_the_last_stored_step_led_to_when_all_are_
     assert group.path is not None
     assert torch.equal(group.path.latents[:, -1], group.final_latents)
     assert group.path.latents.shape == (4, 4, *tiny.SHAPE)
+
+
+@pytest.mark.parametrize("samples_per_forward", [4, 2, 1])
+def test_the_members_of_a_group_are_different_samples(policy: SD3Policy, samples_per_forward: int) -> None:
+    group = tiny.trajectory(policy, samples_per_forward=samples_per_forward)
+    assert group.path is not None
+    for stored in (group.final_latents, *group.path.latents.unbind(1)):
+        distances = torch.pdist(stored.flatten(1))
+        assert distances.min() > 1
 
 
 def test_a_plan_that_stores_nothing_stores_nothing(policy: SD3Policy) -> None:

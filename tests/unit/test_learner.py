@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from accelerate.state import AcceleratorState
 
 from flowrl.actors.fused import Fused
 from flowrl.actors.learner import Learner, TrainingError
@@ -257,6 +259,24 @@ def test_saving_and_loading_then_going_on_equals_never_having_stopped(
     assert torch.equal(weights(whole, ema=True), weights(resumed, ema=True))
     assert results[:2] == results[2:]
     assert resumed.weights(ema=False).version == 4
+
+
+def test_a_full_disk_is_an_error_that_says_so(sd3_folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "ema.safetensors").symlink_to("/dev/full")
+    with pytest.raises(OSError, match="No space left on device") as raised:
+        learner(sd3_folder).save(str(tmp_path))
+    assert raised.value.errno == errno.ENOSPC
+
+
+def test_precision_is_that_of_the_configuration_and_not_of_the_environment(
+    sd3_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "bf16")
+    AcceleratorState._reset_state(reset_partial_state=True)
+    trained = learner(sd3_folder)
+    assert trained._accelerator.mixed_precision == "no"
+    result = trained.update(1, advantages(), *groups(tiny.policy(sd3_folder)))
+    assert metric(result.metrics, "policy/ratio_absdev_max") == [0.0] * 6
 
 
 def test_normalised_ratios_use_the_stored_means(sd3_folder: Path) -> None:
