@@ -19,6 +19,8 @@ _OVERRIDES_HELP = "a key of the config and its value, such as optim.lr=1e-4; lis
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code: 0, 1 when it found fault, 2 for wrong input, 130 when interrupted."""
+    # Importing diffusers makes transformers speak of an optional package that no part of flowrl uses.
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     try:
         return _dispatch(list(sys.argv[1:] if argv is None else argv))
     except KeyboardInterrupt:
