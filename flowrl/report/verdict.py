@@ -109,6 +109,8 @@ def verdict(record: RunRecord) -> list[Sentence]:
     if all(change.first_step == change.last_step for change in found):
         step = shown[0].first_step
         values = listed([f"{change.name} {with_error(change.before, change.before_sem)}" for change in shown])
+        if record.config is not None and record.config.run.steps == 0:
+            return [Sentence(text=f"Evaluated: {values}."), Sentence(text="The run did not train.")]
         when = "before training" if step == 0 else f"after step {step}"
         return [
             Sentence(text=f"Evaluated {when}: {values}."),

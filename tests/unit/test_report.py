@@ -165,9 +165,15 @@ def test_a_killed_run_says_so(tmp_path: Path) -> None:
 
 
 def test_one_evaluation_claims_nothing(tmp_path: Path) -> None:
-    page = report(write_run(tmp_path, replace(_SMALL, steps=0)))
+    page = report(write_run(tmp_path, replace(_SMALL, stop=0)))
     assert "Evaluated before training: dit_reward 1.20 \u00b1 0.04." in page.text
     assert "nothing can be said about learning" in page.text
+
+
+def test_an_evaluation_alone_says_so(tmp_path: Path) -> None:
+    page = report(write_run(tmp_path, replace(_SMALL, steps=0)))
+    assert "Evaluated: dit_reward 1.20 \u00b1 0.04." in page.text
+    assert "The run did not train." in page.text
     assert "rose" not in page.text.split("Glossary")[0]
     assert len(page.images()) == 4
 
