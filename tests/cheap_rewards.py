@@ -69,6 +69,22 @@ class Brightness:
         return self.sign * batch.pixels.flatten(1).mean(1)
 
 
+class SeedEcho:
+    """Tells which seeds and prompts a batch came with."""
+
+    name = "seed_echo"
+    input_kind: Literal["latent", "pixel"] = "pixel"
+    latent_space: str | None = None
+    batch_size = 2
+
+    def __init__(self, device: str = "cpu") -> None:
+        pass
+
+    def __call__(self, batch: RewardInput) -> torch.Tensor:
+        lengths = torch.tensor([float(len(text)) for text in batch.prompts])
+        return (batch.seeds % 1000).float() + lengths / 1000
+
+
 class WrongShape(Brightness):
     """Returns one number for the whole batch."""
 

@@ -47,7 +47,13 @@ def shard(module: torch.nn.Module) -> torch.nn.Module:
                 "train_micro_batch_size_per_gpu": 1,
                 "bf16": {"enabled": dtype == torch.bfloat16},
                 "fp16": {"enabled": dtype == torch.float16},
-                "zero_optimization": {"stage": 3, "stage3_param_persistence_threshold": _PERSISTENT_BELOW},
+                "zero_optimization": {
+                    "stage": 3,
+                    "stage3_param_persistence_threshold": _PERSISTENT_BELOW,
+                    # Else torch's linear is replaced in the whole process by one that adds the bias apart, and rounds
+                    # differently; it saves memory in a backward pass, of which there is none.
+                    "memory_efficient_linear": False,
+                },
             },
         )
     engine.eval()

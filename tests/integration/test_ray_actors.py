@@ -23,7 +23,7 @@ from tests.unreliable import Unreliable
 
 pytestmark = pytest.mark.ray
 
-DIT = "dit_reward"
+DIT, HALF = "dit_reward", "rewards.dit_reward:DiTReward"  # two names, so that both can be there at once
 
 
 @pytest.fixture(scope="module")
@@ -55,15 +55,20 @@ def test_a_reward_spread_over_two_ranks_scores_as_one_that_is_whole(
     arguments: dict[str, Any] = {
         "model": tiny.model_spec(sd3_folder),
         "train": [RewardSpec(name=DIT, options={"path": str(tiny_reward), "batch_size": 2})],
-        "watch": [RewardSpec(name=BRIGHT)],
+        "watch": [
+            RewardSpec(name=HALF, options={"path": str(tiny_reward), "dtype": "bfloat16"}),
+            RewardSpec(name=BRIGHT),
+        ],
         "timeout_s": 60.0,
     }
     whole = scores_of(LocalRuntime(), {**arguments, "sharded": False}, groups, size=1)
     sharded = scores_of(ray, {**arguments, "sharded": True}, groups, size=2)
     for one, other in zip(whole, sharded, strict=True):
-        assert one.per_reward.keys() == other.per_reward.keys() == {DIT, BRIGHT}
-        assert torch.equal(one.per_reward[DIT], other.per_reward[DIT])
+        assert one.per_reward.keys() == other.per_reward.keys() == {DIT, HALF, BRIGHT}
+        for name in (DIT, HALF, BRIGHT):
+            assert torch.equal(one.per_reward[name], other.per_reward[name])
         assert torch.equal(one.total, other.total)
+        assert 0 < (one.per_reward[DIT] - one.per_reward[HALF]).abs().max() < 0.02
     assert torch.cat([scores.total for scores in whole]).std() > 1e-3
     # Sums round by where in memory the weights lie: where the allocator puts them, in both cases.
     weights = list(DiTReward(path=str(tiny_reward)).module.parameters())

@@ -68,6 +68,16 @@ def test_after_a_change_of_the_weights_the_ratio_is_no_longer_1(policy: SD3Polic
         assert metrics(policy, group, slice(0, 4), i)["policy/ratio_absdev_max"] > 1e-6
 
 
+@pytest.mark.parametrize(("start", "stop"), [(1, 2), (2, 4), (1, 4)])
+def test_a_window_replays_at_the_noise_levels_it_was_sampled_at(policy: SD3Policy, start: int, stop: int) -> None:
+    kinds: tuple[StepKind, ...] = tuple("sde" if start <= i < stop else "ode" for i in range(5))
+    plan = SamplingPlan(kinds=kinds, noise_level=0.7, start=start, stop=stop)
+    group = tiny.trajectory(tiny.perturb(policy), plan=plan)
+    assert [metrics(policy, group, slice(0, 4), i)["policy/ratio_absdev_max"] for i in range(start, stop)] == [0.0] * (
+        stop - start
+    )
+
+
 @pytest.mark.parametrize("wrong", ["guidance", "negative", "next latents", "step"])
 def test_a_replay_that_differs_from_the_rollout_in_anything_is_seen_in_the_ratio(policy: SD3Policy, wrong: str) -> None:
     group = tiny.trajectory(policy)

@@ -62,6 +62,12 @@ def test_pixel_rewards_read_one_decode_of_the_final_latents(
     assert torch.equal(scores.images, (pixels[:2] * 255).round().to(torch.uint8))
 
 
+def test_a_sample_comes_with_its_own_seed_and_the_prompt_of_its_group(sd3_folder: Path, group: Trajectory) -> None:
+    [scores] = scorer(sd3_folder, [spec("tests.cheap_rewards:SeedEcho")]).score(group).per_reward.values()
+    assert torch.allclose(scores, (group.seeds % 1000).float() + len(group.prompt.text) / 1000)
+    assert len(scores.unique()) == 5
+
+
 def test_scores_are_summed_with_their_weights_and_watched_ones_are_not(sd3_folder: Path, group: Trajectory) -> None:
     judge = scorer(sd3_folder, [spec(LATENT, 2.0), spec(BRIGHT, -0.5)], [spec("tests.cheap_rewards:WrongShape")])
     scores = judge.score(group)  # the watched reward would raise

@@ -1,0 +1,50 @@
+"""Learners on the tiny policy, what they are given, and what is read of them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from flowrl.actors.fused import Fused
+from flowrl.actors.learner import Learner
+from flowrl.algorithms.configs import FlowGRPOConfig
+from flowrl.config import GateSection, OptimSection
+from flowrl.models.sd3 import SD3Policy
+from flowrl.types import Metric, Trajectory
+from tests import tiny
+
+EXACT = GateSection(max_ratio_absdev=0.0)
+LOOSE = GateSection(max_ratio_absdev=1.0)
+
+
+def learner(folder: Path, *, part: int = 0, gate: GateSection = EXACT, **options: Any) -> Learner:
+    optim = {key: options.pop(key) for key in list(options) if key in OptimSection.__dataclass_fields__}
+    algorithm = FlowGRPOConfig(**{"inner_steps": 1, "kl_beta": 0.05, **options})
+    return Learner(tiny.model_spec(folder), algorithm, OptimSection(**optim), gate, part)
+
+
+def groups(policy: SD3Policy, count: int = 2, **options: Any) -> list[Trajectory]:
+    return [tiny.trajectory(policy, prompt_id=i, **options) for i in range(count)]
+
+
+def advantages(count: int = 2) -> list[torch.Tensor]:
+    return [torch.randn(4, generator=torch.Generator().manual_seed(i)) for i in range(count)]
+
+
+def weights(trained: Learner | Fused, *, ema: bool = False) -> torch.Tensor:
+    return torch.from_numpy(trained.weights(ema=ema).payload.view("float32").copy())
+
+
+def metric(metrics: list[Metric], key: str) -> list[float]:
+    found = [one.value for one in metrics if one.key == key]
+    assert found, f"no {key}"
+    return found
+
+
+def rolled(trained: Learner, **options: Any) -> list[Trajectory]:
+    """Groups sampled with the weights that a learner has now, by its own policy."""
+    policy = trained._policy
+    assert isinstance(policy, SD3Policy)
+    return groups(policy, **options)
