@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import Literal
 
 import torch
@@ -15,7 +16,8 @@ TINY_SPACE = "vae16x8-scale1.5305-shift0.0609"
 class LatentNorm:
     """Higher the closer the latents are to a point.
 
-    `nan_every` makes every n-th sample of a batch fail, `nan_after` all samples after so many.
+    `nan_every` makes every n-th sample of a batch fail, `nan_after` all samples after so many; `die_after` ends the
+    process then, as a crash does.
     """
 
     name = "latent_norm"
@@ -29,12 +31,15 @@ class LatentNorm:
         latent_space: str = TINY_SPACE,
         nan_every: int = 0,
         nan_after: int = 10**9,
+        die_after: int = 10**9,
     ) -> None:
         self.target = target
         self.batch_size = batch_size
         self.latent_space: str | None = latent_space
         self.nan_every = nan_every
-        self.left = nan_after
+        self.scored = 0
+        self.nan_after = nan_after
+        self.die_after = die_after
 
     def __call__(self, batch: RewardInput) -> torch.Tensor:
         assert batch.latents is not None
@@ -42,8 +47,10 @@ class LatentNorm:
         assert batch.condition is not None
         assert len(batch.condition.embeds) == len(batch.prompts) == len(batch.seeds) == len(batch.latents)
         scores = -(batch.latents - self.target).square().flatten(1).mean(1).sqrt()
-        self.left -= len(scores)
-        if self.left < 0:
+        self.scored += len(scores)
+        if self.scored > self.die_after:
+            os._exit(1)
+        if self.scored > self.nan_after:
             scores[:] = float("nan")
         if self.nan_every:
             scores[:: self.nan_every] = float("nan")

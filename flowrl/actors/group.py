@@ -193,7 +193,7 @@ class RayRuntime:
             ray.init(address=address, log_to_driver=False, logging_level="ERROR")
             return
         # Sockets live below this folder, and their paths may not exceed 107 bytes.
-        self._folder = tempfile.mkdtemp(prefix="flowrl-", dir="/tmp")
+        self._folder = tempfile.mkdtemp(prefix=f"flowrl-{os.getpid()}-", dir="/tmp")
         try:
             ray.init(
                 address="local",

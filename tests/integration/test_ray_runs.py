@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import tempfile
+import uuid
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -9,6 +12,7 @@ from typing import Any
 import pytest
 from safetensors.torch import load_file
 
+from flowrl.actors.group import ActorError
 from flowrl.config import RewardSpec
 from flowrl.run import run_training
 from flowrl.summary import RewardError
@@ -20,28 +24,36 @@ pytestmark = pytest.mark.ray
 DIT = "dit_reward"
 
 
-def processes() -> dict[int, str]:
-    """The Ray processes on this machine."""
+def processes(marker: str) -> dict[int, str]:
+    """The processes beside this one that were started, by whomever, with `marker` in their environment."""
     found = {}
     for folder in Path("/proc").iterdir():
-        if not folder.name.isdigit():
+        if not folder.name.isdigit() or int(folder.name) == os.getpid():
             continue
         try:
-            command = (folder / "cmdline").read_bytes().replace(b"\0", b" ").decode()
-        except OSError:
+            environment, command = (folder / "environ").read_bytes(), (folder / "cmdline").read_bytes()
+        except OSError:  # ended meanwhile, or somebody else's
             continue
-        if "raylet" in command or "gcs_server" in command or command.startswith("ray::"):
-            found[int(folder.name)] = command[:80]
+        if marker.encode() in environment and command:
+            found[int(folder.name)] = command.replace(b"\0", b" ").decode()[:80]
     return found
 
 
 @pytest.fixture(autouse=True)
-def nothing_is_left_behind() -> Iterator[None]:
-    """Every process of Ray that a test starts has ended when the test has, and so has its folder gone."""
-    before, folders = processes(), set(Path("/tmp").glob("flowrl-*"))
+def nothing_is_left_behind(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """When a test has ended, so has every process that it started on Ray, and the folder of their sockets is gone."""
+    marker, folders, make = uuid.uuid4().hex, [], tempfile.mkdtemp
+
+    def recorded(**options: Any) -> str:
+        folders.append(Path(make(**options)))
+        return str(folders[-1])
+
+    monkeypatch.setenv("FLOWRL_TEST", marker)
+    monkeypatch.setattr("flowrl.actors.group.tempfile.mkdtemp", recorded)
     yield
-    assert {pid: command for pid, command in processes().items() if pid not in before} == {}
-    assert set(Path("/tmp").glob("flowrl-*")) <= folders
+    assert len(folders) == 1
+    assert processes(marker) == {}
+    assert not folders[0].exists()
 
 
 def run_with_reward(runs: TinyRuns, reward: Path, **placement: Any) -> TinyRun:
@@ -72,18 +84,29 @@ def test_a_run_is_the_same_bit_for_bit_wherever_its_actors_are(
     assert found.metrics[5]["memory/actors_gib"] > 0
 
 
-def test_a_fused_run_is_the_same_as_well_and_ends_with_the_error_of_its_reward(runs: TinyRuns, tmp_path: Path) -> None:
-    # Six samples of the evaluation and two steps of eight are scored; the third step fails.
-    reward = RewardSpec(name=LATENT, options={"nan_after": 6 + 2 * 8})
-    common = {"rewards__train": [reward], "rewards__watch": [], "checkpoint__every": 1}
-    fused = {"placement__mode": "fused", "placement__num_scorers": 1, "placement__num_learners": 1}
-    found = []
-    for name, placement in {"local": {}, "fused": fused}.items():
-        with pytest.raises(RewardError, match=r"8 of 8 samples have no finite score from .*LatentNorm"):
-            run_training(runs.config(tmp_path / name, **common, **placement))
-        found.append(TinyRun(folder=tmp_path / name))
-    assert [row["step"] for row in found[1].metrics] == [0, 1, 2]
-    assert unequal(*found) == []
+def test_a_fused_run_is_the_same_as_well_and_ends_with_an_error_when_an_actor_dies(
+    runs: TinyRuns, tmp_path: Path
+) -> None:
+    # Six samples of the evaluation and two steps of eight are scored; in the third step the scorer fails, or dies.
+    def run(name: str, end: str, error: type[Exception], says: str, **placement: Any) -> TinyRun:
+        reward = RewardSpec(name=LATENT, options={end: 6 + 2 * 8})
+        changes = {"rewards__train": [reward], "rewards__watch": [], "checkpoint__every": 1, **placement}
+        with pytest.raises(error, match=says):
+            run_training(runs.config(tmp_path / name, **changes))
+        return TinyRun(folder=tmp_path / name)
+
+    local = run("local", "nan_after", RewardError, r"8 of 8 samples have no finite score from .*LatentNorm")
+    fused = run(
+        "fused",
+        "die_after",
+        ActorError,
+        "an actor died",
+        placement__mode="fused",
+        placement__num_scorers=1,
+        placement__num_learners=1,
+    )
+    assert [row["step"] for row in fused.metrics] == [0, 1, 2]
+    assert unequal(local, fused) == []
     for file in ("adapter.safetensors", "ema.safetensors"):
-        local, other = (load_file(run.folder / "checkpoints" / "step_000002" / file) for run in found)
-        assert same(local, other)
+        one, other = (load_file(run.folder / "checkpoints" / "step_000002" / file) for run in (local, fused))
+        assert same(one, other)
