@@ -13,12 +13,13 @@ from pathlib import Path
 
 from flowrl import __version__
 from flowrl.core.errors import UserError
+from flowrl.signals import Stopped
 
 _OVERRIDES_HELP = "a key of the config and its value, such as optim.lr=1e-4; lists are given whole"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command and return its exit code: 0, 1 when it found fault, 2 for wrong input, 130 when interrupted."""
+    """Run one command and return its exit code: 0, 1 for fault found, 2 for wrong input, 128 + n for signal n."""
     # Importing diffusers makes transformers speak of an optional package that no part of flowrl uses.
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     try:
@@ -26,6 +27,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("flowrl: interrupted", file=sys.stderr)
         return 130
+    except Stopped as stop:
+        print(f"flowrl: {stop}", file=sys.stderr)
+        return stop.exit_code
     except BrokenPipeError:  # the reader of our output has left, as in `flowrl show ... | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1

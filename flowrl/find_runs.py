@@ -48,9 +48,14 @@ def latest_training_run(*, unlike: Path | None = None) -> Path:
 
 
 def _by_age() -> list[Path]:
-    """All runs, the latest first; a run writes its config.yaml once, when it starts."""
-    files = [file for file in RUNS.glob("*/config.yaml") if not file.parent.is_symlink()]
+    """All runs that got as far as a figure, the latest first; a run writes its config.yaml once, when it starts."""
+    files = [file for file in RUNS.glob("*/config.yaml") if not file.parent.is_symlink() and _has_figures(file.parent)]
     return [file.parent for file in sorted(files, key=lambda file: (file.stat().st_mtime_ns, file), reverse=True)]
+
+
+def _has_figures(run: Path) -> bool:
+    metrics = run / "metrics.jsonl"
+    return metrics.is_file() and metrics.stat().st_size > 0
 
 
 def _trained_on(run: Path) -> tuple[str, ...]:

@@ -30,6 +30,7 @@ from flowrl.protocols import Algorithm
 from flowrl.registry import resolve
 from flowrl.report.run_report import write_report
 from flowrl.run_dir import RunDir, prepare, write_atomically
+from flowrl.signals import StopRequest, stop_at_once
 from flowrl.trainer import Trainer
 from flowrl.types import Prompt
 
@@ -66,7 +67,7 @@ def _run(config: RunConfig, *, resume: bool, adapter: Path | None) -> int:
     folder = prepare(config, resume=resume)
     if resume:
         write_atomically(folder.config, dump(config).encode())
-    with Console(config) as console:
+    with stop_at_once(), Console(config) as console:
         _train(config, model, prompts, held_out, folder, console, resume=resume, adapter=adapter)
         console.close(write_report(folder.path))
     return 0
@@ -85,8 +86,10 @@ def _train(
 ) -> None:
     start_from = _newest_checkpoint(folder, console) if resume else None
     console.phase("starting actors")
-    runtime = start_runtime(config)
+    with StopRequest() as starting:  # what is half started cannot be closed
+        runtime = start_runtime(config)
     try:
+        starting.obey()
         actors = start_actors(config, model, runtime)
         if adapter is not None:
             actors.learners.load_adapter(adapter)

@@ -1,15 +1,50 @@
-"""Ctrl-C, SIGTERM and SIGUSR1 as a wish to stop after the step at hand."""
+"""Ctrl-C, SIGTERM and SIGUSR1: an end in good order, at once or after the step at hand."""
 
 from __future__ import annotations
 
 import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
 from types import FrameType
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
 
 
+class Stopped(BaseException):
+    """A signal ended the program where there was nothing to save; no handler of errors should swallow it."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__(f"{signal.Signals(number).name}: ended before a step could be saved")
+        self.exit_code = 128 + number
+
+
+@contextmanager
+def stop_at_once() -> Iterator[None]:
+    """Within the context SIGTERM and SIGUSR1 end the program as Ctrl-C does, so that all is closed; raises Stopped."""
+    came: list[int] = []
+
+    def interrupt(number: int, frame: FrameType | None) -> None:
+        came.append(number)
+        signal.default_int_handler(number, frame)  # the one exception that extension modules let through
+
+    numbers = (signal.SIGTERM, signal.SIGUSR1)
+    before = [signal.signal(number, interrupt) for number in numbers]
+    try:
+        yield
+    except KeyboardInterrupt:
+        if not came:
+            raise
+        raise Stopped(came[0]) from None
+    finally:
+        for number, handler in zip(numbers, before, strict=True):
+            signal.signal(number, handler)
+
+
 class StopRequest:
-    """Install with `with`; `asked` names the signal once one came. A second Ctrl-C stops at once."""
+    """Install with `with`; `asked` names the signal once one came. A second Ctrl-C stops at once.
+
+    The handlers from before come back at the end, also where a library has put its own in between.
+    """
 
     def __init__(self) -> None:
         self.asked: str | None = None
@@ -23,6 +58,11 @@ class StopRequest:
     def __exit__(self, *_: object) -> None:
         for number, handler in self._before.items():
             signal.signal(number, handler)
+
+    def obey(self) -> None:
+        """After the context: act on the signal that came within it, as the handlers before it say."""
+        if self.asked is not None:
+            signal.raise_signal(signal.Signals[self.asked])
 
     def _note(self, number: int, _: FrameType | None) -> None:
         if number == signal.SIGINT and self.asked is not None:

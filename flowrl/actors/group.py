@@ -289,7 +289,7 @@ class RayRuntime:
             for group in self._groups:
                 for host in group.hosts:
                     ray.kill(host)
-            ray.shutdown()
+        ray.shutdown()  # also when starting it was cut short
         self._groups = []
         if self._folder is not None:
             shutil.rmtree(self._folder, ignore_errors=True)

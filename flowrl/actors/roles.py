@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -49,9 +49,23 @@ class RolloutGroup:
         self._group = group
         self.size = group.size
 
-    def generate(self, index: int, request: RolloutRequest, condition: Ref, negative: Ref) -> Ref:
-        """Have actor `index` sample one group; returns a reference to its Trajectory."""
-        return self._group.submit(index, "generate", request, condition, negative)
+    def stream(
+        self, requests: Sequence[RolloutRequest], conditions: Sequence[Ref], negative: Ref
+    ) -> Iterator[tuple[int, Ref]]:
+        """Have the groups sampled; yields (place in requests, reference to its Trajectory) as each is done."""
+        queue = list(zip(range(len(requests)), requests, conditions, strict=True))[::-1]
+        sampling: dict[Ref, tuple[int, int]] = {}  # reference -> (place, actor)
+        load = [0] * self.size
+        while queue or sampling:
+            while queue and min(load) < _QUEUED_PER_ROLLOUT:
+                place, request, condition = queue.pop()
+                actor = load.index(min(load))
+                sampling[self._group.submit(actor, "generate", request, condition, negative)] = place, actor
+                load[actor] += 1
+            done = self._runtime.wait(list(sampling))
+            place, actor = sampling.pop(done)
+            load[actor] -= 1
+            yield place, done
 
     def load_weights(self, weights: Ref) -> int:
         """Have all sample with these weights from now on; returns the bytes that this moved."""
@@ -149,23 +163,11 @@ def rollout_and_score(
     began = time.perf_counter()
     trajectories: dict[int, Ref] = {}  # place in requests -> reference
     scored: dict[int, Ref] = {}
-    sampling: dict[Ref, tuple[int, int]] = {}  # reference -> (place in requests, rollout)
-    load = [0] * rollouts.size
-    waiting: list[int] = []
-    following = 0
-    while following < len(requests) or sampling:
-        while following < len(requests) and min(load) < _QUEUED_PER_ROLLOUT:
-            index = load.index(min(load))
-            ref = rollouts.generate(index, requests[following], conditions[following], negative)
-            sampling[ref] = (following, index)
-            load[index] += 1
-            following += 1
-        done = runtime.wait(list(sampling))
-        place, index = sampling.pop(done)
-        load[index] -= 1
-        trajectories[place] = done
+    waiting: list[int] = []  # sampled, and not yet given to the scorers
+    for place, trajectory in rollouts.stream(requests, conditions, negative):
+        trajectories[place] = trajectory
         waiting.append(place)
-        if len(waiting) == scorers.round_size or not (sampling or following < len(requests)):
+        if len(waiting) == scorers.round_size or len(trajectories) == len(requests):
             refs = scorers.submit([trajectories[i] for i in waiting], num_images)
             scored.update(zip(waiting, refs, strict=True))
             waiting = []

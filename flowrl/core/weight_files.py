@@ -1,4 +1,4 @@
-"""Finds out from their headers whether weight files are whole, before anything is loaded."""
+"""Finds out whether the files of a model are whole, weights from their headers, before anything is loaded."""
 
 from __future__ import annotations
 
@@ -41,3 +41,11 @@ def check_model_folder(folder: Path, stem: str) -> None:
         raise CheckpointError(f"{index}: not an index of weight files; copy it again") from None
     for shard in sorted(shards):
         check_safetensors(folder / shard)
+
+
+def check_json(path: Path) -> None:
+    """Raise CheckpointError unless `path` holds JSON."""
+    try:
+        json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise CheckpointError(f"{path}: not valid JSON ({error}); copy it again") from None

@@ -72,6 +72,7 @@ def make_run(name: str, *overrides: str, reward: str = "dit_reward", age: int = 
     file.write_text(dump(load("source.yaml", [f"run.name={name}", *overrides])), encoding="utf-8")
     then = time.time() - age
     os.utime(file, (then, then))
+    (run / "metrics.jsonl").write_text('{"step": 0}\n', encoding="utf-8")
     return run
 
 
@@ -290,6 +291,7 @@ def test_report_is_of_the_latest_run_by_default(
     make_run("older", age=100)
     newer = make_run("newer", age=10)
     make_run("oldest", age=1000)
+    (make_run("failed-at-start", age=1) / "metrics.jsonl").unlink()
     Path("runs/latest").symlink_to("oldest")
     assert cli.main(["report"]) == 0
     assert handed_on["report"] == (newer, None)

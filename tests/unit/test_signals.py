@@ -7,7 +7,7 @@ import signal
 
 import pytest
 
-from flowrl.signals import StopRequest
+from flowrl.signals import Stopped, StopRequest, stop_at_once
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGUSR1])
@@ -39,3 +39,45 @@ def test_a_second_termination_is_the_same_wish() -> None:
         os.kill(os.getpid(), signal.SIGTERM)
         os.kill(os.getpid(), signal.SIGUSR1)
         assert stop.asked == "SIGUSR1"
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
+def test_where_nothing_can_be_saved_a_signal_closes_all_and_names_itself(number: signal.Signals) -> None:
+    before = signal.getsignal(number)
+    closed = []
+
+    def wait() -> None:
+        with stop_at_once():
+            try:
+                os.kill(os.getpid(), number)
+                pytest.fail("went on")
+            finally:
+                closed.append(True)
+
+    with pytest.raises(Stopped, match=number.name) as stopped:
+        wait()
+    assert stopped.value.exit_code == 128 + number
+    assert closed == [True]
+    assert signal.getsignal(number) is before
+
+
+def test_ctrl_c_stays_what_it_is() -> None:
+    def wait() -> None:
+        with stop_at_once():
+            os.kill(os.getpid(), signal.SIGINT)
+            pytest.fail("went on")
+
+    with pytest.raises(KeyboardInterrupt) as interrupt:
+        wait()
+    assert not isinstance(interrupt.value, Stopped)
+
+
+def test_a_wish_can_be_obeyed_later() -> None:
+    with pytest.raises(Stopped, match="SIGTERM"), stop_at_once():
+        with StopRequest() as stop:
+            os.kill(os.getpid(), signal.SIGTERM)
+        stop.obey()
+        pytest.fail("went on")
+    with StopRequest() as stop:
+        pass
+    stop.obey()
