@@ -15,6 +15,7 @@ from flowrl import __version__
 from flowrl.core.errors import UserError
 from flowrl.signals import Stopped
 
+_POCKET_CHECKPOINTS = Path(__file__).parent / "pocket" / "checkpoints"
 _OVERRIDES_HELP = "a key of the config and its value, such as optim.lr=1e-4; lists are given whole"
 
 
@@ -55,9 +56,15 @@ def _dispatch(words: list[str]) -> int:
         print(f"flowrl {__version__}")
         return 0
     name, arguments = words[0], words[1:]
+    if family := [verb.removeprefix(f"{name} ") for verb in VERBS if verb.startswith(f"{name} ")]:
+        if not arguments or arguments[0] in ("-h", "--help"):
+            print(_overview(name), file=sys.stdout if arguments else sys.stderr)
+            return 0 if arguments else 2
+        if arguments[0] not in family:
+            raise UserError(f"{name}: unknown command {arguments[0]!r}; {_closest(arguments[0], family)}")
+        name, arguments = f"{name} {arguments[0]}", arguments[1:]
     if name not in VERBS:
-        close = difflib.get_close_matches(name, VERBS, n=1)
-        return _fail(f"unknown command {name!r}; " + (f"did you mean {close[0]!r}?" if close else "see flowrl --help"))
+        raise UserError(f"unknown command {name!r}; {_closest(name, [verb.split()[0] for verb in VERBS])}")
     verb = VERBS[name]
     parser = argparse.ArgumentParser(
         prog=f"flowrl {name}",
@@ -70,18 +77,25 @@ def _dispatch(words: list[str]) -> int:
     return verb.run(parser.parse_intermixed_args(arguments))
 
 
-def _overview() -> str:
-    lines = [f"  {name:<8}{verb.summary}" for name, verb in VERBS.items()]
+def _closest(name: str, names: list[str]) -> str:
+    close = difflib.get_close_matches(name, names, n=1)
+    return f"did you mean {close[0]!r}?" if close else "see flowrl --help"
+
+
+def _overview(family: str = "") -> str:
+    """What there is to say; of all commands, or of those whose first word is `family`."""
+    verbs = {name: verb for name, verb in VERBS.items() if name.startswith(family)}
+    width = max(map(len, verbs)) + 2
     return "\n".join(
         [
-            "usage: flowrl COMMAND ...",
+            f"usage: flowrl {f'{family} ' if family else ''}COMMAND ...",
             "",
             "Online RL fine-tuning of text-to-image flow models.",
             "",
-            *lines,
+            *(f"  {name:<{width}}{verb.summary}" for name, verb in verbs.items()),
             "",
-            "`flowrl COMMAND --help` says more. A first run, on two CPU cores:",
-            "  flowrl train configs/pocket/ditreward.yaml",
+            "`flowrl COMMAND --help` says more."
+            + ("" if family else " A first run, on two CPU cores:\n  flowrl train configs/pocket/ditreward.yaml"),
         ]
     )
 
@@ -210,43 +224,44 @@ def _report(args: argparse.Namespace) -> int:
     return 0
 
 
-def _pocket_arguments(parser: argparse.ArgumentParser) -> None:
+def _pocket_build_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "action",
-        choices=["build", "info", "images"],
-        help="build: train the checkpoints from nothing; info: how the packaged ones were made; "
-        "images: draw a sheet of what the packaged policy generates",
+        "--work", metavar="DIR", type=Path, default=Path(".pocket-build"), help="unfinished work (default %(default)s)"
     )
-    parser.add_argument(
-        "--work", metavar="DIR", type=Path, default=Path(".pocket-build"), help="build: unfinished work"
-    )
-    parser.add_argument("--out", metavar="PATH", type=Path, help="build: the folder to fill; images: the PNG to write")
-    parser.add_argument("--seed", type=int, default=0, help="build and images: the seed (default 0)")
+    parser.add_argument("--out", metavar="DIR", type=Path, help="the folder to fill; by default that of the package")
+    parser.add_argument("--seed", type=int, default=0, help="the seed (default 0)")
 
 
-def _pocket(args: argparse.Namespace) -> int:
-    checkpoints = Path(__file__).parent / "pocket" / "checkpoints"
-    if args.action == "info":
-        _print_provenance(checkpoints)
-    elif args.action == "build":
-        from flowrl.pocket.build import build
+def _pocket_build(args: argparse.Namespace) -> int:
+    from flowrl.pocket.build import build
 
-        build(out=args.out or checkpoints, work=args.work, seed=args.seed)
-    else:
-        from flowrl.pocket.sheet import draw_sheet
-
-        print(draw_sheet(args.out or Path("pocket.png"), seed=args.seed))
+    build(out=args.out or _POCKET_CHECKPOINTS, work=args.work, seed=args.seed)
     return 0
 
 
-def _print_provenance(checkpoints: Path) -> None:
-    from flowrl.config_tree import ConfigError
+def _pocket_images_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--out", metavar="FILE", type=Path, default=Path("pocket.png"), help="the PNG to write (default %(default)s)"
+    )
+    parser.add_argument("--seed", type=int, default=0, help="the seed of the noise (default 0)")
 
-    records = sorted(checkpoints.glob("**/provenance.json"))
-    if not records:
-        raise ConfigError(f"{checkpoints}: no provenance.json: the checkpoints are missing; run flowrl pocket build")
-    for record in records:
-        print(f"# {record}\n{record.read_text(encoding='utf-8').rstrip()}")
+
+def _pocket_images(args: argparse.Namespace) -> int:
+    from flowrl.pocket.sheet import draw_sheet
+
+    print(draw_sheet(args.out, seed=args.seed))
+    return 0
+
+
+def _no_arguments(parser: argparse.ArgumentParser) -> None:
+    pass
+
+
+def _pocket_info(_: argparse.Namespace) -> int:
+    from flowrl.pocket.provenance import describe
+
+    print(describe(_POCKET_CHECKPOINTS))
+    return 0
 
 
 VERBS = {
@@ -281,10 +296,22 @@ VERBS = {
         add_arguments=_report_arguments,
         run=_report,
     ),
-    "pocket": Verb(
-        summary="the embedded small world: rebuild its models, say how they were made, draw from them",
+    "pocket build": Verb(
+        summary="train the models of the embedded small world from nothing (over an hour), or go on with it",
+        example="flowrl pocket build --work /tmp/pocket-work --out /tmp/pocket",
+        add_arguments=_pocket_build_arguments,
+        run=_pocket_build,
+    ),
+    "pocket info": Verb(
+        summary="say how the embedded models were made and how good they are",
+        example="flowrl pocket info",
+        add_arguments=_no_arguments,
+        run=_pocket_info,
+    ),
+    "pocket images": Verb(
+        summary="draw a sheet of images with the embedded policy",
         example="flowrl pocket images --out pocket.png",
-        add_arguments=_pocket_arguments,
-        run=_pocket,
+        add_arguments=_pocket_images_arguments,
+        run=_pocket_images,
     ),
 }

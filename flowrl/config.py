@@ -92,7 +92,8 @@ def _read_file(path: Path) -> dict[Any, Any]:
     except UnicodeDecodeError as error:
         raise ConfigError(f"{path}: is not UTF-8 text ({error}); save it as UTF-8") from None
     except yaml.YAMLError as error:
-        raise ConfigError(f"{path}: is not valid YAML: {' '.join(str(error).split())}") from None
+        reason = " ".join(str(error).split()).replace('"<file>"', path.name)
+        raise ConfigError(f"{path}: is not valid YAML: {reason}") from None
     except OSError as error:  # a directory, no permission, or a file that is one number and no more
         raise ConfigError(
             f"{path}: cannot be read as a config file: {error.strerror or 'it must hold sections with keys'}"

@@ -26,6 +26,9 @@ def run_dir(text: str) -> Path:
 def config_file(text: str) -> Path:
     """The file of a config, or the one that a run has saved."""
     path = Path(text)
+    if path.is_dir() and not (path / "config.yaml").is_file():
+        inside = ", ".join(map(str, sorted(path.rglob("*.yaml"))[:3])) or "no .yaml file"
+        raise ConfigError(f"{text}: a folder, neither a config nor a run; in it: {inside}")
     return path if path.is_file() or path.suffix in (".yaml", ".yml") else run_dir(text) / "config.yaml"
 
 

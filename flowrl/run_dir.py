@@ -98,16 +98,6 @@ def prepare(config: RunConfig, *, resume: bool = False, needed_bytes: int = _LEA
     return RunDir(path=path, lock=lock)
 
 
-def space_needed(config: RunConfig, *, adapter_parameters: int) -> int:
-    """The bytes that a run writes at most: checkpoints, the adapter, sample grids and logs."""
-    # Weights, moving average and two Adam moments in float32; one checkpoint more than is kept while it is written.
-    checkpoints = (config.checkpoint.keep + 1) * adapter_parameters * 4 * 4
-    grids = 1 + (config.run.steps // config.eval.every if config.eval.every else 0)
-    pixels = config.eval.grid_prompts * config.eval.samples_per_prompt * config.model.image_size**2
-    # A grid stands as PNG in samples/, in the TensorBoard log and, twice, in the report.
-    return checkpoints + adapter_parameters * 4 + (3 * grids + 2) * 3 * pixels + config.run.steps * 16_384 + 32 * _MIB
-
-
 def _refuse_to_overwrite(path: Path, *, overwrite: bool) -> None:
     if path.exists() and not path.is_dir():
         raise ConfigError(f"run.dir={path} must be a directory, but a file of that name exists; use another run.name")

@@ -34,6 +34,7 @@ from flowrl.pocket.preferences import (
     pairs_of,
 )
 from flowrl.pocket.prompt_sets import write_prompts
+from flowrl.pocket.provenance import RECORD
 from flowrl.pocket.vision_language import SPEC, Captioner, new_config, new_tokenizer, pretrain
 from rewards.dit_reward import layout as dit_layout
 from rewards.dit_reward.model import DiTRewardModel
@@ -101,14 +102,14 @@ def _once(path: Path, folder: Path, run: Callable[[], Record]) -> Record:
 
 def _write_provenance(out: Path, records: dict[str, Record], seed: int) -> Record:
     provenance = {
-        "command": "flowrl pocket build",
+        "command": f"flowrl pocket build --seed {seed}",
         "seed": seed,
         "python": platform.python_version(),
         "versions": {name: version(name) for name in PACKAGES},
         "cpu_threads": torch.get_num_threads(),
         "stages": records,
     }
-    path = out / "provenance.json"
+    path = out / RECORD
     path.with_suffix(".tmp").write_text(json.dumps(provenance, indent=2) + "\n", encoding="utf-8")
     path.with_suffix(".tmp").replace(path)
     return provenance
@@ -224,7 +225,7 @@ def _captioner(work: Path, seed: int) -> tuple[Captioner, Any, Any]:
 
 
 def _comparison(out: Path, work: Path, seed: int) -> Record:
-    """What the paper's figures compare: a frozen backbone, and DiT-Reward's accuracy against the number of pairs."""
+    """What the paper's figures compare: a frozen backbone, and accuracy against the number of pairs."""
     train, test = _tables(out, work, seed)
     pairs = pairs_of(train, margin=TRAIN_MARGIN)
     frozen = _new_dit_reward(out, train, seed)
@@ -245,9 +246,17 @@ def _comparison(out: Path, work: Path, seed: int) -> Record:
         training.train_full(
             model, train, part, name=name, seed=seed, checkpoint=work / f"growth-dit-{percent}.pt", plan=plan
         )
+        captioner, tokenizer, _ = _captioner(work, seed)
+        plan = replace(training.HPSV3_PLAN, steps=GROWTH_STEPS)
+        name = f"hpsv3 {percent} %"
+        checkpoint = work / f"growth-hpsv3-{percent}.pt"
+        training.train_hpsv3(
+            captioner.model, tokenizer, train, part, name=name, seed=seed, checkpoint=checkpoint, plan=plan
+        )
         record["growth"][f"{percent}%"] = {
             "pairs": len(part),
             "dit_reward": _accuracies(training.score_latents(model, test), test)["accuracy"],
+            "hpsv3": _accuracies(training.score_images(captioner.model, tokenizer, test), test)["accuracy"],
         }
     return record
 

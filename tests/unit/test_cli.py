@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -15,6 +16,7 @@ from flowrl import cli
 from flowrl.config import ConfigError, RunConfig, load
 
 ROOT = Path(__file__).parents[2]
+POCKET_CHECKPOINTS = ROOT / "flowrl" / "pocket" / "checkpoints"
 DITREWARD = str(ROOT / "configs" / "pocket" / "ditreward.yaml")
 
 
@@ -98,14 +100,16 @@ def test_help_of_python_m_flowrl_is_the_same(capsys: pytest.CaptureFixture[str])
     assert done.stdout == capsys.readouterr().out
 
 
-@pytest.mark.parametrize("verb", ["train", "show", "check", "eval", "report", "pocket"])
+@pytest.mark.parametrize(
+    "verb", ["train", "show", "check", "eval", "report", "pocket build", "pocket info", "pocket images"]
+)
 def test_every_verb_explains_itself_with_an_example(verb: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as left:
         cli.main([verb, "--help"])
     assert left.value.code == 0
     text = capsys.readouterr().out
     assert text.startswith(f"usage: flowrl {verb}")
-    assert f"example:\n  flowrl {verb} " in text
+    assert f"example:\n  flowrl {verb}" in text
     cli.main(["--help"])
     assert f"  {verb}  " in capsys.readouterr().out
 
@@ -334,8 +338,27 @@ def test_pocket_build_hands_on_its_folders(handed_on: dict[str, tuple[object, ..
     assert handed_on["build"] == (Path("o"), Path("w"), 3)
 
 
-def test_pocket_knows_its_actions(capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit) as left:
-        cli.main(["pocket", "biuld"])
-    assert left.value.code == 2
-    assert "invalid choice: 'biuld'" in capsys.readouterr().err
+def test_a_family_of_commands_lists_its_own(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["pocket"]) == 2
+    assert cli.main(["pocket", "--help"]) == 0
+    captured = capsys.readouterr()
+    assert captured.out == captured.err
+    assert [line.split()[:2] for line in captured.out.splitlines() if line.startswith("  ")] == [
+        ["pocket", "build"],
+        ["pocket", "info"],
+        ["pocket", "images"],
+    ]
+    assert cli.main(["pocket", "biuld"]) == 2
+    assert capsys.readouterr().err == "flowrl: error: pocket: unknown command 'biuld'; did you mean 'build'?\n"
+
+
+def test_pocket_info_tells_what_the_record_holds(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["pocket", "info"]) == 0
+    page = capsys.readouterr().out
+    record = json.loads((POCKET_CHECKPOINTS / "provenance.json").read_text(encoding="utf-8"))
+    stages = record["stages"]
+    assert record["command"] in page
+    for name in ("vae", "policy", "dit_reward", "hpsv3"):
+        assert f"{stages[name]['parameters']:,}" in page
+    [row] = [line.split() for line in page.splitlines() if line.startswith("hpsv3") and line.count(".") == 6]
+    assert float(row[1]) == pytest.approx(100 * stages["hpsv3"]["accuracy"]["policy"], abs=0.05)

@@ -73,11 +73,15 @@ def test_ctrl_c_stays_what_it_is() -> None:
 
 
 def test_a_wish_can_be_obeyed_later() -> None:
-    with pytest.raises(Stopped, match="SIGTERM"), stop_at_once():
-        with StopRequest() as stop:
-            os.kill(os.getpid(), signal.SIGTERM)
-        stop.obey()
-        pytest.fail("went on")
-    with StopRequest() as stop:
+    def wait() -> None:
+        with stop_at_once():
+            with StopRequest() as stop:
+                os.kill(os.getpid(), signal.SIGTERM)
+            stop.obey()
+            pytest.fail("went on")
+
+    with pytest.raises(Stopped, match="SIGTERM"):
+        wait()
+    with StopRequest() as unasked:
         pass
-    stop.obey()
+    unasked.obey()
