@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import importlib.resources
-import json
 from pathlib import Path
-from typing import Any
 
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 from flowrl.core.errors import CheckpointError
+from flowrl.core.weight_files import read_json
 
 POCKET = "pocket"
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -36,19 +35,6 @@ def torch_dtype(name: str) -> torch.dtype:
     if name not in DTYPES:
         raise ValueError(f"dtype must be one of {sorted(DTYPES)}, got {name!r}")
     return DTYPES[name]
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object; raises CheckpointError."""
-    if not path.is_file():
-        raise CheckpointError(f"{path}: this file is missing")
-    try:
-        data = json.loads(path.read_text(encoding="utf-8"))
-    except (UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise CheckpointError(f"{path}: not valid JSON: {error}") from None
-    if not isinstance(data, dict):
-        raise CheckpointError(f"{path}: expected a JSON object, got {type(data).__name__}")
-    return data
 
 
 def read_tensors(path: Path) -> dict[str, torch.Tensor]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 from flowrl.core.errors import CheckpointError
 
@@ -43,9 +44,14 @@ def check_model_folder(folder: Path, stem: str) -> None:
         check_safetensors(folder / shard)
 
 
-def check_json(path: Path) -> None:
-    """Raise CheckpointError unless `path` holds JSON."""
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object; raises CheckpointError when the file is missing or holds anything else."""
+    if not path.is_file():
+        raise CheckpointError(f"{path}: this file is missing; copy or download it again")
     try:
-        json.loads(path.read_text(encoding="utf-8"))
+        data = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
         raise CheckpointError(f"{path}: not valid JSON ({error}); copy it again") from None
+    if not isinstance(data, dict):
+        raise CheckpointError(f"{path}: must hold a JSON object, got {type(data).__name__}; copy it again")
+    return data

@@ -20,7 +20,7 @@ from transformers.utils import logging as transformers_logging
 from flowrl.core.errors import CheckpointError
 from flowrl.core.latent_space import latent_space_name
 from flowrl.core.schedule import flow_match_sigmas
-from flowrl.core.weight_files import check_json, check_model_folder
+from flowrl.core.weight_files import check_model_folder, read_json
 from flowrl.models import lora
 from flowrl.types import TextCondition
 
@@ -43,7 +43,7 @@ def check_folder(path: Path) -> None:
                 "diffusers' save_pretrained wrote or that was downloaded whole"
             )
     for file in sorted(path.rglob("*.json")):
-        check_json(file)
+        read_json(file)
     for part, stem in _WEIGHTS.items():
         if (path / part).is_dir():
             check_model_folder(path / part, stem)

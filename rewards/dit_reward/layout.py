@@ -13,8 +13,9 @@ from peft.tuners.lora import LoraLayer
 from safetensors.torch import save_file
 
 from flowrl.core.errors import CheckpointError
+from flowrl.core.weight_files import read_json
 from rewards.dit_reward.model import DiTRewardConfig, DiTRewardModel
-from rewards.files import load_strict, read_json, read_shards, read_tensors
+from rewards.files import load_strict, read_shards, read_tensors
 
 FORMAT = "dit_reward"
 _STEM = "diffusion_pytorch_model"

@@ -10,7 +10,8 @@ from safetensors.torch import save_file
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, Qwen2VLConfig
 
 from flowrl.core.errors import CheckpointError
-from rewards.files import load_strict, read_json, read_tensors
+from flowrl.core.weight_files import read_json
+from rewards.files import load_strict, read_tensors
 from rewards.hpsv3.model import DROPPED, HPSv3Model, from_published, to_published
 from rewards.hpsv3.preprocess import PUBLISHED_AREA, PatchSpec
 from rewards.hpsv3.template import IMAGE_TOKEN, REWARD_TOKEN
@@ -83,6 +84,8 @@ def _load_tokenizer(folder: Path, vocab_size: int) -> PreTrainedTokenizerBase:
         raise CheckpointError(
             f"{folder}: tokenizer_config.json is missing; copy the tokenizer files of Qwen2-VL-7B-Instruct here"
         )
+    for file in sorted(folder.glob("*.json")):
+        read_json(file)  # what the library says of a damaged one does not name it
     tokenizer = AutoTokenizer.from_pretrained(folder)
     if REWARD_TOKEN not in tokenizer.get_vocab():
         tokenizer.add_special_tokens({"additional_special_tokens": [REWARD_TOKEN]})

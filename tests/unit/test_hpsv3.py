@@ -234,6 +234,10 @@ def test_wrong_files_are_named(folder: Path, tmp_path: Path) -> None:
     (torn / layout.WEIGHTS).write_bytes((folder / layout.WEIGHTS).read_bytes()[:-7])
     with pytest.raises(CheckpointError, match=r"HPSv3.safetensors: torn or not a safetensors file"):
         HPSv3Reward(str(torn))
+    cut = copy_with(folder, tmp_path / "e", stored)
+    (cut / "tokenizer.json").write_text('{"model": ', encoding="utf-8")
+    with pytest.raises(CheckpointError, match=r"e/tokenizer.json: not valid JSON"):
+        HPSv3Reward(str(cut))
     (torn / layout.WEIGHTS).unlink()
     with pytest.raises(CheckpointError, match=r"is not an HPSv3 folder: it has no HPSv3.safetensors"):
         HPSv3Reward(str(torn))

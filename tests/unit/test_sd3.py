@@ -197,3 +197,11 @@ def test_weights_that_are_missing_or_torn_are_an_error_that_names_them(
     harm(folder / "transformer" / "diffusion_pytorch_model.safetensors")
     with pytest.raises(CheckpointError, match=says):
         SD3.check(folder)
+
+
+@pytest.mark.parametrize("name", ["transformer/config.json", "tokenizer/tokenizer.json", "model_index.json"])
+def test_damaged_json_is_an_error_that_names_the_file(sd3_folder: Path, tmp_path: Path, name: str) -> None:
+    folder = shutil.copytree(sd3_folder, tmp_path / "copy")
+    (folder / name).write_text('{"cut": ', encoding="utf-8")
+    with pytest.raises(CheckpointError, match=rf"copy/{name}: not valid JSON \(.*\); copy it again"):
+        SD3.check(folder)
