@@ -234,14 +234,14 @@ def test_wrong_files_are_named(folder: Path, tmp_path: Path) -> None:
     (torn / layout.WEIGHTS).write_bytes((folder / layout.WEIGHTS).read_bytes()[:-7])
     with pytest.raises(CheckpointError, match=r"HPSv3.safetensors: torn or not a safetensors file"):
         HPSv3Reward(str(torn))
-    cut = copy_with(folder, tmp_path / "e", stored)
+    cut = copy_with(folder, tmp_path / "tok", stored)
     (cut / "tokenizer.json").write_text('{"model": ', encoding="utf-8")
-    with pytest.raises(CheckpointError, match=r"e/tokenizer.json: not valid JSON"):
+    with pytest.raises(CheckpointError, match=r"tok/tokenizer.json: not valid JSON"):
         HPSv3Reward(str(cut))
     (torn / layout.WEIGHTS).unlink()
     with pytest.raises(CheckpointError, match=r"is not an HPSv3 folder: it has no HPSv3.safetensors"):
         HPSv3Reward(str(torn))
-    other = copy_with(folder, tmp_path / "e", stored)
+    other = copy_with(folder, tmp_path / "cut", stored)
     (other / "config.json").write_text(json.dumps({"model_type": "llama"}))
     with pytest.raises(CheckpointError, match=r"expected model_type qwen2_vl, got 'llama'"):
         HPSv3Reward(str(other))
