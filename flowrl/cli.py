@@ -230,12 +230,21 @@ def _pocket_build_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--out", metavar="DIR", type=Path, help="the folder to fill; by default that of the package")
     parser.add_argument("--seed", type=int, default=0, help="the seed (default 0)")
+    parser.add_argument(
+        "--scale",
+        metavar="SHARE",
+        type=float,
+        default=1.0,
+        help="do a share of the work, with --out elsewhere: 0.01 tries the way in minutes and makes useless models",
+    )
 
 
 def _pocket_build(args: argparse.Namespace) -> int:
+    if args.scale != 1 and args.out is None:
+        raise UserError("pocket build: --scale makes models that must not replace the package's; name another --out")
     from flowrl.pocket.build import build
 
-    build(out=args.out or _POCKET_CHECKPOINTS, work=args.work, seed=args.seed)
+    build(out=args.out or _POCKET_CHECKPOINTS, work=args.work, seed=args.seed, scale=args.scale)
     return 0
 
 

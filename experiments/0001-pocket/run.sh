@@ -8,4 +8,5 @@ for seed in 0 1 2; do
         flowrl train "configs/pocket/$arm.yaml" "run.seed=$seed" "run.name=pocket-$arm-$seed" run.overwrite=true
     done
 done
-python experiments/0001-pocket/table.py runs/pocket-*-[012] | tee experiments/0001-pocket/table.md
+python experiments/0001-pocket/table.py runs/pocket-{ditreward,hpsv3}-[012] | tee experiments/0001-pocket/table.md
+python experiments/0001-pocket/picture.py experiments/0001-pocket/picture.png runs/pocket-{ditreward,hpsv3}-[012]

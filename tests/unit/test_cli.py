@@ -48,8 +48,8 @@ def handed_on(monkeypatch: pytest.MonkeyPatch) -> dict[str, tuple[object, ...]]:
         calls["eval"] = (config, weights)
         return 0
 
-    def build(out: Path, work: Path, seed: int) -> None:
-        calls["build"] = (out, work, seed)
+    def build(out: Path, work: Path, seed: int, scale: float) -> None:
+        calls["build"] = (out, work, seed, scale)
 
     for name, functions in {
         "flowrl.report.run_report": [write_report],
@@ -335,7 +335,17 @@ def test_compare_needs_two_rewards(
 
 def test_pocket_build_hands_on_its_folders(handed_on: dict[str, tuple[object, ...]]) -> None:
     assert cli.main(["pocket", "build", "--work", "w", "--out", "o", "--seed", "3"]) == 0
-    assert handed_on["build"] == (Path("o"), Path("w"), 3)
+    assert handed_on["build"] == (Path("o"), Path("w"), 3, 1.0)
+    assert cli.main(["pocket", "build", "--scale", "0.1", "--out", "o"]) == 0
+    assert handed_on["build"] == (Path("o"), Path(".pocket-build"), 0, 0.1)
+
+
+def test_a_small_pocket_build_does_not_replace_the_models_of_the_package(
+    handed_on: dict[str, tuple[object, ...]], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.main(["pocket", "build", "--scale", "0.1"]) == 2
+    assert "name another --out" in capsys.readouterr().err
+    assert "build" not in handed_on
 
 
 def test_a_family_of_commands_lists_its_own(capsys: pytest.CaptureFixture[str]) -> None:

@@ -11,8 +11,10 @@ import pytest
 import torch
 from diffusers import StableDiffusion3Pipeline
 
+from flowrl.core.errors import UserError
 from flowrl.pocket import build, oracle
 from flowrl.pocket.autoencoder import new_vae
+from flowrl.pocket.build_plan import BuildPlan
 from flowrl.pocket.fitting import FitPlan
 from flowrl.pocket.generator import new_pipeline, scaled_latents
 from flowrl.pocket.locate import checkpoint
@@ -297,8 +299,22 @@ def test_a_stage_of_the_build_runs_once_unless_its_folder_is_gone(tmp_path: Path
     assert json.loads(record.read_text()) == {"number": 2}
 
 
-def test_a_work_folder_belongs_to_one_seed(tmp_path: Path) -> None:
-    build._check_seed(tmp_path / "seed", 3)
-    build._check_seed(tmp_path / "seed", 3)
-    with pytest.raises(ValueError, match=r"was begun with seed 3, got 4; use that seed or an empty folder"):
-        build._check_seed(tmp_path / "seed", 4)
+def test_a_work_folder_belongs_to_one_build(tmp_path: Path) -> None:
+    build._check_begun(tmp_path / "begun", "build --seed 3")
+    build._check_begun(tmp_path / "begun", "build --seed 3")
+    with pytest.raises(UserError, match=r"was begun by build --seed 3, not build --seed 4; go on as begun, or use an"):
+        build._check_begun(tmp_path / "begun", "build --seed 4")
+
+
+def test_a_smaller_build_does_a_share_of_every_stage() -> None:
+    full, small = BuildPlan(), BuildPlan().scaled(0.1)
+    assert BuildPlan().scaled(1.0) == full
+    for name in ("vae", "policy", "captions", "dit_reward", "dit_reward_frozen", "hpsv3"):
+        one, two = vars(full)[name], vars(small)[name]
+        assert two.steps == round(one.steps / 10)
+        assert two.lr == one.lr
+    assert (small.policy_images, small.growth_steps) == (round(full.policy_images / 10), 30)
+    assert vars(small.pairs) == {key: round(value / 10) for key, value in vars(full.pairs).items()}
+    for share in (0.0, 1.5, float("nan")):
+        with pytest.raises(UserError, match=r"--scale must lie in \(0, 1\], got"):
+            BuildPlan().scaled(share)

@@ -1,0 +1,56 @@
+"""How much work a build of the pocket checkpoints does."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+
+from flowrl.core.errors import UserError
+from flowrl.pocket import autoencoder, generator, reward_training, vision_language
+from flowrl.pocket.fitting import FitPlan
+from flowrl.pocket.preferences import SetPlan
+
+
+@dataclass(frozen=True, kw_only=True)
+class BuildPlan:
+    """How much each stage of a build does."""
+
+    vae: FitPlan = autoencoder.PLAN
+    policy: FitPlan = generator.PLAN
+    policy_images: int = generator.NUM_IMAGES
+    pairs: SetPlan = field(default_factory=SetPlan)
+    captions: FitPlan = vision_language.CAPTION_PLAN
+    dit_reward: FitPlan = reward_training.FULL_PLAN
+    dit_reward_frozen: FitPlan = reward_training.FROZEN_PLAN
+    hpsv3: FitPlan = reward_training.HPSV3_PLAN
+    growth_steps: int = 300  # of each run of the accuracy-against-data figure
+
+    def scaled(self, share: float) -> BuildPlan:
+        """A plan of that share of the work; a small one makes useless models, and shows that the way to them is whole.
+
+        Raises UserError unless `share` lies in (0, 1].
+        """
+        if not 0 < share <= 1:
+            raise UserError(f"pocket build: --scale must lie in (0, 1], got {share:g}")
+
+        def part(number: int) -> int:
+            return max(1, round(number * share))
+
+        def shorter(plan: FitPlan) -> FitPlan:
+            return replace(plan, steps=part(plan.steps), warmup=part(plan.warmup))
+
+        return BuildPlan(
+            vae=shorter(self.vae),
+            policy=shorter(self.policy),
+            policy_images=part(self.policy_images),
+            pairs=SetPlan(
+                policy_train=part(self.pairs.policy_train),
+                edited_train=part(self.pairs.edited_train),
+                policy_test=part(self.pairs.policy_test),
+                edited_test=part(self.pairs.edited_test),
+            ),
+            captions=shorter(self.captions),
+            dit_reward=shorter(self.dit_reward),
+            dit_reward_frozen=shorter(self.dit_reward_frozen),
+            hpsv3=shorter(self.hpsv3),
+            growth_steps=part(self.growth_steps),
+        )
