@@ -7,15 +7,15 @@ import difflib
 import errno
 import os
 import sys
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from pathlib import Path
 
 from flowrl import __version__
+from flowrl.cli_pocket import POCKET_VERBS
+from flowrl.cli_verb import Verb
 from flowrl.core.errors import UserError
 from flowrl.signals import Stopped
 
-_POCKET_CHECKPOINTS = Path(__file__).parent / "pocket" / "checkpoints"
 _OVERRIDES_HELP = "a key of the config and its value, such as optim.lr=1e-4; lists are given whole"
 
 
@@ -98,16 +98,6 @@ def _overview(family: str = "") -> str:
             + ("" if family else " A first run, on two CPU cores:\n  flowrl train configs/pocket/ditreward.yaml"),
         ]
     )
-
-
-@dataclass(frozen=True, kw_only=True)
-class Verb:
-    """One command: what its help says, the arguments it takes, and what it does."""
-
-    summary: str
-    example: str
-    add_arguments: Callable[[argparse.ArgumentParser], None]
-    run: Callable[[argparse.Namespace], int]
 
 
 def _train_arguments(parser: argparse.ArgumentParser) -> None:
@@ -224,55 +214,6 @@ def _report(args: argparse.Namespace) -> int:
     return 0
 
 
-def _pocket_build_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--work", metavar="DIR", type=Path, default=Path(".pocket-build"), help="unfinished work (default %(default)s)"
-    )
-    parser.add_argument("--out", metavar="DIR", type=Path, help="the folder to fill; by default that of the package")
-    parser.add_argument("--seed", type=int, default=0, help="the seed (default 0)")
-    parser.add_argument(
-        "--scale",
-        metavar="SHARE",
-        type=float,
-        default=1.0,
-        help="do a share of the work, with --out elsewhere: 0.01 tries the way in minutes and makes useless models",
-    )
-
-
-def _pocket_build(args: argparse.Namespace) -> int:
-    if args.scale != 1 and args.out is None:
-        raise UserError("pocket build: --scale makes models that must not replace the package's; name another --out")
-    from flowrl.pocket.build import build
-
-    build(out=args.out or _POCKET_CHECKPOINTS, work=args.work, seed=args.seed, scale=args.scale)
-    return 0
-
-
-def _pocket_images_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--out", metavar="FILE", type=Path, default=Path("pocket.png"), help="the PNG to write (default %(default)s)"
-    )
-    parser.add_argument("--seed", type=int, default=0, help="the seed of the noise (default 0)")
-
-
-def _pocket_images(args: argparse.Namespace) -> int:
-    from flowrl.pocket.sheet import draw_sheet
-
-    print(draw_sheet(args.out, seed=args.seed))
-    return 0
-
-
-def _no_arguments(parser: argparse.ArgumentParser) -> None:
-    pass
-
-
-def _pocket_info(_: argparse.Namespace) -> int:
-    from flowrl.pocket.provenance import describe
-
-    print(describe(_POCKET_CHECKPOINTS))
-    return 0
-
-
 VERBS = {
     "train": Verb(
         summary="train a policy on a reward, or resume a run",
@@ -305,22 +246,5 @@ VERBS = {
         add_arguments=_report_arguments,
         run=_report,
     ),
-    "pocket build": Verb(
-        summary="train the models of the embedded small world from nothing (over an hour), or go on with it",
-        example="flowrl pocket build --work /tmp/pocket-work --out /tmp/pocket",
-        add_arguments=_pocket_build_arguments,
-        run=_pocket_build,
-    ),
-    "pocket info": Verb(
-        summary="say how the embedded models were made and how good they are",
-        example="flowrl pocket info",
-        add_arguments=_no_arguments,
-        run=_pocket_info,
-    ),
-    "pocket images": Verb(
-        summary="draw a sheet of images with the embedded policy",
-        example="flowrl pocket images --out pocket.png",
-        add_arguments=_pocket_images_arguments,
-        run=_pocket_images,
-    ),
+    **POCKET_VERBS,
 }

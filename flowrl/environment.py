@@ -56,7 +56,7 @@ def environment() -> Environment:
 
 
 def read_environments(path: Path) -> list[Environment]:
-    """Every start of a run, the first one first; none where the file is missing or cannot be read."""
+    """Every start of a run, the first one first; none where the file is missing or damaged."""
     try:
         first = json.loads(path.read_text(encoding="utf-8"))
         resumes = first.pop("resumes", [])

@@ -79,9 +79,9 @@ class Evaluator:
         shown = section.grid_prompts
         scores: list[Scores] = []
         if shown:
-            scores += actors.sample(requests[:shown], num_images=section.samples_per_prompt).scores
+            scores += actors.sample_and_score(requests[:shown], num_images=section.samples_per_prompt).scores
         if len(requests) > shown:
-            scores += actors.sample(requests[shown:], num_images=0).scores
+            scores += actors.sample_and_score(requests[shown:], num_images=0).scores
         return Evaluation(prompts=self._prompts, scores=scores)
 
     def gains(self, result: Evaluation, folder: Path, step: int) -> list[Metric]:

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Literal, Protocol
+from typing import Any, Literal, Protocol, runtime_checkable
 
 import torch
 
@@ -119,10 +119,23 @@ class Reward(Protocol):
         ...
 
 
+@runtime_checkable
 class ShardableReward(Reward, Protocol):
     """A reward whose network can be spread over a gang: everything heavy happens in `module.forward`."""
 
     module: torch.nn.Module
+
+
+@runtime_checkable
+class CheckableReward(Protocol):
+    """The class of a reward that can tell from its files alone whether it can be made; asked before anything starts."""
+
+    def check(self, options: Mapping[str, Any]) -> str | None:
+        """The latent space that a reward with these options reads, None for a pixel reward.
+
+        Raises ValueError, naming the file, when it cannot be made. A static method.
+        """
+        ...
 
 
 class Algorithm(Protocol):
@@ -189,4 +202,12 @@ class Learner(Protocol):
 
     def load(self, folder: str) -> None:
         """Continue from what `save` wrote."""
+        ...
+
+    def export(self, folder: str) -> None:
+        """Write the adapter as the family's own pipeline loads it."""
+        ...
+
+    def load_adapter(self, folder: str) -> None:
+        """Start from an exported adapter."""
         ...

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 
 from flowrl import checkpoint
@@ -10,12 +11,13 @@ from flowrl.actors.encoder import Encoder
 from flowrl.actors.fused import Fused
 from flowrl.actors.group import LocalRuntime, RayRuntime, Runtime
 from flowrl.actors.learner import Learner
+from flowrl.actors.reward_loading import check_rewards
 from flowrl.actors.roles import (
     Actors,
-    EncoderGroup,
-    LearnerGroup,
-    RolloutGroup,
-    ScorerGroup,
+    Encoders,
+    Learners,
+    Rollouts,
+    Scorers,
 )
 from flowrl.actors.rollout import Rollout
 from flowrl.actors.scorer import Scorer
@@ -29,7 +31,7 @@ from flowrl.pocket.prompt_sets import prompt_file
 from flowrl.protocols import Algorithm
 from flowrl.registry import resolve
 from flowrl.report.run_report import write_report
-from flowrl.run_dir import RunDir, prepare, write_atomically
+from flowrl.run_dir import RunDir, begin, claim, release
 from flowrl.signals import StopRequest, stop_at_once
 from flowrl.trainer import Trainer
 from flowrl.types import Prompt
@@ -64,12 +66,14 @@ def _run(config: RunConfig, *, resume: bool, adapter: Path | None) -> int:
         )
     if resume:
         _check_resumable(config)
-    folder = prepare(config, resume=resume)
-    if resume:
-        write_atomically(folder.config, dump(config).encode())
-    with stop_at_once(), Console(config) as console:
-        _train(config, model, prompts, held_out, folder, console, resume=resume, adapter=adapter)
-        console.close(write_report(folder.path))
+    check_rewards([*config.rewards.train, *config.rewards.watch], model.latent_space, model.device)
+    folder = claim(config, resume=resume)
+    try:
+        with stop_at_once(), Console(config) as console:
+            _train(config, model, prompts, held_out, folder, console, resume=resume, adapter=adapter)
+            console.close(write_report(folder.path))
+    finally:
+        release(folder)
     return 0
 
 
@@ -94,11 +98,14 @@ def _train(
         if adapter is not None:
             actors.learners.load_adapter(adapter)
             actors.sync()
+        begin(folder, config, resume=resume)  # only now, so that a failed start costs nothing that was there
         algorithm: Algorithm = resolve("algorithm", config.algorithm.name)[0](config.algorithm, config.run.seed)
         resumed_step = None
         if resume:  # without a checkpoint nothing that was logged counts
             resumed_step = -1 if start_from is None else checkpoint.step_of(start_from)
         with MetricLog(folder.path, resumed_step=resumed_step) as log:
+            if not resume:
+                log.text("config", 0, f"```\n{dump(config)}```")
             trainer = Trainer(
                 config=config,
                 algorithm=algorithm,
@@ -157,45 +164,37 @@ def start_runtime(config: RunConfig) -> Runtime:
 def start_actors(config: RunConfig, model: ModelSpec, runtime: Runtime) -> Actors:
     """Start every role and wait until all are ready."""
     placement, part = config.placement, config.rollout.samples_per_forward
-    train = {"model": model, "algorithm": config.algorithm, "optim": config.optim, "gate": config.gate}
-    encoder = runtime.start("encoder", Encoder, {"model": model}, size=1, gang=False)
+    encoder = runtime.start("encoder", partial(Encoder, model=model), size=1, gang=False)
     sharded = placement.shard_scorer and placement.mode != "local"
-    scorers = runtime.start(
-        "scorer",
+    scorer = partial(
         Scorer,
-        {
-            "model": model,
-            "train": config.rewards.train,
-            "watch": config.rewards.watch,
-            "sharded": sharded,
-            "timeout_s": placement.timeout_s,
-        },
-        size=placement.num_scorers,
-        gang=sharded,
+        model=model,
+        train=config.rewards.train,
+        watch=config.rewards.watch,
+        sharded=sharded,
+        timeout_s=placement.timeout_s,
     )
-    learners = runtime.start(
-        "learner",
+    scorers = runtime.start("scorer", scorer, size=placement.num_scorers, gang=sharded)
+    learner = partial(
         Fused if placement.mode == "fused" else Learner,
-        {**train, "samples_per_forward": part},
-        size=placement.num_learners,
-        gang=placement.num_learners > 1,
+        model=model,
+        algorithm=config.algorithm,
+        optim=config.optim,
+        gate=config.gate,
+        samples_per_forward=part,
     )
+    learners = runtime.start("learner", learner, size=placement.num_learners, gang=placement.num_learners > 1)
     rollouts = learners
     if placement.mode != "fused":
-        rollouts = runtime.start(
-            "rollout",
-            Rollout,
-            {"model": model, "samples_per_forward": part},
-            size=placement.num_rollouts,
-            gang=False,
-        )
+        rollout = partial(Rollout, model=model, samples_per_forward=part)
+        rollouts = runtime.start("rollout", rollout, size=placement.num_rollouts, gang=False)
     runtime.ready()
     return Actors(
         runtime=runtime,
-        encoder=EncoderGroup(runtime, encoder),
-        rollouts=RolloutGroup(runtime, rollouts),
-        scorers=ScorerGroup(runtime, scorers, lockstep=sharded),
-        learners=LearnerGroup(runtime, learners),
+        encoder=Encoders(runtime, encoder),
+        rollouts=Rollouts(runtime, rollouts),
+        scorers=Scorers(runtime, scorers, lockstep=sharded),
+        learners=Learners(runtime, learners),
     )
 
 

@@ -30,7 +30,7 @@ _LEAST_FREE = 256 * _MIB
 class RunDir:
     """A run directory that this process may write to, as long as it keeps this object.
 
-    Example: ``prepare(config).metrics`` is ``runs/<name>/metrics.jsonl``.
+    Example: ``claim(config).lora`` is ``runs/<name>/lora``.
     """
 
     path: Path
@@ -40,11 +40,6 @@ class RunDir:
     def config(self) -> Path:
         """The resolved configuration."""
         return self.path / "config.yaml"
-
-    @property
-    def metrics(self) -> Path:
-        """One JSON object per step."""
-        return self.path / "metrics.jsonl"
 
     @property
     def samples(self) -> Path:
@@ -66,14 +61,9 @@ class RunDir:
         """The trained adapter as diffusers loads it."""
         return self.path / "lora"
 
-    @property
-    def report(self) -> Path:
-        """The page about the run."""
-        return self.path / "report.html"
 
-
-def prepare(config: RunConfig, *, resume: bool = False, needed_bytes: int = _LEAST_FREE) -> RunDir:
-    """Make (or, with `resume`, reopen) `config.run.dir`, and write config.yaml and env.json.
+def claim(config: RunConfig, *, resume: bool = False, needed_bytes: int = _LEAST_FREE) -> RunDir:
+    """Make `config.run.dir` where it is not there yet and keep others out of it; what is in it stays as it is.
 
     A directory in which no step was recorded yet counts as new. `needed_bytes` is what the run will write at most.
     Raises ConfigError when the directory is in use, holds another run, cannot be written, or the disk is too full.
@@ -88,14 +78,29 @@ def prepare(config: RunConfig, *, resume: bool = False, needed_bytes: int = _LEA
     _make_writable(path)
     lock = _take_lock(path)
     _check_space(path, needed_bytes)
-    if not resume:
-        _clear(path)
-    (path / "samples").mkdir(exist_ok=True)
-    here = environment()
-    if not resume:
-        write_atomically(path / "config.yaml", dump(config).encode())
-    write_environments(path / "env.json", [*(read_environments(path / "env.json") if resume else []), here])
     return RunDir(path=path, lock=lock)
+
+
+def begin(folder: RunDir, config: RunConfig, *, resume: bool = False) -> None:
+    """Start a run in a claimed directory, now that it can: clear what an earlier one left (not with `resume`), and
+    write config.yaml and env.json.
+    """
+    if not resume:
+        _clear(folder.path)
+    folder.samples.mkdir(exist_ok=True)
+    write_atomically(folder.config, dump(config).encode())
+    env = folder.path / "env.json"
+    write_environments(env, [*(read_environments(env) if resume else []), environment()])
+
+
+def release(folder: RunDir) -> None:
+    """Let others in; a directory that was claimed, and in which no run began, is removed."""
+    if folder.lock is None:
+        return
+    if [child.name for child in folder.path.iterdir()] == [_LOCK]:
+        (folder.path / _LOCK).unlink()
+        folder.path.rmdir()
+    folder.lock.close()
 
 
 def _refuse_to_overwrite(path: Path, *, overwrite: bool) -> None:

@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-import resource
-import sys
-from pathlib import Path
-
 import torch
 
 from flowrl.core.errors import UserError
@@ -58,12 +54,3 @@ def score_metrics(scores: list[Scores]) -> list[Metric]:
 def advantage_metrics(advantages: list[torch.Tensor]) -> list[Metric]:
     """How strongly the samples of a step are told apart."""
     return [Metric(key="policy/advantage_absmean", value=torch.cat(advantages).abs().mean().item())]
-
-
-def driver_memory_bytes() -> int:
-    """The resident memory of this process; its peak where the system does not tell the present value."""
-    statm = Path("/proc/self/statm")
-    if statm.exists():
-        return int(statm.read_text().split()[1]) * resource.getpagesize()
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024

@@ -12,19 +12,13 @@ from flowrl.config import RunConfig
 from flowrl.console import Console
 from flowrl.data import PromptOrder
 from flowrl.evaluate import Evaluator
+from flowrl.memory import MemoryMeter
 from flowrl.metrics import MetricLog, reduce
 from flowrl.protocols import Algorithm
 from flowrl.run_dir import RunDir
 from flowrl.signals import StopRequest
-from flowrl.summary import (
-    advantage_metrics,
-    check_valid,
-    driver_memory_bytes,
-    score_metrics,
-)
-from flowrl.types import Metric, RolloutRequest
-
-_GIB = 2**30
+from flowrl.summary import advantage_metrics, check_valid, score_metrics
+from flowrl.types import Metric, RolloutRequest, SamplingPlan
 
 
 @dataclass(kw_only=True)
@@ -39,32 +33,23 @@ class Trainer:
     log: MetricLog
     console: Console
     folder: RunDir
-    peak_bytes: int = field(default=0, init=False)
+    memory: MemoryMeter = field(default_factory=MemoryMeter, init=False)
 
     def fit(self, resume_from: Path | None = None) -> int:
         """Run all steps, or those after a checkpoint; returns the last step that was done."""
         config = self.config
-        done = 0
-        if resume_from is not None:
-            self.actors.learners.load(resume_from)
-            self.actors.sync()
-            done = checkpoint.step_of(resume_from)
-        else:
-            self.log.log(0, reduce(self._evaluate(0)))
+        done = self._start(resume_from)
         with StopRequest() as stop:
             while done < config.run.steps and stop.asked is None:
                 step = done + 1
                 metrics = self.train_step(step)
-                if config.eval.every and (step % config.eval.every == 0 or step == config.run.steps):
+                last = step == config.run.steps
+                if config.eval.every and (step % config.eval.every == 0 or last):
                     metrics += self._evaluate(step)
-                clock = Clock()
                 due = config.checkpoint.every and step % config.checkpoint.every == 0
-                if due or step == config.run.steps or stop.asked is not None:
-                    with clock.phase("checkpoint"):
-                        checkpoint.save(
-                            self.folder.checkpoints, step, self.actors.learners.save, keep=config.checkpoint.keep
-                        )
-                values = reduce([*metrics, *clock.metrics()])
+                if due or last or stop.asked is not None:
+                    metrics += self._save(step)
+                values = reduce(metrics)
                 self.log.log(step, values)
                 self.console.step(step, values)
                 done = step
@@ -78,19 +63,7 @@ class Trainer:
         config, clock = self.config, Clock()
         with clock.phase("step"):
             plan = self.algorithm.plan(step, config.rollout.num_steps)
-            requests = [
-                RolloutRequest(
-                    prompt=prompt,
-                    seed=config.run.seed,
-                    step=step,
-                    num_samples=config.rollout.group_size,
-                    plan=plan,
-                    guidance_scale=config.rollout.guidance_scale,
-                    keep_means=self.algorithm.needs_means,
-                )
-                for prompt in self.prompts.take(step)
-            ]
-            groups = self.actors.sample(requests)
+            groups = self.actors.sample_and_score(self._requests(step, plan))
             clock.add("encode", groups.encode_s)
             clock.add("rollout", groups.rollout_s)
             clock.add("score", groups.score_s)
@@ -101,24 +74,47 @@ class Trainer:
                 updates = self.actors.learners.update(step, groups.trajectories, advantages)
             with clock.phase("sync"):
                 weight_bytes = self.actors.sync()
+        num_images = len(groups.scores) * config.rollout.group_size
         return [
             *score_metrics(groups.scores),
             *advantage_metrics(advantages),
             *updates,
             *clock.metrics(),
-            *self._costs(clock, weight_bytes, len(requests) * config.rollout.group_size),
+            *self.memory.metrics(self.actors.runtime.memory_bytes()),
+            Metric(key="bytes/weights", value=weight_bytes),
+            Metric(key="speed/images_per_s", value=num_images / clock.seconds("step")),
         ]
+
+    def _requests(self, step: int, plan: SamplingPlan) -> list[RolloutRequest]:
+        """One order for a group per prompt of the step."""
+        rollout = self.config.rollout
+        return [
+            RolloutRequest(
+                prompt=prompt,
+                seed=self.config.run.seed,
+                step=step,
+                num_samples=rollout.group_size,
+                plan=plan,
+                guidance_scale=rollout.guidance_scale,
+                keep_means=self.algorithm.needs_means,
+            )
+            for prompt in self.prompts.take(step)
+        ]
+
+    def _start(self, resume_from: Path | None) -> int:
+        """Continue from a checkpoint, or evaluate what training starts from; returns the last step that was done."""
+        if resume_from is None:
+            self.log.log(0, reduce(self._evaluate(0)))
+            return 0
+        self.actors.learners.load(resume_from)
+        self.actors.sync()
+        return checkpoint.step_of(resume_from)
 
     def _evaluate(self, step: int) -> list[Metric]:
         clock = Clock()
         self.console.phase("evaluating")
-        with clock.phase("eval"):
-            ema = self.config.eval.weights == "ema"
-            if ema:
-                self.actors.sync(ema=True)
+        with clock.phase("eval"), self.actors.evaluation_weights(ema=self.config.eval.weights == "ema"):
             result = self.evaluator.evaluate(self.actors)
-            if ema:
-                self.actors.sync()
         grid = self.evaluator.save_grid(result, self.folder.samples, step)
         if grid is not None:
             self.log.images("samples", step, grid)
@@ -126,13 +122,9 @@ class Trainer:
         gains = self.evaluator.gains(result, self.folder.evaluations, step)
         return [*result.metrics(), *gains, *clock.metrics()]
 
-    def _costs(self, clock: Clock, weight_bytes: int, num_images: int) -> list[Metric]:
-        driver, actors = driver_memory_bytes(), self.actors.runtime.memory_bytes()
-        self.peak_bytes = max(self.peak_bytes, driver + actors)
-        return [
-            Metric(key="bytes/weights", value=weight_bytes),
-            Metric(key="memory/driver_gib", value=driver / _GIB),
-            Metric(key="memory/actors_gib", value=actors / _GIB),
-            Metric(key="memory/peak_gib", value=self.peak_bytes / _GIB),
-            Metric(key="speed/images_per_s", value=num_images / clock.seconds("step")),
-        ]
+    def _save(self, step: int) -> list[Metric]:
+        clock = Clock()
+        with clock.phase("checkpoint"):
+            keep = self.config.checkpoint.keep
+            checkpoint.save(self.folder.checkpoints, step, self.actors.learners.save, keep=keep)
+        return clock.metrics()

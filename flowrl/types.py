@@ -191,7 +191,7 @@ class PolicyWeights:
 
     version: int  # optimizer steps taken; a rollout stamps its trajectories with it
     payload: np.ndarray  # [n] uint8, read-only: the tensors in manifest order, float32
-    manifest: str  # blake2 of the names, shapes and scaling of the tensors: what must agree between the two sides
+    manifest: str  # blake2 of the names and shapes of the tensors: what must agree between the two sides
     checksum: str  # blake2 of the payload
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -47,4 +48,5 @@ def rolled(trained: Learner, **options: Any) -> list[Trajectory]:
     """Groups sampled with the weights that a learner has now, by its own policy."""
     policy = trained._policy
     assert isinstance(policy, SD3Policy)
-    return groups(policy, **options)
+    version = trained.weights(ema=False).version
+    return [replace(group, policy_version=version) for group in groups(policy, **options)]

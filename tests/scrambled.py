@@ -6,7 +6,7 @@ import random
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from flowrl.actors.group import Group, Ref
+from flowrl.actors.group import ActorGroup, Ref
 
 
 class Later:
@@ -27,7 +27,7 @@ def value_of(argument: Any) -> Any:
     return argument.value() if isinstance(argument, Later) else argument
 
 
-class ScrambledGroup:
+class ScrambledActors:
     """Several instances of a role; `log` tells which of them was asked for what, in order."""
 
     def __init__(self, name: str, roles: list[Any]) -> None:
@@ -36,9 +36,9 @@ class ScrambledGroup:
         self.roles = roles
         self.log: list[tuple[int, str, tuple[Any, ...]]] = []
 
-    def submit(self, index: int, method: str, *args: Any) -> Ref:
-        self.log.append((index, method, args))
-        return Later(self.roles[index], method, args)
+    def submit(self, index: int, method: Callable[..., Any], *args: Any) -> Ref:
+        self.log.append((index, method.__name__, args))
+        return Later(self.roles[index], method.__name__, args)
 
 
 class ScrambledRuntime:
@@ -48,8 +48,8 @@ class ScrambledRuntime:
         self._order = order
         self.most_waiting = 0
 
-    def start(self, name: str, role: Callable[..., Any], kwargs: dict[str, Any], *, size: int, gang: bool) -> Group:
-        return ScrambledGroup(name, [role(**kwargs) for _ in range(size)])
+    def start(self, name: str, make: Callable[[], Any], *, size: int, gang: bool) -> ActorGroup:
+        return ScrambledActors(name, [make() for _ in range(size)])
 
     def ready(self) -> None:
         pass

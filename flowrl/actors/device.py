@@ -36,6 +36,11 @@ class ModelSpec:
         """The dtype of the frozen weights."""
         return _DTYPES[self.section.dtype]
 
+    @property
+    def latent_space(self) -> str:
+        """The name of the space of the policy's latents."""
+        return self.family.latent_space(self.path)
+
     def prepare_process(self) -> None:
         """Settings of the whole process that results depend on."""
         torch.set_num_threads(self.threads)

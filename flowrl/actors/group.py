@@ -1,6 +1,6 @@
-"""Groups of actors, on Ray or in this process, behind one API: the only module that knows Ray.
+"""The actors of a role, on Ray or in this process, behind one API: the only module that knows Ray.
 
-`Runtime.start(...)` makes a group of actors of one role. `Group.submit` calls a method of one of them and returns a
+`Runtime.start(...)` makes the actors of one role. `ActorGroup.submit` calls a method of one of them and returns a
 reference at once; a reference passed as an argument reaches the method as its value, without passing through the
 driver. The in-process runtime does everything at the call, which is the debug mode and the fastest test.
 """
@@ -17,12 +17,13 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from flowrl.core.errors import UserError
+from flowrl.memory import process_bytes
 
 _OBJECT_STORE_BYTES = 512 * 2**20
 
 
 class ActorError(UserError, RuntimeError):
-    """A call to an actor that failed; the message names the actor and says why."""
+    """An actor that died or did not answer; errors of the called method come through as they are."""
 
 
 class Ref(Protocol):
@@ -36,22 +37,22 @@ class _Value:
     value: Any
 
 
-class Group(Protocol):
+class ActorGroup(Protocol):
     """The actors of one role."""
 
     name: str
     size: int
 
-    def submit(self, index: int, method: str, *args: Any) -> Ref:
-        """Call a method of actor `index`; returns at once."""
+    def submit(self, index: int, method: Callable[..., Any], *args: Any) -> Ref:
+        """Call a method, given as that of any class which has it, of actor `index`; returns at once."""
         ...
 
 
 class Runtime(Protocol):
     """Where actors live."""
 
-    def start(self, name: str, role: Callable[..., Any], kwargs: dict[str, Any], *, size: int, gang: bool) -> Group:
-        """Begin to make `size` actors of a role; a gang shares one torch.distributed world."""
+    def start(self, name: str, make: Callable[[], Any], *, size: int, gang: bool) -> ActorGroup:
+        """Begin to make `size` actors, each by calling `make` where it lives; a gang shares one process group."""
         ...
 
     def ready(self) -> None:
@@ -79,7 +80,7 @@ class Runtime(Protocol):
         ...
 
 
-class LocalGroup:
+class LocalActors:
     """One instance of a role in this process."""
 
     def __init__(self, name: str, instance: Any) -> None:
@@ -87,18 +88,18 @@ class LocalGroup:
         self.size = 1
         self._instance = instance
 
-    def submit(self, index: int, method: str, *args: Any) -> Ref:
+    def submit(self, index: int, method: Callable[..., Any], *args: Any) -> Ref:
         """Run the method now."""
         values = [arg.value if isinstance(arg, _Value) else arg for arg in args]
-        return _Value(getattr(self._instance, method)(*values))
+        return _Value(getattr(self._instance, method.__name__)(*values))
 
 
 class LocalRuntime:
     """Every role once, in this process, one call after the other."""
 
-    def start(self, name: str, role: Callable[..., Any], kwargs: dict[str, Any], *, size: int, gang: bool) -> Group:
+    def start(self, name: str, make: Callable[[], Any], *, size: int, gang: bool) -> ActorGroup:
         """Make the one instance; `size` does not matter to results."""
-        return LocalGroup(name, role(**kwargs))
+        return LocalActors(name, make())
 
     def ready(self) -> None:
         """Nothing to wait for."""
@@ -139,10 +140,10 @@ class _Host:
             probe.bind((node, 0))
             return node, int(probe.getsockname()[1])
 
-    def build(self, role: Callable[..., Any], kwargs: dict[str, Any], environment: dict[str, str]) -> None:
+    def build(self, make: Callable[[], Any], environment: dict[str, str]) -> None:
         """Make the role; the environment is set first because libraries read it when they are imported."""
         os.environ.update(environment)
-        self._role = role(**kwargs)
+        self._role = make()
 
     def call(self, method: str, *args: Any) -> Any:
         """Call a method of the role."""
@@ -150,11 +151,10 @@ class _Host:
 
     def memory_bytes(self) -> int:
         """The resident memory of this process."""
-        with open("/proc/self/statm", encoding="ascii") as file:
-            return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+        return process_bytes()
 
 
-class RayGroup:
+class RayActors:
     """The actors of one role on Ray."""
 
     def __init__(self, name: str, hosts: list[Any]) -> None:
@@ -162,9 +162,9 @@ class RayGroup:
         self.size = len(hosts)
         self.hosts = hosts
 
-    def submit(self, index: int, method: str, *args: Any) -> Ref:
+    def submit(self, index: int, method: Callable[..., Any], *args: Any) -> Ref:
         """Call a method of actor `index`; the result stays in the object store."""
-        ref: Ref = self.hosts[index].call.remote(method, *args)
+        ref: Ref = self.hosts[index].call.remote(method.__name__, *args)
         return ref
 
 
@@ -174,7 +174,7 @@ class RayRuntime:
     def __init__(self, *, address: str, threads: int, gpus_per_actor: float, timeout_s: float) -> None:
         self._timeout_s = timeout_s
         self._gpus = gpus_per_actor
-        self._groups: list[RayGroup] = []
+        self._groups: list[RayActors] = []
         self._built: list[Ref] = []
         self._folder: str | None = None
         # Read by the libraries of the actors when they are imported, before any code of ours runs there.
@@ -208,13 +208,13 @@ class RayRuntime:
             self.close()
             raise
 
-    def start(self, name: str, role: Callable[..., Any], kwargs: dict[str, Any], *, size: int, gang: bool) -> Group:
+    def start(self, name: str, make: Callable[[], Any], *, size: int, gang: bool) -> ActorGroup:
         """Start the processes and have each build the role; groups started one after another come up together."""
         import ray
 
         # No CPU is reserved: an idle role would keep others from starting on a small machine.
         host = ray.remote(_Host).options(num_cpus=0, num_gpus=self._gpus, max_restarts=0)
-        group = RayGroup(name, [host.remote() for _ in range(size)])
+        group = RayActors(name, [host.remote() for _ in range(size)])
         self._groups.append(group)
         environments: list[dict[str, str]] = [{} for _ in range(size)]
         if gang:
@@ -229,7 +229,7 @@ class RayRuntime:
                 }
                 for rank in range(size)
             ]
-        self._built += [h.build.remote(role, kwargs, e) for h, e in zip(group.hosts, environments, strict=True)]
+        self._built += [h.build.remote(make, e) for h, e in zip(group.hosts, environments, strict=True)]
         return group
 
     def ready(self) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
 from pathlib import Path
 
@@ -83,6 +83,7 @@ class Learner:
         """
         if step != self._step + 1:
             raise TrainingError(f"learner: step {step} was asked for, but step {self._step + 1} is due")
+        self._check_version(trajectories)
         batches = [
             TrainBatch(trajectory=trajectory, advantages=advantage)
             for trajectory, advantage in zip(trajectories, advantages, strict=True)
@@ -129,6 +130,15 @@ class Learner:
     def _parts(self, num_samples: int) -> Iterator[slice]:
         size = self._samples_per_forward or num_samples
         return (slice(start, start + size) for start in range(0, num_samples, size))
+
+    def _check_version(self, trajectories: Sequence[Trajectory]) -> None:
+        """Raise when a group was not sampled with the weights that are about to be trained."""
+        versions = {trajectory.policy_version for trajectory in trajectories}
+        if versions != {self._version}:
+            raise TrainingError(
+                f"learner: groups were sampled with weights of version {sorted(versions)}, but those to be trained are "
+                f"version {self._version}; give the rollouts the newest weights before they sample"
+            )
 
     def _check_ratio(self, deviations: list[float]) -> None:
         """Raise on every rank when a ratio of any rank is off; a NaN is."""

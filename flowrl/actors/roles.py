@@ -1,26 +1,31 @@
-"""The groups of each role, as the trainer speaks to them: typed calls, references in and out, never a latent."""
+"""The actors of each role, as the trainer speaks to them: references in and out, never a latent.
+
+A call is named by a method of the role's Protocol, so that a renamed method is found by the type checker.
+"""
 
 from __future__ import annotations
 
 import time
 from collections import OrderedDict
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
 
-from flowrl.actors.group import Group, Ref, Runtime
+from flowrl.actors.group import ActorGroup, Ref, Runtime
+from flowrl.protocols import Learner, PromptEncoder, Rollout, Scorer
 from flowrl.types import Metric, RolloutRequest, Scores, UpdateResult
 
 _MAX_CONDITIONS = 4096
 _QUEUED_PER_ROLLOUT = 2  # one at work, one waiting, so that no rollout idles while the driver looks elsewhere
 
 
-class EncoderGroup:
+class Encoders:
     """Conditions of prompts, each encoded once while it is remembered."""
 
-    def __init__(self, runtime: Runtime, group: Group) -> None:
+    def __init__(self, runtime: Runtime, group: ActorGroup) -> None:
         self._runtime = runtime
         self._group = group
         self._known: OrderedDict[str, Ref] = OrderedDict()
@@ -30,7 +35,7 @@ class EncoderGroup:
         new = []
         for text in texts:
             if text not in self._known:
-                self._known[text] = self._group.submit(0, "encode", text)
+                self._known[text] = self._group.submit(0, PromptEncoder.encode, text)
                 new.append(self._known[text])
             self._known.move_to_end(text)
         for ref in new:
@@ -41,10 +46,10 @@ class EncoderGroup:
         return refs
 
 
-class RolloutGroup:
+class Rollouts:
     """The rollout actors; any of them can sample any group, with the same result."""
 
-    def __init__(self, runtime: Runtime, group: Group) -> None:
+    def __init__(self, runtime: Runtime, group: ActorGroup) -> None:
         self._runtime = runtime
         self._group = group
         self.size = group.size
@@ -60,7 +65,7 @@ class RolloutGroup:
             while queue and min(load) < _QUEUED_PER_ROLLOUT:
                 place, request, condition = queue.pop()
                 actor = load.index(min(load))
-                sampling[self._group.submit(actor, "generate", request, condition, negative)] = place, actor
+                sampling[self._group.submit(actor, Rollout.generate, request, condition, negative)] = place, actor
                 load[actor] += 1
             done = self._runtime.wait(list(sampling))
             place, actor = sampling.pop(done)
@@ -69,13 +74,13 @@ class RolloutGroup:
 
     def load_weights(self, weights: Ref) -> int:
         """Have all sample with these weights from now on; returns the bytes that this moved."""
-        return sum(self._runtime.get([self._group.submit(i, "load_weights", weights) for i in range(self.size)]))
+        return sum(self._runtime.get([self._group.submit(i, Rollout.load_weights, weights) for i in range(self.size)]))
 
 
-class ScorerGroup:
+class Scorers:
     """The scorer actors. With a sharded reward they are a gang, and score one group each, all at the same time."""
 
-    def __init__(self, runtime: Runtime, group: Group, *, lockstep: bool) -> None:
+    def __init__(self, runtime: Runtime, group: ActorGroup, *, lockstep: bool) -> None:
         self._runtime = runtime
         self._group = group
         self._lockstep = lockstep and group.size > 1
@@ -88,7 +93,8 @@ class ScorerGroup:
 
     def submit(self, trajectories: Sequence[Ref], num_images: int | None) -> list[Ref]:
         """Score up to `round_size` groups; with `num_images` as an evaluation. One reference to Scores per group."""
-        method, extra = ("score", []) if num_images is None else ("evaluate", [num_images])
+        method: Callable[..., Scores] = Scorer.score if num_images is None else Scorer.evaluate
+        extra = [] if num_images is None else [num_images]
         if not self._lockstep:
             self._next = (self._next + 1) % self._group.size
             return [self._group.submit(self._next, method, trajectory, *extra) for trajectory in trajectories]
@@ -98,10 +104,10 @@ class ScorerGroup:
         return refs[: len(trajectories)]
 
 
-class LearnerGroup:
+class Learners:
     """The learner actors: equal weights on each, gradients summed over all."""
 
-    def __init__(self, runtime: Runtime, group: Group) -> None:
+    def __init__(self, runtime: Runtime, group: ActorGroup) -> None:
         self._runtime = runtime
         self._group = group
         self.size = group.size
@@ -110,7 +116,7 @@ class LearnerGroup:
         """Train on the groups of a step; rank r takes groups r, r + size, ..., whole groups only."""
         refs = [
             self._group.submit(
-                rank, "update", step, list(advantages[rank :: self.size]), *trajectories[rank :: self.size]
+                rank, Learner.update, step, list(advantages[rank :: self.size]), *trajectories[rank :: self.size]
             )
             for rank in range(self.size)
         ]
@@ -119,23 +125,23 @@ class LearnerGroup:
 
     def weights(self, *, ema: bool = False) -> Ref:
         """A reference to the current PolicyWeights, or to their moving average."""
-        return self._group.submit(0, "weights", ema)
+        return self._group.submit(0, Learner.weights, ema)
 
     def save(self, folder: Path) -> None:
         """Write the resumable state of the learners into an existing folder."""
-        self._runtime.get([self._group.submit(0, "save", str(folder))])
+        self._runtime.get([self._group.submit(0, Learner.save, str(folder))])
 
     def load(self, folder: Path) -> None:
         """Have every learner continue from a saved state."""
-        self._runtime.get([self._group.submit(rank, "load", str(folder)) for rank in range(self.size)])
+        self._runtime.get([self._group.submit(rank, Learner.load, str(folder)) for rank in range(self.size)])
 
     def load_adapter(self, folder: Path) -> None:
         """Have every learner start from an exported adapter."""
-        self._runtime.get([self._group.submit(rank, "load_adapter", str(folder)) for rank in range(self.size)])
+        self._runtime.get([self._group.submit(rank, Learner.load_adapter, str(folder)) for rank in range(self.size)])
 
     def export(self, folder: Path) -> None:
         """Write the adapter in the format of the family's pipeline."""
-        self._runtime.get([self._group.submit(0, "export", str(folder))])
+        self._runtime.get([self._group.submit(0, Learner.export, str(folder))])
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -151,8 +157,8 @@ class ScoredGroups:
 
 def rollout_and_score(
     runtime: Runtime,
-    rollouts: RolloutGroup,
-    scorers: ScorerGroup,
+    rollouts: Rollouts,
+    scorers: Scorers,
     requests: Sequence[RolloutRequest],
     conditions: Sequence[Ref],
     negative: Ref,
@@ -186,12 +192,12 @@ class Actors:
     """All the actors of a run."""
 
     runtime: Runtime
-    encoder: EncoderGroup
-    rollouts: RolloutGroup
-    scorers: ScorerGroup
-    learners: LearnerGroup
+    encoder: Encoders
+    rollouts: Rollouts
+    scorers: Scorers
+    learners: Learners
 
-    def sample(self, requests: Sequence[RolloutRequest], *, num_images: int | None = None) -> ScoredGroups:
+    def sample_and_score(self, requests: Sequence[RolloutRequest], *, num_images: int | None = None) -> ScoredGroups:
         """Encode what is new, sample and score; with `num_images` every reward scores and images come back."""
         began = time.perf_counter()
         *conditions, negative = self.encoder.conditions([*(request.prompt.text for request in requests), ""])
@@ -204,3 +210,12 @@ class Actors:
     def sync(self, *, ema: bool = False) -> int:
         """Give the rollouts the learners' weights, or their moving average; returns the bytes that this moved."""
         return self.rollouts.load_weights(self.learners.weights(ema=ema))
+
+    @contextmanager
+    def evaluation_weights(self, *, ema: bool) -> Iterator[None]:
+        """Within the context the rollouts sample with the moving average, if `ema`, else with what they have."""
+        if ema:
+            self.sync(ema=True)
+        yield
+        if ema:
+            self.sync()

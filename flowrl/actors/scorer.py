@@ -2,39 +2,17 @@
 
 from __future__ import annotations
 
-import inspect
 import time
 from dataclasses import replace
 
 import torch
 
 from flowrl.actors.device import ModelSpec
+from flowrl.actors.reward_loading import load_reward
 from flowrl.actors.sharding import join_gang, shard
-from flowrl.config import ConfigError, RewardSpec
-from flowrl.protocols import Reward
-from flowrl.registry import resolve
+from flowrl.config import RewardSpec
+from flowrl.protocols import Reward, ShardableReward
 from flowrl.types import RewardInput, Scores, TextCondition, Trajectory
-
-
-def load_reward(spec: RewardSpec, device: str) -> Reward:
-    """Make the reward that a config names; raises ConfigError when its options do not fit."""
-    factory, options = resolve("reward", spec.name)
-    arguments = {"device": device, **options, **spec.options}
-    try:
-        inspect.signature(factory).bind(**arguments)
-    except TypeError as error:
-        raise ConfigError(f"rewards: the options {spec.options} do not fit reward {spec.name!r}: {error}") from None
-    reward: Reward = factory(**arguments)
-    return reward
-
-
-def check_latent_space(reward: Reward, name: str, policy_space: str) -> None:
-    """Raise ConfigError when a latent reward cannot read the policy's latents."""
-    if reward.input_kind == "latent" and reward.latent_space != policy_space:
-        raise ConfigError(
-            f"rewards: {name!r} reads latents of {reward.latent_space}, but the policy makes latents of "
-            f"{policy_space}; use a reward trained in the policy's latent space, or a pixel reward"
-        )
 
 
 class Scorer:
@@ -52,13 +30,11 @@ class Scorer:
         model.prepare_process()
         if sharded:
             join_gang(model.device, timeout_s)
-        space = model.family.latent_space(model.path)
         self._weights = {spec.name: spec.weight for spec in train}
         self._rewards: dict[str, Reward] = {}
         for spec in [*train, *watch]:
-            reward = load_reward(spec, model.device)
-            check_latent_space(reward, spec.name, space)
-            if sharded and hasattr(reward, "module"):
+            reward = load_reward(spec, model.latent_space, model.device)
+            if sharded and isinstance(reward, ShardableReward):
                 reward.module = shard(reward.module)
             self._rewards[spec.name] = reward
         self._decoder = model.family.load_decoder(model.path, device=model.device)

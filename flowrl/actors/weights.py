@@ -36,7 +36,7 @@ def unpack(weights: PolicyWeights, named: Iterable[tuple[str, torch.Tensor]]) ->
     if weights.manifest != expected:
         raise WeightsError(
             f"weights version {weights.version} do not fit this model: their manifest is {weights.manifest}, the "
-            f"model's is {expected}; rank, alpha and targets of the adapter must agree on all actors"
+            f"model's is {expected}; rank and targets of the adapter must agree on all actors"
         )
     found = checksum(weights.payload)
     if found != weights.checksum:

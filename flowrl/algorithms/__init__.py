@@ -1,1 +1,1 @@
-"""Algorithms: one file each, with its configuration, advantages and loss."""
+"""Algorithms: one file each, with advantages and loss; their configurations are in `configs`, free of torch."""

@@ -25,7 +25,7 @@ from flowrl.types import StepKind
 
 @dataclass(frozen=True, kw_only=True)
 class Coefficients:
-    """The scalars of one transition: mean = x_scale x + v_scale v, noise std, and the diffusion d."""
+    """The scalars of one transition: mean = x_scale x + v_scale v, noise std, and the diffusion d (of cps: the std)."""
 
     x_scale: float
     v_scale: float
@@ -109,8 +109,8 @@ def log_prob(step: Transition, following: torch.Tensor) -> torch.Tensor:
 def gaussian_kl(policy: Transition, reference: Transition) -> torch.Tensor:
     """KL of two sde transitions times |dt| per latent dim, [B] float32: mean((mu - mu_ref)^2) / (2 d^2).
 
-    The published form divides by the squared diffusion, without |dt| (flow_grpo since 2025-07): late steps, whose
-    |dt| is large, would otherwise rule the sum. Raises ValueError where the diffusion is not one of the sde kind.
+    The published form divides by the squared diffusion, without |dt| (flow_grpo since 2025-07), and so weighs late
+    steps, whose |dt| is large, more than the KL itself does. Raises ValueError for steps that are not of kind sde.
     """
     if policy.kind != "sde" or reference.kind != "sde":
         raise ValueError(f"the Gaussian KL is defined for sde steps, got {policy.kind} and {reference.kind}")

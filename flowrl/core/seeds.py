@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
 
@@ -43,3 +45,11 @@ def step_noise(seeds: torch.Tensor, shape: tuple[int, ...], step_index: int) -> 
 def _normal(seeds: torch.Tensor, shape: tuple[int, ...], stream: str, index: int) -> torch.Tensor:
     # Drawn on the CPU on every device, so that a run on a GPU has the noise of the same run elsewhere.
     return torch.stack([torch.randn(shape, generator=generator(seed, stream, index)) for seed in seeds.tolist()])
+
+
+@contextmanager
+def global_seed(seed: int) -> Iterator[None]:
+    """For libraries that draw from the global CPU generator: seeded within the context, as it was before after it."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        yield

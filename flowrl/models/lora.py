@@ -21,7 +21,7 @@ _FILE = "pytorch_lora_weights.safetensors"
 
 
 def attach(transformer: SD3Transformer2DModel, *, rank: int, alpha: int, targets: list[str], seed: int) -> None:
-    """Freeze `transformer` and add an adapter with A ~ N(0, 1/rank) and B = 0, so that it changes nothing yet.
+    """Freeze `transformer` and add an adapter that changes nothing yet: A has standard deviation 1/rank, B is 0.
 
     The A matrices are drawn from `seed` and the layer's name, not from the global generator. Parameters are float32
     whatever the base's dtype. Raises CheckpointError when a target names no layer.

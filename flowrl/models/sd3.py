@@ -44,8 +44,9 @@ def check_folder(path: Path) -> None:
             )
     for file in sorted(path.rglob("*.json")):
         read_json(file)
+    listed = read_json(path / "model_index.json")
     for part, stem in _WEIGHTS.items():
-        if (path / part).is_dir():
+        if listed.get(part, [None])[0] is not None:  # a pipeline may be saved without some text encoder
             check_model_folder(path / part, stem)
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 import torch
 from diffusers import AutoencoderKL
 
+from flowrl.core.seeds import global_seed
 from flowrl.pocket.fitting import FitPlan, FitRecord, fit
 from flowrl.pocket.render import render
 from flowrl.pocket.scene import IMAGE_SIZE, all_scenes
@@ -36,8 +37,8 @@ def new_vae() -> AutoencoderKL:
 
 def build_vae(folder: Path, *, seed: int, checkpoint: Path, plan: FitPlan = PLAN) -> FitRecord:
     """Train the VAE on renderings of the training scenes, measure its latents' scale, and save it in `folder`."""
-    torch.manual_seed(seed)
-    vae = new_vae()
+    with global_seed(seed):
+        vae = new_vae()
     scenes = all_scenes(test=False)
 
     def images(step: int) -> torch.Tensor:

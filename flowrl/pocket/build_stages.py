@@ -12,6 +12,7 @@ import torch
 from diffusers import AutoencoderKL, StableDiffusion3Pipeline
 from transformers import Qwen2Tokenizer
 
+from flowrl.core.seeds import global_seed
 from flowrl.pocket import autoencoder, generator
 from flowrl.pocket import reward_training as training
 from flowrl.pocket.build_plan import BuildPlan
@@ -47,10 +48,12 @@ class Stages:
     plan: BuildPlan
 
     def vae(self) -> Record:
+        """The VAE, left in the work folder."""
         folder, checkpoint = self.work / "vae", self.work / "vae.pt"
         return asdict(autoencoder.build_vae(folder, seed=self.seed, checkpoint=checkpoint, plan=self.plan.vae))
 
     def policy(self) -> Record:
+        """The policy, with that VAE, as a diffusers folder."""
         record = generator.build_policy(
             self.out / "sd35",
             vae_folder=self.work / "vae",
@@ -62,6 +65,7 @@ class Stages:
         return asdict(record)
 
     def preferences(self) -> Record:
+        """Samples of the policy and edited renderings, with the oracle's judgement."""
         record: Record = {"samples_per_prompt": GROUP}
         margins = (TRAIN_MARGIN, TEST_MARGIN)
         for split, table, margin in zip(("train", "test"), self._tables(), margins, strict=True):
@@ -80,6 +84,7 @@ class Stages:
         return record
 
     def dit_reward(self) -> Record:
+        """DiT-Reward on the policy's backbone."""
         train, test = self._tables()
         model = self._new_dit_reward(train)
         record = training.train_full(
@@ -99,6 +104,7 @@ class Stages:
         return asdict(record) | _accuracies(training.score_latents(stored, test), test)
 
     def hpsv3(self) -> Record:
+        """HPSv3 on a small Qwen2-VL that has learned to caption renderings."""
         train, test = self._tables()
         captioner, tokenizer, captions = self._captioner()
         model = captioner.model
@@ -191,9 +197,9 @@ class Stages:
 
     def _captioner(self) -> tuple[Captioner, Qwen2Tokenizer, FitRecord]:
         """The pretrained captioner; trained at the first call, read back later."""
-        torch.manual_seed(self.seed)
         tokenizer = new_tokenizer()
-        captioner = Captioner(HPSv3Model(new_config(tokenizer)))
+        with global_seed(self.seed):
+            captioner = Captioner(HPSv3Model(new_config(tokenizer)))
         record = pretrain(
             captioner, tokenizer, seed=self.seed, checkpoint=self.work / "captions.pt", plan=self.plan.captions
         )

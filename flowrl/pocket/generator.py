@@ -8,6 +8,7 @@ import torch
 from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler, SD3Transformer2DModel, StableDiffusion3Pipeline
 from tqdm import tqdm
 
+from flowrl.core.seeds import global_seed
 from flowrl.pocket.fitting import FitPlan, FitRecord, fit
 from flowrl.pocket.render import render
 from flowrl.pocket.scene import IMAGE_SIZE, all_scenes
@@ -129,8 +130,8 @@ def build_policy(
     """Train the pocket policy on renderings and save it in `folder` as a diffusers pipeline."""
     vae = AutoencoderKL.from_pretrained(vae_folder)
     prompts, latents = training_set(vae, num_images=num_images, seed=seed, cache=work / "latents.pt")
-    torch.manual_seed(seed)
-    pipeline = new_pipeline(vae)
+    with global_seed(seed):
+        pipeline = new_pipeline(vae)
     parts = _TrainedParts(pipeline)
 
     def loss_at(step: int) -> torch.Tensor:

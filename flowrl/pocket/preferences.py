@@ -157,7 +157,7 @@ class _ShardBuilder:
             latents = self._renderings(scenes, generator) if edited else self._samples(scenes, generator)
             latents = latents.half().contiguous()
             images = torch.cat([decode(self.pipeline.vae, part) for part in latents.split(_DECODE_BATCH)])
-        images = (255 * images).round().to(torch.uint8)
+        images = (255 * images).round().to(torch.uint8).contiguous()  # small batches come channels last
         judged = oracle.score(images / 255, scenes * GROUP)
         shard = {
             "latents": latents,

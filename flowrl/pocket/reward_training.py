@@ -13,7 +13,7 @@ from diffusers import SD3Transformer2DModel
 from transformers import PreTrainedTokenizerBase, Qwen2Tokenizer
 
 from flowrl.core.latent_space import latent_space_name
-from flowrl.core.seeds import derive, generator
+from flowrl.core.seeds import derive, generator, global_seed
 from flowrl.pocket.fitting import FitPlan, FitRecord, fit
 from flowrl.pocket.preferences import KINDS, SampleTable
 from flowrl.pocket.vision_language import NUM_IMAGE_TOKENS, SPEC
@@ -54,9 +54,9 @@ def dit_reward_config(vae_config: dict[str, object], *, text_length: int) -> DiT
 
 def new_dit_reward(transformer_folder: Path, config: DiTRewardConfig, *, seed: int) -> DiTRewardModel:
     """A DiT-Reward on the trained policy's transformer, with a fresh head."""
-    torch.manual_seed(seed)
     transformer = SD3Transformer2DModel.from_pretrained(transformer_folder, torch_dtype=torch.float32)
-    return DiTRewardModel(transformer, config)
+    with global_seed(seed):
+        return DiTRewardModel(transformer, config)
 
 
 def first_groups(pairs: PreferencePairs, share: float) -> PreferencePairs:
@@ -138,8 +138,7 @@ def train_hpsv3(
     def loss_at(step: int) -> torch.Tensor:
         batch: PairBatch = batcher.at(step)
         patches, grid = patchify(table.images[batch.samples] / 255, SPEC)
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(derive(seed, name, "dropout", step))  # dropout takes no generator of its own
+        with global_seed(derive(seed, name, "dropout", step)):  # dropout takes no generator of its own
             outputs = model(_rows(chats, table.prompt[batch.samples]), patches, grid)
         draws = generator(seed, name, step)
         return uncertainty_loss(outputs[batch.winner], outputs[batch.loser], draws, draws=_DRAWS)

@@ -9,7 +9,7 @@ from flowrl.report.wording import size
 
 PHASES = ("encode", "rollout", "score", "advantages", "update", "sync")
 _BESIDE = ("eval", "checkpoint")  # come on top of a step, and not after every one
-TRAFFIC = ("trajectories", "weights", "conditions")
+TRAFFIC = ("trajectories", "weights")
 BUSY = {"rollout": "rollout actors", "score": "scorers", "decode": "decoding"}
 
 

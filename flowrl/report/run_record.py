@@ -9,6 +9,7 @@ from pathlib import Path
 from flowrl.config import ConfigError, RunConfig, load
 from flowrl.environment import Environment, read_environments
 from flowrl.metrics import read_metrics
+from flowrl.registry import BUILT_IN
 from flowrl.samples import Sheet, read_sheet, sheet_steps
 
 
@@ -63,7 +64,8 @@ class RunRecord:
         ordered: list[str] = []
         for name in [*first, *sorted(found - set(first), key=lambda name: (name.startswith("oracle"), name))]:
             if name not in ordered:
-                ordered += [name, *sorted(part for part in found if part.startswith(f"{name}_") and part not in first)]
+                parts = sorted(part for part in found if part_of(part, [name]) is not None and part not in first)
+                ordered += [name, *parts]
         return list(dict.fromkeys(ordered))
 
     def prompt_means(self, name: str, step: int) -> dict[str, float]:
@@ -71,8 +73,9 @@ class RunRecord:
         try:
             kept = json.loads((self.directory / "evaluations" / f"step_{step:06d}.json").read_text(encoding="utf-8"))
             pairs = zip(kept["prompts"], kept["scores"][name], strict=True)
-            return {str(prompt): sum(scores) / len(scores) for prompt, scores in pairs}
-        except (OSError, ValueError, KeyError, TypeError, ZeroDivisionError):
+            finite = {str(prompt): [score for score in scores if score is not None] for prompt, scores in pairs}
+            return {prompt: sum(scores) / len(scores) for prompt, scores in finite.items() if scores}
+        except (OSError, ValueError, KeyError, TypeError):
             return {}
 
     def sheets(self) -> list[Sheet]:
@@ -117,6 +120,11 @@ def read_run(directory: Path) -> RunRecord:
 
 
 def part_of(name: str, measures: list[str]) -> str | None:
-    """The measure that `name` is a part of: oracle for oracle_shape, where both were measured."""
-    wholes = [whole for whole in measures if name.startswith(f"{whole}_")]
-    return max(wholes, key=len) if wholes else None
+    """The measure that `name` is a part of: oracle for oracle_shape, where both were measured and are one reward."""
+    known = BUILT_IN["reward"]
+    wholes = [
+        whole
+        for whole in measures
+        if whole in known and name in known and whole != name and known[whole].target == known[name].target
+    ]
+    return next((whole for whole in wholes if name.startswith(f"{whole}_")), None)

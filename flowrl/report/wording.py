@@ -8,7 +8,6 @@ import re
 PLUS_MINUS = "\u00b1"
 TIMES = "\u00d7"
 MINUS = "\u2212"
-ARROW = "\u2192"
 
 
 def decimals_for(spread: float) -> int:

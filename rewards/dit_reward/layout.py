@@ -13,7 +13,7 @@ from peft.tuners.lora import LoraLayer
 from safetensors.torch import save_file
 
 from flowrl.core.errors import CheckpointError
-from flowrl.core.weight_files import read_json
+from flowrl.core.weight_files import check_model_folder, check_safetensors, read_json
 from rewards.dit_reward.model import DiTRewardConfig, DiTRewardModel
 from rewards.files import load_strict, read_shards, read_tensors
 
@@ -96,8 +96,8 @@ def load_config(folder: Path) -> DiTRewardConfig:
         raise CheckpointError(f"{folder / 'config.json'}: {error}") from None
 
 
-def load(folder: Path, *, dtype: torch.dtype) -> DiTRewardModel:
-    """Read the folder as `dtype`, in evaluation mode; raises CheckpointError naming the file that is at fault."""
+def check_folder(folder: Path) -> DiTRewardConfig:
+    """The settings of the folder, its weights looked at but not read; raises CheckpointError naming the file."""
     config = load_config(folder)
     settings = read_json(folder / "transformer" / "config.json")
     if settings.get("_class_name") != "SD3Transformer2DModel":
@@ -105,6 +105,15 @@ def load(folder: Path, *, dtype: torch.dtype) -> DiTRewardModel:
             f"{folder / 'transformer' / 'config.json'}: expected _class_name SD3Transformer2DModel, "
             f"got {settings.get('_class_name')!r}"
         )
+    check_model_folder(folder / "transformer", _STEM)
+    check_safetensors(folder / _HEAD)
+    return config
+
+
+def load(folder: Path, *, dtype: torch.dtype) -> DiTRewardModel:
+    """Read the folder as `dtype`, in evaluation mode; raises CheckpointError naming the file that is at fault."""
+    config = check_folder(folder)
+    settings = read_json(folder / "transformer" / "config.json")
     tensors = read_shards(folder / "transformer", _STEM)
     head = read_tensors(folder / _HEAD)
     with torch.device("meta"):

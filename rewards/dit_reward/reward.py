@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from collections.abc import Mapping
+from typing import Any, Literal
 
 import torch
 
 from flowrl.types import RewardInput
-from rewards.dit_reward.layout import load
+from rewards.dit_reward.layout import check_folder, load
 from rewards.dit_reward.model import sample_noise
-from rewards.files import resolve, torch_dtype
+from rewards.files import POCKET, resolve, torch_dtype
 
 
 class DiTReward:
@@ -32,6 +33,11 @@ class DiTReward:
         self.device = torch.device(device)
         self.module: torch.nn.Module = model.to(self.device)
 
+    @staticmethod
+    def check(options: Mapping[str, Any]) -> str | None:
+        """The latent space of the folder that `options` name; raises CheckpointError when its files are not whole."""
+        return check_folder(resolve(options.get("path", POCKET), DiTReward.name)).latent_space
+
     def __call__(self, batch: RewardInput) -> torch.Tensor:
         """Scores [B] float32, with gradient to `batch.latents` where that asks for one.
 
@@ -53,11 +59,6 @@ class DiTReward:
             )
         size = len(latents)
         noise = sample_noise(batch.seeds, tuple(latents.shape[1:]))
-        embeds = condition.embeds.expand(size, -1, -1)
-        pooled = condition.pooled.expand(size, -1)
-        scores = []
-        for start in range(0, size, self.batch_size):
-            rows = slice(start, start + self.batch_size)
-            inputs = (latents[rows], noise[rows], embeds[rows], pooled[rows])
-            scores.append(self.module(*(tensor.to(self.device) for tensor in inputs)))
-        return torch.cat(scores)
+        inputs = (latents, noise, condition.embeds.expand(size, -1, -1), condition.pooled.expand(size, -1))
+        scores: torch.Tensor = self.module(*(tensor.to(self.device) for tensor in inputs))
+        return scores

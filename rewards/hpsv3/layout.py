@@ -10,7 +10,7 @@ from safetensors.torch import save_file
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, Qwen2VLConfig
 
 from flowrl.core.errors import CheckpointError
-from flowrl.core.weight_files import read_json
+from flowrl.core.weight_files import check_safetensors, read_json
 from rewards.files import load_strict, read_tensors
 from rewards.hpsv3.model import DROPPED, HPSv3Model, from_published, to_published
 from rewards.hpsv3.preprocess import PUBLISHED_AREA, PatchSpec
@@ -43,8 +43,8 @@ def save(
     (folder / _PIXELS).write_text(json.dumps({"area": area}) + "\n", encoding="utf-8")
 
 
-def load(folder: Path, *, dtype: torch.dtype) -> tuple[HPSv3Model, PreTrainedTokenizerBase, PatchSpec]:
-    """The model in evaluation mode with float32 head, its tokenizer, and how images are cut; raises CheckpointError."""
+def check_folder(folder: Path) -> None:
+    """Raise CheckpointError, naming the file, unless all of the folder is there; weights are looked at, not read."""
     if not (folder / WEIGHTS).is_file():
         raise CheckpointError(f"{folder} is not an HPSv3 folder: it has no {WEIGHTS}")
     settings = read_json(folder / "config.json")
@@ -53,6 +53,19 @@ def load(folder: Path, *, dtype: torch.dtype) -> tuple[HPSv3Model, PreTrainedTok
             f"{folder / 'config.json'}: expected model_type qwen2_vl, got {settings.get('model_type')!r}; "
             "copy the config.json of Qwen2-VL-7B-Instruct beside the weights"
         )
+    if not (folder / "tokenizer_config.json").is_file():
+        raise CheckpointError(
+            f"{folder}: tokenizer_config.json is missing; copy the tokenizer files of Qwen2-VL-7B-Instruct here"
+        )
+    for file in sorted(folder.glob("*.json")):
+        read_json(file)  # what the library says of a damaged one does not name it
+    check_safetensors(folder / WEIGHTS)
+
+
+def load(folder: Path, *, dtype: torch.dtype) -> tuple[HPSv3Model, PreTrainedTokenizerBase, PatchSpec]:
+    """The model in evaluation mode with float32 head, its tokenizer, and how images are cut; raises CheckpointError."""
+    check_folder(folder)
+    settings = read_json(folder / "config.json")
     tensors = from_published(read_tensors(folder / WEIGHTS))
     config = Qwen2VLConfig.from_dict(settings)
     rows = tensors.get("backbone.language_model.embed_tokens.weight")
@@ -80,12 +93,6 @@ def load(folder: Path, *, dtype: torch.dtype) -> tuple[HPSv3Model, PreTrainedTok
 
 
 def _load_tokenizer(folder: Path, vocab_size: int) -> PreTrainedTokenizerBase:
-    if not (folder / "tokenizer_config.json").is_file():
-        raise CheckpointError(
-            f"{folder}: tokenizer_config.json is missing; copy the tokenizer files of Qwen2-VL-7B-Instruct here"
-        )
-    for file in sorted(folder.glob("*.json")):
-        read_json(file)  # what the library says of a damaged one does not name it
     tokenizer = AutoTokenizer.from_pretrained(folder)
     if REWARD_TOKEN not in tokenizer.get_vocab():
         tokenizer.add_special_tokens({"additional_special_tokens": [REWARD_TOKEN]})

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Literal
+from collections.abc import Mapping
+from typing import Any, Literal
 
 import torch
 
 from flowrl.types import RewardInput
-from rewards.files import resolve, torch_dtype
-from rewards.hpsv3.layout import load
+from rewards.files import POCKET, resolve, torch_dtype
+from rewards.hpsv3.layout import check_folder, load
 from rewards.hpsv3.model import ChatBatch, tokenize
 from rewards.hpsv3.preprocess import patchify
 
@@ -32,6 +33,12 @@ class HPSv3Reward:
         self.device = torch.device(device)
         self.module: torch.nn.Module = model.to(self.device)
 
+    @staticmethod
+    def check(options: Mapping[str, Any]) -> str | None:
+        """None: it reads no latents; raises CheckpointError when the files that `options` name are not whole."""
+        check_folder(resolve(options.get("path", POCKET), HPSv3Reward.name))
+        return None
+
     def __call__(self, batch: RewardInput) -> torch.Tensor:
         """Scores [B] float32 of pixels [B, 3, H, W] in [0, 1], with gradient to the pixels where they ask for one.
 
@@ -40,13 +47,10 @@ class HPSv3Reward:
         if batch.pixels is None:
             raise ValueError("hpsv3 scores images: the batch must hold pixels")
         num_tokens = self.spec.num_tokens(batch.pixels.shape[2], batch.pixels.shape[3])
-        scores = []
-        for start in range(0, len(batch.prompts), self.batch_size):
-            rows = slice(start, start + self.batch_size)
-            chats = to_device(tokenize(self.tokenizer, batch.prompts[rows], num_tokens), self.device)
-            patches, grid = patchify(batch.pixels[rows].to(self.device), self.spec)
-            scores.append(self.module(chats, patches, grid)[:, 0])
-        return torch.cat(scores)
+        chats = to_device(tokenize(self.tokenizer, batch.prompts, num_tokens), self.device)
+        patches, grid = patchify(batch.pixels.to(self.device), self.spec)
+        scores: torch.Tensor = self.module(chats, patches, grid)[:, 0]
+        return scores
 
 
 def to_device(chats: ChatBatch, device: torch.device) -> ChatBatch:

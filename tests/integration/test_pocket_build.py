@@ -1,4 +1,4 @@
-"""The whole way from nothing to the pocket checkpoints, at a thousandth of the work, killed once on the way."""
+"""The whole way from nothing to the pocket checkpoints, at a fiftieth of the work, killed once on the way."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from rewards.hpsv3 import HPSv3Reward
 
 
 def start(folder: Path) -> subprocess.Popen[str]:
-    command = [sys.executable, "-m", "flowrl", "pocket", "build", "--seed", "5", "--scale", "0.001"]
+    command = [sys.executable, "-m", "flowrl", "pocket", "build", "--seed", "5", "--scale", "0.02"]
     command += ["--out", str(folder / "out"), "--work", str(folder / "work")]
     with (folder / "log").open("a") as log:
         return subprocess.Popen(
@@ -55,6 +55,6 @@ def test_a_build_that_was_killed_goes_on_and_leaves_models_that_load(tmp_path: P
     assert DiTReward(path=str(out / "dit_reward")).latent_space
     assert HPSv3Reward(path=str(out / "hpsv3")).input_kind == "pixel"
     stages = json.loads((out / "provenance.json").read_text())["stages"]
-    assert stages["vae"]["steps"] == 3
+    assert stages["vae"]["steps"] == 56
     assert set(stages["comparison"]["growth"]) == {"25%", "50%", "100%"}
-    assert "made by flowrl pocket build --seed 5 --scale 0.001" in describe(out)
+    assert "made by flowrl pocket build --seed 5 --scale 0.02" in describe(out)

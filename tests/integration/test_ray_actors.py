@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -36,10 +37,10 @@ def ray() -> Iterator[RayRuntime]:
 
 def scores_of(runtime: Runtime, arguments: dict[str, Any], groups: list[Trajectory], size: int) -> list[Scores]:
     """Scores of groups by a gang, one group for each rank in each round."""
-    scorers = runtime.start("scorer", MeasuredScorer, arguments, size=size, gang=arguments["sharded"])
+    scorers = runtime.start("scorer", partial(MeasuredScorer, **arguments), size=size, gang=arguments["sharded"])
     runtime.ready()
-    refs = [scorers.submit(i % size, "evaluate", group, 0) for i, group in enumerate(groups)]
-    held = runtime.get([scorers.submit(rank, "elements") for rank in range(size)])
+    refs = [scorers.submit(i % size, MeasuredScorer.evaluate, group, 0) for i, group in enumerate(groups)]
+    held = runtime.get([scorers.submit(rank, MeasuredScorer.elements) for rank in range(size)])
     scores = runtime.get(refs)
     scores[0].seconds["held"] = float(max(held))
     return scores
@@ -88,19 +89,19 @@ def test_two_learners_equal_one_to_rounding_and_each_other_exactly(ray: RayRunti
     }
     alone = Fused(**arguments)
     start = weights_of(alone.weights(ema=False))
-    learners = ray.start("learner", Fused, arguments, size=2, gang=True)
+    learners = ray.start("learner", partial(Fused, **arguments), size=2, gang=True)
     ray.ready()
     conditions = [tiny.random_condition(seed) for seed in (10, 9)]
     # Each rank samples half of the groups, and they are the ones that a single process samples.
-    refs = [learners.submit(i % 2, "generate", tiny.request(i), *conditions) for i in range(4)]
+    refs = [learners.submit(i % 2, Fused.generate, tiny.request(i), *conditions) for i in range(4)]
     groups = [alone.generate(tiny.request(i), *conditions) for i in range(4)]
     for one, other in zip(ray.get(refs), groups, strict=True):
         assert torch.equal(one.final_latents, other.final_latents)
     advantages = [tiny.train_batch(group, seed=i).advantages for i, group in enumerate(groups)]
     alone.update(1, advantages, *groups)
-    results = ray.get([learners.submit(r, "update", 1, advantages[r::2], *refs[r::2]) for r in range(2)])
+    results = ray.get([learners.submit(r, Fused.update, 1, advantages[r::2], *refs[r::2]) for r in range(2)])
     assert {m.value for result in results for m in result.metrics if m.key == "policy/ratio_absdev_max"} == {0.0}
-    first, second = ray.get([learners.submit(r, "weights", False) for r in range(2)])
+    first, second = ray.get([learners.submit(r, Fused.weights, False) for r in range(2)])
     assert first.checksum == second.checksum
     expected = weights_of(alone.weights(ema=False))
     assert (expected - start).abs().max() > 1e-3
@@ -109,12 +110,12 @@ def test_two_learners_equal_one_to_rounding_and_each_other_exactly(ray: RayRunti
     assert (weights_of(first) - expected).abs().mean() < 2e-6
     # A number that is not finite on one rank stops both, before their optimizer step.
     advantages[1] = torch.full((4,), float("nan"))
-    refs = [learners.submit(i % 2, "generate", tiny.request(i, step=2), *conditions) for i in range(4)]
-    refs = [learners.submit(r, "update", 2, advantages[r::2], *refs[r::2]) for r in range(2)]
+    refs = [learners.submit(i % 2, Fused.generate, tiny.request(i, step=2), *conditions) for i in range(4)]
+    refs = [learners.submit(r, Fused.update, 2, advantages[r::2], *refs[r::2]) for r in range(2)]
     for ref in refs:
         with pytest.raises(TrainingError, match="the gradient norm is nan"):
             ray.get([ref])
-    after = ray.get([learners.submit(rank, "weights", False) for rank in range(2)])
+    after = ray.get([learners.submit(rank, Fused.weights, False) for rank in range(2)])
     assert [one.checksum for one in after] == [first.checksum, first.checksum]
 
 
@@ -124,14 +125,14 @@ def weights_of(packed: PolicyWeights) -> torch.Tensor:
 
 
 def test_an_actor_that_hangs_or_dies_is_an_error_that_says_so(ray: RayRuntime, monkeypatch: pytest.MonkeyPatch) -> None:
-    group = ray.start("unreliable", Unreliable, {}, size=1, gang=False)
+    group = ray.start("unreliable", Unreliable, size=1, gang=False)
     ray.ready()
     monkeypatch.setattr(ray, "_timeout_s", 0.2)
-    hanging = group.submit(0, "sleep", 1.0)
+    hanging = group.submit(0, Unreliable.sleep, 1.0)
     with pytest.raises(ActorError, match=r"did not answer within placement.timeout_s = 0.2 s"):
         ray.get([hanging])
     with pytest.raises(ActorError, match=r"no actor answered within placement.timeout_s = 0.2 s"):
         ray.wait([hanging])
     monkeypatch.setattr(ray, "_timeout_s", 30.0)
     with pytest.raises(ActorError, match="an actor died"):
-        ray.get([group.submit(0, "die")])
+        ray.get([group.submit(0, Unreliable.die)])

@@ -157,12 +157,17 @@ def test_the_score_is_read_by_an_independent_computation(folder: Path) -> None:
 def test_a_score_does_not_depend_on_what_it_is_batched_with(folder: Path) -> None:
     prompts = (SHORT, LONG, SHORT, "an image of something else altogether")
     batch = RewardInput(prompts=prompts, seeds=torch.zeros(4, dtype=torch.int64), pixels=pixels(4))
-    reward = HPSv3Reward(str(folder), batch_size=4)
+    reward = HPSv3Reward(str(folder))
     whole = reward(batch)
     assert whole.shape == (4,)
     assert whole.dtype == torch.float32
     assert torch.equal(whole, reward(batch))
-    alone = HPSv3Reward(str(folder), batch_size=1)(batch)
+    alone = torch.cat(
+        [
+            reward(RewardInput(prompts=(p,), seeds=batch.seeds[:1], pixels=batch.pixels[i : i + 1]))
+            for i, p in enumerate(prompts)
+        ]
+    )
     torch.testing.assert_close(whole, alone, rtol=1e-4, atol=1e-5)
     assert (whole[0] - whole[1]).abs() > 1e-5  # the image and the prompt both count
     order = [2, 0, 3, 1]
@@ -232,7 +237,7 @@ def test_wrong_files_are_named(folder: Path, tmp_path: Path) -> None:
         HPSv3Reward(str(copy_with(folder, tmp_path / "c", few)))
     torn = copy_with(folder, tmp_path / "d", stored)
     (torn / layout.WEIGHTS).write_bytes((folder / layout.WEIGHTS).read_bytes()[:-7])
-    with pytest.raises(CheckpointError, match=r"HPSv3.safetensors: torn or not a safetensors file"):
+    with pytest.raises(CheckpointError, match=r"HPSv3.safetensors: truncated or damaged"):
         HPSv3Reward(str(torn))
     cut = copy_with(folder, tmp_path / "tok", stored)
     (cut / "tokenizer.json").write_text('{"model": ', encoding="utf-8")

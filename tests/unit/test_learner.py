@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
-from flowrl.actors.learner import Learner
+from flowrl.actors.learner import Learner, TrainingError
 from flowrl.algorithms.configs import FlowGRPOConfig
 from flowrl.algorithms.flow_grpo import FlowGRPO
 from flowrl.types import TrainBatch, Trajectory
@@ -97,7 +98,7 @@ def test_each_inner_step_trains_its_own_share_of_the_groups_in_order(sd3_folder:
     one = learner(sd3_folder, inner_steps=1, gate=LOOSE)
     one.update(1, values[:1], *batch[:1])
     assert not torch.equal(weights(one), weights(two))
-    one.update(2, values[1:], *batch[1:])
+    one.update(2, values[1:], replace(batch[1], policy_version=1))
     assert torch.equal(weights(one), weights(two))
 
 
@@ -133,3 +134,11 @@ def test_normalised_ratios_use_the_stored_means(sd3_folder: Path) -> None:
     result = trained.update(1, advantages(), *rolled(trained, keep_means=True))
     assert metric(result.metrics, "policy/ratio_absdev_max") == [0.0] * 3
     assert weights(trained).isfinite().all()
+
+
+def test_groups_sampled_with_other_weights_are_refused(sd3_folder: Path) -> None:
+    trained = learner(sd3_folder)
+    stale = rolled(trained)
+    trained.update(1, advantages(), *stale)
+    with pytest.raises(TrainingError, match=r"with weights of version \[0\], but those to be trained are version 1"):
+        trained.update(2, advantages(), *stale)

@@ -252,9 +252,9 @@ def test_out_is_where_it_was_asked_for(tmp_path: Path) -> None:
     assert write_report(directory) == directory / "report.html"
 
 
-def test_parts_belong_to_the_measure_they_extend() -> None:
-    names = ["oracle", "oracle_shape", "hpsv3", "hpsv3_1", "or"]
-    assert [part_of(name, names) for name in names] == [None, "oracle", None, "hpsv3", None]
+def test_parts_belong_to_the_reward_that_they_are_of_and_not_to_one_with_a_like_name() -> None:
+    names = ["oracle", "oracle_shape", "hpsv3", "hpsv3_1", "clip", "clip_large", "or"]
+    assert [part_of(name, names) for name in names] == [None, "oracle", None, None, None, None, None]
 
 
 def test_measures_keep_their_order(tmp_path: Path) -> None:

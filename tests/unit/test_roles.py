@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from functools import partial
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ import torch
 from flowrl.actors.encoder import Encoder
 from flowrl.actors.group import LocalRuntime, Runtime
 from flowrl.actors.learner import Learner
-from flowrl.actors.roles import EncoderGroup, LearnerGroup, RolloutGroup, ScoredGroups, ScorerGroup, rollout_and_score
+from flowrl.actors.roles import Encoders, Learners, Rollouts, ScoredGroups, Scorers, rollout_and_score
 from flowrl.actors.rollout import Rollout
 from flowrl.actors.scorer import Scorer
 from flowrl.actors.weights import WeightsError, pack
@@ -21,7 +22,7 @@ from flowrl.algorithms.configs import FlowGRPOConfig
 from flowrl.config import GateSection, OptimSection, RewardSpec
 from flowrl.types import Prompt, RolloutRequest, Scores, Trajectory
 from tests import tiny
-from tests.scrambled import ORDERS, ScrambledGroup, ScrambledRuntime
+from tests.scrambled import ORDERS, ScrambledActors, ScrambledRuntime
 
 REWARD = "tests.cheap_rewards:LatentNorm"
 
@@ -34,12 +35,12 @@ class Parts:
         self.runtime = runtime
         scoring = {"model": model, "train": [RewardSpec(name=REWARD)], "watch": [], "sharded": False, "timeout_s": 9.0}
         sampling = {"model": model, "samples_per_forward": 0}
-        self.rollout_group = runtime.start("rollout", Rollout, sampling, size=rollouts, gang=False)
-        self.scorer_group = runtime.start("scorer", Scorer, scoring, size=scorers, gang=False)
-        self.encoder_group = runtime.start("encoder", Encoder, {"model": model}, size=1, gang=False)
-        self.encoder = EncoderGroup(runtime, self.encoder_group)
-        self.rollouts = RolloutGroup(runtime, self.rollout_group)
-        self.scorers = ScorerGroup(runtime, self.scorer_group, lockstep=lockstep)
+        self.rollout_group = runtime.start("rollout", partial(Rollout, **sampling), size=rollouts, gang=False)
+        self.scorer_group = runtime.start("scorer", partial(Scorer, **scoring), size=scorers, gang=False)
+        self.encoder_group = runtime.start("encoder", partial(Encoder, model=model), size=1, gang=False)
+        self.encoder = Encoders(runtime, self.encoder_group)
+        self.rollouts = Rollouts(runtime, self.rollout_group)
+        self.scorers = Scorers(runtime, self.scorer_group, lockstep=lockstep)
 
     def run(self, count: int, num_images: int | None = None) -> ScoredGroups:
         requests = [
@@ -102,7 +103,7 @@ def test_results_come_back_in_the_order_of_the_requests_whatever_finishes_first(
 
 
 def log(group: Any) -> list[tuple[int, str, tuple[Any, ...]]]:
-    assert isinstance(group, ScrambledGroup)
+    assert isinstance(group, ScrambledActors)
     return group.log
 
 
@@ -146,7 +147,7 @@ def test_a_text_is_encoded_once_while_it_is_remembered(sd3_folder: Path, monkeyp
     assert log(parts.encoder_group)[-1][2] == (tiny.TEXTS[0],)
 
 
-def learners(folder: Path, runtime: Runtime, size: int) -> tuple[LearnerGroup, Any]:
+def learners(folder: Path, runtime: Runtime, size: int) -> tuple[Learners, Any]:
     arguments = {
         "model": tiny.model_spec(folder),
         "algorithm": FlowGRPOConfig(inner_steps=1),
@@ -154,8 +155,8 @@ def learners(folder: Path, runtime: Runtime, size: int) -> tuple[LearnerGroup, A
         "gate": GateSection(),
         "samples_per_forward": 0,
     }
-    group = runtime.start("learner", Learner, arguments, size=size, gang=False)
-    return LearnerGroup(runtime, group), group
+    group = runtime.start("learner", partial(Learner, **arguments), size=size, gang=False)
+    return Learners(runtime, group), group
 
 
 def test_learners_share_the_groups_of_a_step_without_loss_or_overlap(sd3_folder: Path) -> None:

@@ -14,7 +14,7 @@ from run_fixture import FakeRun, config_of, write_run
 
 from flowrl.config import ConfigError, RunConfig, load
 from flowrl.environment import environment, read_environments
-from flowrl.run_dir import prepare, write_atomically
+from flowrl.run_dir import RunDir, begin, claim, release, write_atomically
 
 _RUN = FakeRun(steps=4, every=2, prompts=("a large red circle on sand",))
 
@@ -25,9 +25,15 @@ def config_in(parent: Path, *, name: str = "ditreward", overwrite: bool = False)
     return config
 
 
+def begun(config: RunConfig, *, resume: bool = False) -> RunDir:
+    folder = claim(config, resume=resume)
+    begin(folder, config, resume=resume)
+    return folder
+
+
 def test_a_new_run_gets_its_files(tmp_path: Path) -> None:
     config = config_in(tmp_path / "runs")
-    folder = prepare(config)
+    folder = begun(config)
     assert folder.path == tmp_path / "runs" / "ditreward"
     assert load(folder.config) == config
     assert folder.samples.is_dir()
@@ -43,14 +49,14 @@ def test_a_new_run_gets_its_files(tmp_path: Path) -> None:
 
 def test_a_run_cannot_take_the_word_for_the_newest(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"run\.dir must not be called latest"):
-        prepare(config_in(tmp_path, name="latest"))
+        claim(config_in(tmp_path, name="latest"))
 
 
 def test_a_run_is_not_overwritten_unasked(tmp_path: Path) -> None:
     path = write_run(tmp_path, _RUN)
     before = (path / "metrics.jsonl").read_text()
     with pytest.raises(ConfigError) as caught:
-        prepare(config_in(tmp_path))
+        claim(config_in(tmp_path))
     message = str(caught.value)
     for part in (str(path), f"flowrl train --resume {path}", "run.overwrite=true", "run.name=ditreward-2"):
         assert part in message
@@ -62,8 +68,8 @@ def test_overwrite_starts_anew_and_spares_foreign_files(tmp_path: Path) -> None:
     (path / "notes.txt").write_text("mine")
     (path / "checkpoints").mkdir()
     (path / "checkpoints" / "step_000002").write_text("state")
-    folder = prepare(config_in(tmp_path, overwrite=True))
-    assert not folder.metrics.exists()
+    folder = begun(config_in(tmp_path, overwrite=True))
+    assert not (path / "metrics.jsonl").exists()
     assert not folder.checkpoints.exists()
     assert list(folder.samples.iterdir()) == []
     assert (path / "notes.txt").read_text() == "mine"
@@ -73,22 +79,22 @@ def test_overwrite_does_not_touch_a_folder_that_is_no_run(tmp_path: Path) -> Non
     (tmp_path / "ditreward").mkdir()
     (tmp_path / "ditreward" / "thesis.tex").write_text("years of work")
     with pytest.raises(ConfigError, match=r"must be new or hold a run, but it holds other files \(thesis\.tex\)"):
-        prepare(config_in(tmp_path, overwrite=True))
+        claim(config_in(tmp_path, overwrite=True))
     assert (tmp_path / "ditreward" / "thesis.tex").exists()
 
 
 def test_a_start_that_got_nowhere_can_be_repeated(tmp_path: Path) -> None:
-    del_me = prepare(config_in(tmp_path))
-    del_me.metrics.touch()
+    del_me = begun(config_in(tmp_path))
+    (del_me.path / "metrics.jsonl").touch()
     del del_me
-    again = prepare(config_in(tmp_path))
+    again = begun(config_in(tmp_path))
     assert len(read_environments(again.path / "env.json")) == 1
 
 
 def test_resume_keeps_everything_and_adds_to_the_record(tmp_path: Path) -> None:
     path = write_run(tmp_path, _RUN)
     before = {name: (path / name).read_bytes() for name in ("metrics.jsonl", "config.yaml")}
-    folder = prepare(config_in(tmp_path), resume=True)
+    folder = begun(config_in(tmp_path), resume=True)
     assert {name: (path / name).read_bytes() for name in before} == before
     first, second = read_environments(folder.path / "env.json")
     assert first.pid == 4242
@@ -96,16 +102,30 @@ def test_resume_keeps_everything_and_adds_to_the_record(tmp_path: Path) -> None:
     assert json.loads((path / "env.json").read_text())["python"] == "3.11.9"  # the first start stays on top
 
 
+def test_a_start_that_fails_leaves_what_was_there_and_nothing_new(tmp_path: Path) -> None:
+    path = write_run(tmp_path, _RUN)
+    before = {file: file.read_bytes() for file in path.rglob("*") if file.is_file()}
+    release(claim(config_in(tmp_path, overwrite=True)))
+    assert {file: file.read_bytes() for file in before} == before
+    other = claim(config_in(tmp_path, name="new"))
+    assert other.path.is_dir()
+    release(other)
+    assert not other.path.exists()
+    kept = begun(config_in(tmp_path, name="new"))
+    release(kept)
+    assert kept.config.is_file()
+
+
 def test_resume_needs_a_run(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"must hold a run to resume, but there is no .*config\.yaml"):
-        prepare(config_in(tmp_path), resume=True)
+        claim(config_in(tmp_path), resume=True)
     assert list(tmp_path.iterdir()) == []
 
 
 def test_too_little_disk_space_is_found_before_anything_is_lost(tmp_path: Path) -> None:
     path = write_run(tmp_path, _RUN)
     with pytest.raises(ConfigError) as caught:
-        prepare(config_in(tmp_path, overwrite=True), needed_bytes=10**19)
+        claim(config_in(tmp_path, overwrite=True), needed_bytes=10**19)
     message = str(caught.value)
     assert "needs 9,536,743,164,062 MiB of free disk space" in message
     assert "its disk has" in message
@@ -116,23 +136,24 @@ def test_too_little_disk_space_is_found_before_anything_is_lost(tmp_path: Path) 
 def test_a_place_that_cannot_be_written_is_named(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(ConfigError, match=r"file/ditreward must be writable"):
-        prepare(config_in(tmp_path / "file"))
+        claim(config_in(tmp_path / "file"))
     (tmp_path / "ditreward").write_text("")
     with pytest.raises(ConfigError, match="must be a directory, but a file of that name exists"):
-        prepare(config_in(tmp_path))
+        claim(config_in(tmp_path))
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
 def test_a_place_without_rights_is_named(tmp_path: Path) -> None:
     (tmp_path / "locked").mkdir(mode=0o500)
     with pytest.raises(ConfigError, match="must be writable: Permission denied"):
-        prepare(config_in(tmp_path / "locked"))
+        claim(config_in(tmp_path / "locked"))
 
 
 def test_two_processes_do_not_share_a_run(tmp_path: Path) -> None:
     program = (
-        "import sys; from flowrl.config import load; from flowrl.run_dir import prepare\n"
-        "folder = prepare(load(sys.argv[1])); print('ready', flush=True); sys.stdin.read()"
+        "import sys; from flowrl.config import load; from flowrl.run_dir import begin, claim\n"
+        "config = load(sys.argv[1]); folder = claim(config); begin(folder, config)\n"
+        "print('ready', flush=True); sys.stdin.read()"
     )
     source = tmp_path / "source.yaml"
     source.write_text(
@@ -143,11 +164,11 @@ def test_two_processes_do_not_share_a_run(tmp_path: Path) -> None:
         assert other.stdout is not None
         assert other.stdout.readline() == "ready\n"
         with pytest.raises(ConfigError, match=f"process {other.pid} is writing to it"):
-            prepare(config_in(tmp_path))
+            claim(config_in(tmp_path))
         with pytest.raises(ConfigError, match=f"process {other.pid} is writing to it"):
-            prepare(config_in(tmp_path), resume=True)
+            claim(config_in(tmp_path), resume=True)
         other.kill()
-    prepare(config_in(tmp_path))  # a killed process holds nothing
+    claim(config_in(tmp_path))  # a killed process holds nothing
 
 
 def test_write_atomically_replaces_whole_files(tmp_path: Path) -> None:

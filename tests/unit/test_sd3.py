@@ -205,3 +205,13 @@ def test_damaged_json_is_an_error_that_names_the_file(sd3_folder: Path, tmp_path
     (folder / name).write_text('{"cut": ', encoding="utf-8")
     with pytest.raises(CheckpointError, match=rf"copy/{name}: not valid JSON \(.*\); copy it again"):
         SD3.check(folder)
+
+
+def test_a_text_encoder_that_the_pipeline_lists_must_be_there(sd3_folder: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(sd3_folder, tmp_path / "copy")
+    shutil.rmtree(folder / "text_encoder_3")
+    with pytest.raises(CheckpointError, match=r"text_encoder_3/model\.safetensors: this file is missing"):
+        SD3.check(folder)
+    index = folder / "model_index.json"
+    index.write_text(json.dumps({**json.loads(index.read_text()), "text_encoder_3": [None, None]}))
+    SD3.check(folder)

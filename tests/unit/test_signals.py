@@ -62,6 +62,8 @@ def test_where_nothing_can_be_saved_a_signal_closes_all_and_names_itself(number:
 
 
 def test_ctrl_c_stays_what_it_is() -> None:
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # which a background process does not have
+
     def wait() -> None:
         with stop_at_once():
             os.kill(os.getpid(), signal.SIGINT)
@@ -69,6 +71,7 @@ def test_ctrl_c_stays_what_it_is() -> None:
 
     with pytest.raises(KeyboardInterrupt) as interrupt:
         wait()
+    signal.signal(signal.SIGINT, before)
     assert not isinstance(interrupt.value, Stopped)
 
 

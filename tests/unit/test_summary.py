@@ -5,8 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
+from flowrl.memory import MemoryMeter
 from flowrl.metrics import describe, reduce
-from flowrl.summary import RewardError, advantage_metrics, check_valid, driver_memory_bytes, score_metrics
+from flowrl.summary import RewardError, advantage_metrics, check_valid, score_metrics
 from flowrl.types import Scores
 
 NAN = float("nan")
@@ -75,5 +76,9 @@ def test_scores_that_are_finite_apart_but_not_together_stop_as_well() -> None:
         check_valid([broken], 0.5)
 
 
-def test_the_drivers_memory_is_measured() -> None:
-    assert 50e6 < driver_memory_bytes() < 50e9
+def test_memory_is_measured_and_its_peak_remembered() -> None:
+    meter = MemoryMeter()
+    first, second = (reduce(meter.metrics(actors_bytes)) for actors_bytes in (3 * 2**30, 2**30))
+    assert 0.05 < first["memory/driver_gib"] < 50
+    assert (first["memory/actors_gib"], second["memory/actors_gib"]) == (3.0, 1.0)
+    assert second["memory/peak_gib"] == first["memory/peak_gib"] == 3.0 + first["memory/driver_gib"]

@@ -1,0 +1,82 @@
+"""The commands `flowrl pocket ...`."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from flowrl.cli_verb import Verb
+from flowrl.core.errors import UserError
+
+_CHECKPOINTS = Path(__file__).parent / "pocket" / "checkpoints"
+
+
+def _build_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--work", metavar="DIR", type=Path, default=Path(".pocket-build"), help="unfinished work (default %(default)s)"
+    )
+    parser.add_argument("--out", metavar="DIR", type=Path, help="the folder to fill; by default that of the package")
+    parser.add_argument("--seed", type=int, default=0, help="the seed (default 0)")
+    parser.add_argument(
+        "--scale",
+        metavar="SHARE",
+        type=float,
+        default=1.0,
+        help="do a share of the work, with --out elsewhere: 0.01 tries the way in minutes and makes useless models",
+    )
+
+
+def _build(args: argparse.Namespace) -> int:
+    if args.scale != 1 and args.out is None:
+        raise UserError("pocket build: --scale makes models that must not replace the package's; name another --out")
+    from flowrl.pocket.build import build
+
+    build(out=args.out or _CHECKPOINTS, work=args.work, seed=args.seed, scale=args.scale)
+    return 0
+
+
+def _images_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--out", metavar="FILE", type=Path, default=Path("pocket.png"), help="the PNG to write (default %(default)s)"
+    )
+    parser.add_argument("--seed", type=int, default=0, help="the seed of the noise (default 0)")
+
+
+def _images(args: argparse.Namespace) -> int:
+    from flowrl.pocket.sheet import draw_sheet
+
+    print(draw_sheet(args.out, seed=args.seed))
+    return 0
+
+
+def _no_arguments(parser: argparse.ArgumentParser) -> None:
+    pass
+
+
+def _info(_: argparse.Namespace) -> int:
+    from flowrl.pocket.provenance import describe
+
+    print(describe(_CHECKPOINTS))
+    return 0
+
+
+POCKET_VERBS = {
+    "pocket build": Verb(
+        summary="train the models of the embedded small world from nothing (over an hour), or go on with it",
+        example="flowrl pocket build --work /tmp/pocket-work --out /tmp/pocket",
+        add_arguments=_build_arguments,
+        run=_build,
+    ),
+    "pocket info": Verb(
+        summary="say how the embedded models were made and how good they are",
+        example="flowrl pocket info",
+        add_arguments=_no_arguments,
+        run=_info,
+    ),
+    "pocket images": Verb(
+        summary="draw a sheet of images with the embedded policy",
+        example="flowrl pocket images --out pocket.png",
+        add_arguments=_images_arguments,
+        run=_images,
+    ),
+}
