@@ -210,7 +210,7 @@ def test_matched_runs_differ_in_the_reward_and_in_nothing_else(runs: TinyRuns, t
             RolloutRequest(prompt=p, seed=0, step=1, num_samples=4, plan=tiny.sde_plan(), guidance_scale=4.5)
             for p in prompts
         ]
-        return actors.runtime.get(actors.sample(requests).trajectories)
+        return actors.runtime.get(actors.sample_and_score(requests).trajectories)
 
     for one, other in zip(first_rollout(LATENT), first_rollout(BRIGHT), strict=True):
         assert one.prompt == other.prompt
@@ -283,7 +283,8 @@ def test_a_reward_that_cannot_be_made_costs_nothing_that_was_there(
     }.items():
         reward = RewardSpec(name="dit_reward", options={"path": str(path)})
         # The mode would start Ray, which takes seconds: these errors come before.
-        changes = {"rewards__train": [reward], "run__overwrite": True, "placement__mode": "split"}
+        changes = {"rewards__train": [reward], "run__overwrite": True, "rollout__prompts_per_step": 4}
+        changes |= {"placement__mode": "split"}
         with pytest.raises(ValueError, match=says):
             run_training(runs.config(folder, **changes))
         with pytest.raises(ValueError, match=says):

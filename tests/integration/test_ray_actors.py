@@ -110,6 +110,7 @@ def test_two_learners_equal_one_to_rounding_and_each_other_exactly(ray: RayRunti
     assert (weights_of(first) - expected).abs().mean() < 2e-6
     # A number that is not finite on one rank stops both, before their optimizer step.
     advantages[1] = torch.full((4,), float("nan"))
+    ray.get([learners.submit(r, Fused.load_weights, first) for r in range(2)])
     refs = [learners.submit(i % 2, Fused.generate, tiny.request(i, step=2), *conditions) for i in range(4)]
     refs = [learners.submit(r, Fused.update, 2, advantages[r::2], *refs[r::2]) for r in range(2)]
     for ref in refs:
