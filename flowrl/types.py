@@ -193,6 +193,7 @@ class PolicyWeights:
     payload: np.ndarray  # [n] uint8, read-only: the tensors in manifest order, float32
     manifest: str  # blake2 of the names and shapes of the tensors: what must agree between the two sides
     checksum: str  # blake2 of the payload
+    is_average: bool = False  # the moving average of the weights, for evaluation, not what is trained
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -13,7 +13,6 @@ from flowrl.core.errors import CheckpointError
 from flowrl.core.weight_files import read_json
 
 POCKET = "pocket"
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
 def resolve(path: str, name: str) -> Path:
@@ -28,13 +27,6 @@ def resolve(path: str, name: str) -> Path:
     if not folder.is_dir():
         raise CheckpointError(f"{path}: no such folder; give a {name} checkpoint folder or {POCKET!r}")
     return folder
-
-
-def torch_dtype(name: str) -> torch.dtype:
-    """The dtype of that name; raises ValueError when it is not one that rewards are offered in."""
-    if name not in DTYPES:
-        raise ValueError(f"dtype must be one of {sorted(DTYPES)}, got {name!r}")
-    return DTYPES[name]
 
 
 def read_tensors(path: Path) -> dict[str, torch.Tensor]:

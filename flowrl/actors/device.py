@@ -8,10 +8,9 @@ from pathlib import Path
 import torch
 
 from flowrl.config import ModelSection
+from flowrl.core.dtypes import torch_dtype
 from flowrl.protocols import Policy, PolicyFamily
 from flowrl.registry import resolve
-
-_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,7 +33,7 @@ class ModelSpec:
     @property
     def dtype(self) -> torch.dtype:
         """The dtype of the frozen weights."""
-        return _DTYPES[self.section.dtype]
+        return torch_dtype(self.section.dtype)
 
     @property
     def latent_space(self) -> str:

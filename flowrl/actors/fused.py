@@ -40,9 +40,11 @@ class Fused:
         return self._rollout.generate(request, condition, negative)
 
     def load_weights(self, weights: PolicyWeights) -> int:
-        """Sample with these weights from now on; the learner's own are set aside until it needs them."""
-        live = self._live or self._learner.weights(ema=False)
-        self._live = None if weights.checksum == live.checksum else live
+        """Sample with these weights from now on; those of the learner are set aside while they are an average."""
+        if not weights.is_average:
+            self._live = None
+        elif self._live is None:
+            self._live = self._learner.weights(ema=False)
         return self._rollout.load_weights(weights)
 
     def update(self, step: int, advantages: list[torch.Tensor], *trajectories: Trajectory) -> UpdateResult:

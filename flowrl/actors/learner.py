@@ -161,7 +161,7 @@ class Learner:
 
     def weights(self, ema: bool) -> PolicyWeights:
         """The current weights, or their moving average."""
-        return pack(self._ema.items() if ema else self._named, self._version)
+        return pack(self._ema.items() if ema else self._named, self._version, is_average=ema)
 
     def save(self, folder: str) -> None:
         """Write all that a resumed run needs of a learner; the ranks are equal, one of them is enough."""

@@ -16,7 +16,7 @@ class WeightsError(UserError, RuntimeError):
     """A buffer that does not belong to the model it was sent to, or that changed on the way."""
 
 
-def pack(named: Iterable[tuple[str, torch.Tensor]], version: int) -> PolicyWeights:
+def pack(named: Iterable[tuple[str, torch.Tensor]], version: int, *, is_average: bool = False) -> PolicyWeights:
     """Copy the tensors, as float32 and in order, into one buffer."""
     tensors = [(name, tensor.detach().float().cpu().contiguous()) for name, tensor in named]
     flat = np.concatenate([tensor.numpy().reshape(-1) for _, tensor in tensors]).view(np.uint8)
@@ -26,6 +26,7 @@ def pack(named: Iterable[tuple[str, torch.Tensor]], version: int) -> PolicyWeigh
         payload=flat,
         manifest=_manifest((name, tensor.shape) for name, tensor in tensors),
         checksum=checksum(flat),
+        is_average=is_average,
     )
 
 

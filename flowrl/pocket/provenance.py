@@ -57,4 +57,5 @@ def _pairs(kind: str, stage: Mapping[str, Any]) -> str:
 
 
 def _agreement(name: str, shares: Mapping[str, float]) -> str:
-    return f"{name:<20}" + "".join(f"{100 * shares[part]:>12.1f}" for part in _PARTS)
+    cells = (f"{100 * shares[part]:.1f}" if part in shares else "-" for part in _PARTS)  # a small set may lack a part
+    return f"{name:<20}" + "".join(f"{cell:>12}" for cell in cells)

@@ -7,10 +7,11 @@ from typing import Any, Literal
 
 import torch
 
+from flowrl.core.dtypes import torch_dtype
 from flowrl.types import RewardInput
 from rewards.dit_reward.layout import check_folder, load
 from rewards.dit_reward.model import sample_noise
-from rewards.files import POCKET, resolve, torch_dtype
+from rewards.files import POCKET, resolve
 
 
 class DiTReward:

@@ -8,8 +8,9 @@ from typing import Any, Literal
 
 import torch
 
+from flowrl.core.dtypes import torch_dtype
 from flowrl.types import RewardInput
-from rewards.files import POCKET, resolve, torch_dtype
+from rewards.files import POCKET, resolve
 from rewards.hpsv3.layout import check_folder, load
 from rewards.hpsv3.model import ChatBatch, tokenize
 from rewards.hpsv3.preprocess import patchify

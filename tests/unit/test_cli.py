@@ -44,8 +44,8 @@ def handed_on(monkeypatch: pytest.MonkeyPatch) -> dict[str, tuple[object, ...]]:
         calls["train"] = (config, resume)
         return 0
 
-    def run_evaluation(config: RunConfig, weights: Path | None) -> int:
-        calls["eval"] = (config, weights)
+    def run_evaluation(config: RunConfig, adapter: Path | None) -> int:
+        calls["eval"] = (config, adapter)
         return 0
 
     def build(out: Path, work: Path, seed: int, scale: float) -> None:
