@@ -12,7 +12,7 @@ from pathlib import Path
 
 from flowrl import __version__
 from flowrl.cli_pocket import POCKET_VERBS
-from flowrl.cli_verb import Verb
+from flowrl.cli_verb import Verb, check_output
 from flowrl.core.errors import UserError
 from flowrl.signals import Stopped
 
@@ -37,10 +37,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     except UserError as error:
         return _fail(str(error))
     except OSError as error:
-        if error.errno != errno.ENOSPC:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
             raise
-        where = error.filename or "the disk"
-        return _fail(f"no space left on {where}; make room, then continue with flowrl train --resume RUN_DIR")
+        where = f" to {error.filename}" if error.filename else ""
+        return _fail(f"cannot write{where}: {error.strerror}; make room, then go on with flowrl train --resume RUN_DIR")
 
 
 def _fail(message: str) -> int:
@@ -199,6 +199,7 @@ def _report_arguments(parser: argparse.ArgumentParser) -> None:
 def _report(args: argparse.Namespace) -> int:
     from flowrl.find_runs import latest_run, latest_training_run, run_dir
 
+    check_output(args.out)
     runs = [run_dir(text) for text in (args.run, args.compare) if text]
     if args.compare is None:
         run = runs[0] if runs else latest_run()

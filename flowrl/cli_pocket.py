@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from flowrl.cli_verb import Verb
+from flowrl.cli_verb import Verb, check_output
 from flowrl.core.errors import UserError
 
 _CHECKPOINTS = Path(__file__).parent / "pocket" / "checkpoints"
@@ -43,6 +43,7 @@ def _images_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _images(args: argparse.Namespace) -> int:
+    check_output(args.out)
     from flowrl.pocket.sheet import draw_sheet
 
     print(draw_sheet(args.out, seed=args.seed))

@@ -5,6 +5,9 @@ from __future__ import annotations
 import argparse
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
+
+from flowrl.core.errors import UserError
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -15,3 +18,9 @@ class Verb:
     example: str
     add_arguments: Callable[[argparse.ArgumentParser], None]
     run: Callable[[argparse.Namespace], int]
+
+
+def check_output(file: Path | None) -> None:
+    """Raise UserError when a file cannot be written there, before the work that it would hold is done."""
+    if file is not None and (file.is_dir() or not file.parent.is_dir()):
+        raise UserError(f"--out {file}: must be a file in a folder that exists")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import shutil
 import sys
@@ -163,7 +164,7 @@ class Console:
             parts.append(f"reward {fixed(self._reward, 3)}")
         parts += [f"held-out {name} {self._score(name, pair[1])}" for name, pair in self._evaluated.items()
                   if name in self._trained()]  # fmt: skip
-        if "policy/kl" in values:
+        if not math.isnan(values.get("policy/kl", math.nan)):
             parts.append(f"kl {significant(values['policy/kl'])}")
         return parts + self._pace()
 
@@ -192,6 +193,8 @@ class Console:
         return f"\x1b[{_STYLES[style]}m{text}\x1b[0m" if self._colours and style != "neutral" else text
 
     def _write(self, text: str) -> None:
+        if not self._terminal:
+            text = text.replace("\u2212", "-")  # for programs that read numbers
         encoding = self._stream.encoding  # None where the stream keeps characters
         if encoding and not encoding.lower().startswith("utf"):
             text = "".join(_PLAIN.get(character, character) for character in text)

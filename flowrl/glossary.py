@@ -74,8 +74,10 @@ GLOSSARY: dict[str, Entry] = {
     "policy/policy_loss": Entry("Clipped policy-gradient part of the loss; hovers around zero by design.", "loss"),
     "policy/kl": Entry(
         "How far the policy has moved from the model it started from, per latent dimension, in the form that "
-        "algorithm.kl_form names; a fast rise warns of over-optimisation.",
+        "algorithm.kl_form names; a fast rise warns of over-optimisation. Unknown with kl_beta 0, which saves the "
+        "reference's forward. It differs from sampler step to sampler step, so a moving window makes it jump.",
         "divergence",
+        nullable=True,
     ),
     "policy/ratio_absdev_max": Entry(
         "Largest distance from 1 of the ratio between replayed and sampled probability, before the first optimizer "

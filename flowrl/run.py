@@ -5,6 +5,8 @@ from __future__ import annotations
 from functools import partial
 from pathlib import Path
 
+import torch
+
 from flowrl import checkpoint
 from flowrl.actors.device import ModelSpec
 from flowrl.actors.encoder import Encoder
@@ -66,6 +68,7 @@ def _run(config: RunConfig, *, resume: bool, adapter: Path | None) -> int:
         )
     if resume:
         _check_resumable(config)
+    _check_device(config)
     check_rewards([*config.rewards.train, *config.rewards.watch], model.latent_space, model.device)
     folder = claim(config, resume=resume)
     try:
@@ -98,7 +101,7 @@ def _train(
         if adapter is not None:
             actors.learners.load_adapter(adapter)
             actors.sync()
-        begin(folder, config, resume=resume)  # only now, so that a failed start costs nothing that was there
+        begin(folder, config, resume=resume)
         algorithm: Algorithm = resolve("algorithm", config.algorithm.name)[0](config.algorithm, config.run.seed)
         resumed_step = None
         if resume:  # without a checkpoint nothing that was logged counts
@@ -121,17 +124,35 @@ def _train(
         runtime.close()
 
 
+def _check_device(config: RunConfig) -> None:
+    """Raise ConfigError when a device is asked for that this machine, where the actors will be, does not have."""
+    placement = config.placement
+    here = placement.mode == "local" or placement.ray_address == "local"
+    if here and placement.device == "cuda" and not torch.cuda.is_available():
+        raise ConfigError(
+            f"placement.device=cuda needs a GPU that torch can use, but torch {torch.__version__} finds none; use "
+            "placement.device=cpu, or install a torch for this machine's driver"
+        )
+
+
 def _check_resumable(config: RunConfig) -> None:
     """Raise ConfigError when a resumed run would go on with other numbers than it began with."""
     path = Path(config.run.dir) / "config.yaml"
     if not path.is_file():
         return  # which the making of the run's folder says better
-    changed = sorted(key for key in diff(load(path), config) if not key.startswith(_MAY_CHANGE))
+    begun = load(path)
+    changed = sorted(key for key in diff(begun, config) if not key.startswith(_MAY_CHANGE))
+    if _num_learners(begun) != _num_learners(config):
+        changed.append("placement.mode")  # which makes another number of learners, and so sums in another order
     if changed:
         raise ConfigError(
             f"{path}: a resumed run goes on as it began, but these keys differ: {', '.join(changed)}; drop the "
             f"overrides, or start a new run. What may change: {', '.join(_MAY_CHANGE)}"
         )
+
+
+def _num_learners(config: RunConfig) -> int:
+    return 1 if config.placement.mode == "local" else config.placement.num_learners
 
 
 def model_spec(config: RunConfig) -> ModelSpec:

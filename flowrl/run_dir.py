@@ -22,6 +22,7 @@ _CONTENTS = (
     "report.html",
 )
 _LOCK = ".lock"
+_BEFORE = ".before"  # what an earlier run left, until this one has a figure to show
 _MIB = 2**20
 _LEAST_FREE = 256 * _MIB
 
@@ -77,24 +78,37 @@ def claim(config: RunConfig, *, resume: bool = False, needed_bytes: int = _LEAST
         _refuse_to_overwrite(path, overwrite=config.run.overwrite)
     _make_writable(path)
     lock = _take_lock(path)
+    if not resume:
+        _restore(path)
     _check_space(path, needed_bytes)
     return RunDir(path=path, lock=lock)
 
 
 def begin(folder: RunDir, config: RunConfig, *, resume: bool = False) -> None:
-    """Start a run in a claimed directory, now that it can: clear what an earlier one left (not with `resume`), and
-    write config.yaml and env.json.
+    """Start a run in a claimed directory: set aside what an earlier one left (not with `resume`), and write
+    config.yaml and env.json.
     """
     if not resume:
-        _clear(folder.path)
+        before = folder.path / _BEFORE
+        before.mkdir()
+        for name in _CONTENTS:
+            if (folder.path / name).exists():
+                (folder.path / name).rename(before / name)
     folder.samples.mkdir(exist_ok=True)
     write_atomically(folder.config, dump(config).encode())
     env = folder.path / "env.json"
     write_environments(env, [*(read_environments(env) if resume else []), environment()])
 
 
+def settle(folder: RunDir) -> None:
+    """The run has figures to show: what an earlier one left can go."""
+    if (folder.path / _BEFORE).exists():
+        shutil.rmtree(folder.path / _BEFORE)
+
+
 def release(folder: RunDir) -> None:
-    """Let others in; a directory that was claimed, and in which no run began, is removed."""
+    """Let others in; what a run that came to no figure has made goes, and what was there before it comes back."""
+    _restore(folder.path)
     if folder.lock is None:
         return
     if [child.name for child in folder.path.iterdir()] == [_LOCK]:
@@ -107,14 +121,15 @@ def _refuse_to_overwrite(path: Path, *, overwrite: bool) -> None:
     if path.exists() and not path.is_dir():
         raise ConfigError(f"run.dir={path} must be a directory, but a file of that name exists; use another run.name")
     contents = {child.name for child in path.iterdir()} if path.exists() else set()
-    if not contents - {_LOCK}:
+    if not contents - {_LOCK, _BEFORE}:
         return
     if not contents & set(_CONTENTS):
         raise ConfigError(
             f"run.dir={path} must be new or hold a run, but it holds other files ({', '.join(sorted(contents)[:3])}); "
             f"use another run.name or run.dir"
         )
-    begun = _has_content(path / "metrics.jsonl") or _has_content(path / "checkpoints")
+    places = [place / name for place in (path, path / _BEFORE) for name in ("metrics.jsonl", "checkpoints")]
+    begun = any(map(_has_content, places))
     if begun and not overwrite:
         raise ConfigError(
             f"run.dir={path} must be new, but it holds a run already. Either continue that run: "
@@ -161,6 +176,17 @@ def _take_lock(path: Path) -> IO[str] | None:
     return lock
 
 
+def _restore(path: Path) -> None:
+    """Undo a start that was not settled."""
+    before = path / _BEFORE
+    if not before.is_dir():
+        return
+    _clear(path)
+    for child in before.iterdir():
+        child.rename(path / child.name)
+    before.rmdir()
+
+
 def _clear(path: Path) -> None:
     for name in _CONTENTS:
         child = path / name
@@ -175,7 +201,7 @@ def _check_space(path: Path, needed_bytes: int) -> None:
     if free < needed_bytes:
         raise ConfigError(
             f"run.dir={path} needs {needed_bytes / _MIB:,.0f} MiB of free disk space, its disk has "
-            f"{free / _MIB:,.0f} MiB; free some, use another run.dir, or lower checkpoint.keep"
+            f"{free / _MIB:,.0f} MiB; free some, or use another run.dir"
         )
 
 

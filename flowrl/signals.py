@@ -1,4 +1,4 @@
-"""Ctrl-C, SIGTERM and SIGUSR1: an end in good order, at once or after the step at hand."""
+"""Ctrl-C, SIGTERM, SIGUSR1 and a closed terminal: an end in good order, at once or after the step at hand."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
 
-_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
+_END = (signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP)
 
 
 class Stopped(BaseException):
@@ -18,16 +18,21 @@ class Stopped(BaseException):
         self.exit_code = 128 + number
 
 
+def _heeded(numbers: tuple[signal.Signals, ...]) -> list[signal.Signals]:
+    """Those that whoever started the program did not have it ignore, as nohup does with SIGHUP."""
+    return [number for number in numbers if signal.getsignal(number) is not signal.SIG_IGN]
+
+
 @contextmanager
 def stop_at_once() -> Iterator[None]:
-    """Within the context SIGTERM and SIGUSR1 end the program as Ctrl-C does, so that all is closed; raises Stopped."""
+    """Within the context SIGTERM, SIGUSR1 and SIGHUP end the program as Ctrl-C does, all closed; raises Stopped."""
     came: list[int] = []
 
     def interrupt(number: int, frame: FrameType | None) -> None:
         came.append(number)
         signal.default_int_handler(number, frame)  # the one exception that extension modules let through
 
-    numbers = (signal.SIGTERM, signal.SIGUSR1)
+    numbers = _heeded(_END)
     before = [signal.signal(number, interrupt) for number in numbers]
     try:
         yield
@@ -51,7 +56,7 @@ class StopRequest:
         self._before: dict[int, signal.Handlers] = {}
 
     def __enter__(self) -> StopRequest:
-        for number in _SIGNALS:
+        for number in (signal.SIGINT, *_heeded(_END)):
             self._before[number] = signal.signal(number, self._note)  # type: ignore[assignment]
         return self
 

@@ -15,7 +15,7 @@ from flowrl.evaluate import Evaluator
 from flowrl.memory import MemoryMeter
 from flowrl.metrics import MetricLog, reduce
 from flowrl.protocols import Algorithm
-from flowrl.run_dir import RunDir
+from flowrl.run_dir import RunDir, settle
 from flowrl.signals import StopRequest
 from flowrl.summary import advantage_metrics, check_valid, score_metrics
 from flowrl.types import Metric, RolloutRequest, SamplingPlan
@@ -105,6 +105,7 @@ class Trainer:
         """Continue from a checkpoint, or evaluate what training starts from; returns the last step that was done."""
         if resume_from is None:
             self.log.log(0, reduce(self._evaluate(0)))
+            settle(self.folder)
             return 0
         self.actors.learners.load(resume_from)
         self.actors.sync()

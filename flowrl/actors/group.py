@@ -11,11 +11,11 @@ import os
 import secrets
 import shutil
 import socket
-import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+from flowrl.actors import socket_folder
 from flowrl.core.errors import UserError
 from flowrl.memory import process_bytes
 
@@ -192,8 +192,7 @@ class RayRuntime:
         if address != "local":
             ray.init(address=address, log_to_driver=False, logging_level="ERROR")
             return
-        # Sockets live below this folder, and their paths may not exceed 107 bytes.
-        self._folder = tempfile.mkdtemp(prefix=f"flowrl-{os.getpid()}-", dir="/tmp")
+        self._folder = socket_folder.make()
         try:
             ray.init(
                 address="local",

@@ -9,9 +9,14 @@ import torch
 
 from flowrl.actors.device import ModelSpec
 from flowrl.actors.weights import unpack
+from flowrl.core.errors import UserError
 from flowrl.core.sampler import sample
 from flowrl.protocols import Policy
 from flowrl.types import PolicyWeights, RolloutRequest, TextCondition, Trajectory
+
+
+class SamplingError(UserError, RuntimeError):
+    """The policy made numbers that are none."""
 
 
 class Rollout:
@@ -36,6 +41,11 @@ class Rollout:
             samples_per_forward=self._samples_per_forward or request.num_samples,
             device=self._device,
         )
+        if not torch.isfinite(trajectory.final_latents).all():
+            raise SamplingError(
+                f"rollout: samples of the prompt {request.prompt.text!r} are not finite; the weights of the policy are "
+                "damaged, the adapter has diverged, or model.dtype is too narrow for them"
+            )
         return replace(trajectory, seconds=time.perf_counter() - began)
 
     def load_weights(self, weights: PolicyWeights) -> int:

@@ -11,8 +11,13 @@ from flowrl.actors.device import ModelSpec
 from flowrl.actors.reward_loading import load_reward
 from flowrl.actors.sharding import join_gang, shard
 from flowrl.config import RewardSpec
+from flowrl.core.errors import UserError
 from flowrl.protocols import Reward, ShardableReward
 from flowrl.types import RewardInput, Scores, TextCondition, Trajectory
+
+
+class RewardError(UserError, ValueError):
+    """A reward that cannot score what the policy makes of these prompts."""
 
 
 class Scorer:
@@ -89,8 +94,14 @@ def _apply(reward: Reward, trajectory: Trajectory, pixels: torch.Tensor | None) 
         else:
             assert pixels is not None
             batch = replace(batch, pixels=pixels[part])
-        with torch.no_grad():
-            values = reward(batch)
+        try:
+            with torch.no_grad():
+                values = reward(batch)
+        except ValueError as error:  # which is how a reward says that the batch is none for it
+            raise RewardError(
+                f"reward {reward.name!r} refuses its batch: {error}. If it is not meant for such inputs, take it out "
+                "of rewards.train and rewards.watch"
+            ) from error
         if values.shape != (len(part),):
             raise ValueError(
                 f"reward {reward.name!r} must return one score per sample, [{len(part)}], got {list(values.shape)}"

@@ -8,6 +8,8 @@ the trained steps of a run are consecutive.
 
 from __future__ import annotations
 
+import math
+
 import torch
 
 from flowrl.algorithms.configs import FlowGRPOConfig
@@ -86,25 +88,17 @@ class FlowGRPO:
         if self.config.reweight_steps:
             sigmas = policy.sigmas(len(trajectory.plan.kinds))
             policy_loss = policy_loss / (sigmas[step_index] - sigmas[step_index + 1]).item()
-        kl = torch.zeros((), device=device)
+        kl, loss = torch.tensor(math.nan), policy_loss  # unknown without the reference, whose forward is saved
         if self.config.kl_beta > 0:
-            kl = self._kl(policy, trajectory.path.latents, batch, samples, step_index, step).mean()
-        loss = policy_loss + self.config.kl_beta * kl
+            kl = self._kl(batch, policy, samples, step_index, step).mean()
+            loss = policy_loss + self.config.kl_beta * kl
         return LossOutput(
             loss=loss,
             metrics=_metrics(ratio, log_prob - old_log_prob, policy_loss, kl, loss, clip, step_index),
             ratio_absdev=(ratio.detach() - 1).abs().max().item(),
         )
 
-    def _kl(
-        self,
-        policy: Policy,
-        latents: torch.Tensor,
-        batch: TrainBatch,
-        samples: slice,
-        step_index: int,
-        step: Transition,
-    ) -> torch.Tensor:
+    def _kl(self, batch: TrainBatch, policy: Policy, samples: slice, step_index: int, step: Transition) -> torch.Tensor:
         """The divergence [B] from the adapter-off reference at a stored step; gradients reach the policy only."""
         with torch.no_grad(), policy.reference():
             reference, _ = replay(policy, batch.trajectory, samples, step_index, step.mean.device)

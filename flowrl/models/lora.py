@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -76,6 +77,10 @@ def save(transformer: torch.nn.Module, folder: Path) -> None:
         # Without its metadata a loader takes alpha to be the rank, and the adapter acts at the wrong strength.
         **_collate_lora_metadata({"transformer": transformer}),
     )
+
+    umask = os.umask(0)
+    os.umask(umask)
+    (folder / _FILE).chmod(0o666 & ~umask)  # some versions of safetensors give a file to its owner alone
 
 
 def load(transformer: torch.nn.Module, folder: Path) -> None:

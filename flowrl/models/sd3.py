@@ -31,6 +31,8 @@ _WEIGHTS = {
     "text_encoder_2": "model",
     "text_encoder_3": "model",
 }
+_BPE = (("tokenizer.json",), ("vocab.json", "merges.txt"))
+_TOKENIZERS = {"tokenizer": _BPE, "tokenizer_2": _BPE, "tokenizer_3": (("tokenizer.json",), ("spiece.model",))}
 _REQUIRED = ("model_index.json", "transformer/config.json", "vae/config.json", "scheduler/scheduler_config.json")
 
 
@@ -48,6 +50,16 @@ def check_folder(path: Path) -> None:
     for part, stem in _WEIGHTS.items():
         if listed.get(part, [None])[0] is not None:  # a pipeline may be saved without some text encoder
             check_model_folder(path / part, stem)
+    for part, vocabularies in _TOKENIZERS.items():
+        if listed.get(part, [None])[0] is not None:
+            _check_tokenizer(path / part, vocabularies)
+
+
+def _check_tokenizer(folder: Path, vocabularies: tuple[tuple[str, ...], ...]) -> None:
+    """Raise CheckpointError unless one of the sets of files is there: without them a library may make an empty one."""
+    if not any(all((folder / name).is_file() for name in names) for names in vocabularies):
+        wanted = ", or ".join(" with ".join(names) for names in vocabularies)
+        raise CheckpointError(f"{folder}: the vocabulary is missing: it must hold {wanted}; copy the folder again")
 
 
 def _quiet() -> None:

@@ -16,6 +16,7 @@ Tone = Literal["good", "bad", "neutral"]
 # Keys in which matched runs may differ: the reward, and where the run is written.
 MAY_DIFFER = ("rewards.train", "rewards.watch", "run.name", "run.dir", "run.overwrite")
 _CLEAR = 2.0  # standard errors of a difference that counts as one
+_ROUNDING = 1e-4  # of a score, below which nothing has happened
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,8 +49,9 @@ class Change:
 
     @property
     def movement(self) -> Movement:
-        """Whether the difference is clear, that is more than two of its standard errors, and its direction."""
-        if abs(self.difference) <= _CLEAR * self.sem or self.difference == 0:
+        """Whether the difference is clear, and its direction: over two of its standard errors, and no mere rounding."""
+        scale = max(abs(self.before), abs(self.after))
+        if abs(self.difference) <= max(_CLEAR * self.sem, _ROUNDING * scale):
             return "held"
         return "rose" if self.difference > 0 else "fell"
 

@@ -77,6 +77,16 @@ def test_resuming_what_has_ended_changes_nothing(runs: TinyRuns, stopped: TinyRu
     assert run.numbers == numbers
 
 
+def test_a_resumed_run_keeps_its_number_of_learners_whatever_its_mode(runs: TinyRuns, tmp_path: Path) -> None:
+    # Sums in another order are other numbers. One process has one learner, the default on Ray two.
+    folder = tmp_path / "run"
+    assert run_training(runs.config(folder, run__steps=1, rollout__prompts_per_step=4)) == 0
+    for mode in ("split", "fused"):
+        changes = {"rollout__prompts_per_step": 4, "placement__mode": mode}
+        with pytest.raises(ConfigError, match=r"these keys differ: placement\.mode"):
+            run_training(runs.config(folder, **changes), resume=True)
+
+
 def test_resuming_where_there_is_no_run_is_an_error(runs: TinyRuns, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="must hold a run to resume"):
         run_training(runs.config(tmp_path / "absent"), resume=True)

@@ -10,10 +10,12 @@ from typing import Any
 import pytest
 import torch
 from diffusers import StableDiffusion3Pipeline
+from safetensors.torch import load_file, save_file
 
 from flowrl.actors.group import LocalRuntime
 from flowrl.config import ConfigError, RewardSpec
 from flowrl.core import seeds
+from flowrl.core.errors import UserError
 from flowrl.data import PromptOrder, read_prompts
 from flowrl.run import model_spec, run_evaluation, run_training, start_actors
 from flowrl.samples import load_png
@@ -303,3 +305,40 @@ def test_a_start_that_fails_in_an_actor_costs_nothing_either(runs: TinyRuns, tmp
             run_training(runs.config(path, rewards__train=[bad], run__overwrite=True))
     assert (folder / "metrics.jsonl").read_bytes() == before
     assert not (tmp_path / "new").exists()
+
+
+def test_a_run_that_cannot_score_gives_back_what_it_was_to_overwrite(runs: TinyRuns, tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    assert run_training(runs.config(folder, run__steps=1)) == 0
+    before = {file: file.read_bytes() for file in folder.rglob("*") if file.is_file()}
+    foreign = runs.prompts("foreign", ("a cat", "a dog", "a cow"))
+    for path in (folder, tmp_path / "new"):
+        changes = {"data__eval_prompts": str(foreign), "rewards__watch": [RewardSpec(name="oracle")]}
+        with pytest.raises(UserError, match=r"reward 'oracle' refuses its batch: prompt 'a cat' is not in the pocket"):
+            run_training(runs.config(path, run__overwrite=True, **changes))
+    assert {file: file.read_bytes() for file in before} == before
+    assert not (tmp_path / "new").exists()
+
+
+def test_samples_that_are_not_finite_end_a_run(runs: TinyRuns, tmp_path: Path) -> None:
+    folder = shutil.copytree(runs.policy, tmp_path / "policy")
+    weights = folder / "transformer" / "diffusion_pytorch_model.safetensors"
+    tensors = load_file(weights)
+    tensors["transformer_blocks.0.ff.net.2.weight"][:] = float("nan")
+    save_file(tensors, weights, metadata={"format": "pt"})
+    with pytest.raises(UserError, match="are not finite; the weights of the policy are damaged"):
+        run_training(runs.config(tmp_path / "run", model__path=str(folder)))
+
+
+def test_a_gpu_that_is_not_there_is_an_error_before_anything_starts(runs: TinyRuns, tmp_path: Path) -> None:
+    if torch.cuda.is_available():
+        pytest.skip("there is one")
+    with pytest.raises(ConfigError, match=r"placement\.device=cuda needs a GPU that torch can use"):
+        run_training(runs.config(tmp_path / "run", placement__device="cuda"))
+    assert not (tmp_path / "run").exists()
+
+
+def test_without_beta_the_kl_is_unknown_and_not_0(runs: TinyRuns) -> None:
+    rows = runs.run(algorithm__kl_beta=0.0).metrics[1:]
+    assert [row["policy/kl"] for row in rows] == [None] * 5
+    assert all(row["policy/loss"] == row["policy/policy_loss"] for row in rows)

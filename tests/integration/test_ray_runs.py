@@ -49,7 +49,7 @@ def nothing_is_left_behind(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
         return str(folders[-1])
 
     monkeypatch.setenv("FLOWRL_TEST", marker)
-    monkeypatch.setattr("flowrl.actors.group.tempfile.mkdtemp", recorded)
+    monkeypatch.setattr("flowrl.actors.socket_folder.tempfile.mkdtemp", recorded)
     yield
     assert folders
     assert processes(marker) == {}

@@ -181,7 +181,7 @@ def test_close_sums_up_what_the_run_wrote(tmp_path: Path) -> None:
         re.fullmatch(r"dit_reward rose from 1\.200 to \d\.\d+ \(\+0\.\d+ \u00b1 0\.010\)\.", line) for line in lines
     )
     assert any(line.startswith("dit_reward rose while oracle") for line in lines)
-    assert any(re.match(r"  oracle_shape +0\.640 \u2192 0\.\d+  \u22120\.\d+ \u00b1 0\.002", line) for line in lines)
+    assert any(re.match(r"  oracle_shape +0\.640 \u2192 0\.\d+  -0\.\d+ \u00b1 0\.002", line) for line in lines)
     assert any(line.startswith("warning: The replay does not repeat the rollout") for line in lines)
     assert lines[-1] == f"1 min 15 s in all; report: {path}/report.html"
 

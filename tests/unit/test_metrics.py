@@ -132,7 +132,7 @@ def test_an_undefined_mean_is_null_and_absent_when_read(tmp_path: Path) -> None:
     assert lines(tmp_path) == [{"step": 1, "reward/hpsv3/mean": None, "reward/hpsv3/invalid": 1.0}]
     assert read_metrics(tmp_path / "metrics.jsonl") == [{"step": 1, "reward/hpsv3/invalid": 1.0}]
     assert entry("reward/hpsv3/mean").nullable
-    assert not entry("policy/kl").nullable
+    assert not entry("policy/loss").nullable
 
 
 def test_steps_are_logged_once_and_in_order(tmp_path: Path) -> None:

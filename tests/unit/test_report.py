@@ -69,7 +69,7 @@ def test_a_reward_that_is_gamed_is_called_out(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("before", "after", "sem", "movement"),
     [(1.0, 1.3, 0.1, "rose"), (1.0, 1.28, 0.1, "held"), (1.0, 0.7, 0.1, "fell"), (1.0, 1.0, 0.0, "held"),
-     (1.0, 1.0001, 0.0, "rose")],
+     (1.0, 1.001, 0.0, "rose"), (1.0, 1.00001, 0.0, "held"), (1.0, 1.00001, 1e-7, "held")],
 )  # fmt: skip
 def test_a_change_is_clear_beyond_two_standard_errors(before: float, after: float, sem: float, movement: str) -> None:
     change = Change(name="a", trained=True, first_step=0, last_step=9, before=before, after=after,

@@ -8,13 +8,14 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from unittest.mock import ANY
 
 import pytest
 from run_fixture import FakeRun, config_of, write_run
 
 from flowrl.config import ConfigError, RunConfig, load
 from flowrl.environment import environment, read_environments
-from flowrl.run_dir import RunDir, begin, claim, release, write_atomically
+from flowrl.run_dir import RunDir, begin, claim, release, settle, write_atomically
 
 _RUN = FakeRun(steps=4, every=2, prompts=("a large red circle on sand",))
 
@@ -112,8 +113,27 @@ def test_a_start_that_fails_leaves_what_was_there_and_nothing_new(tmp_path: Path
     release(other)
     assert not other.path.exists()
     kept = begun(config_in(tmp_path, name="new"))
+    settle(kept)
     release(kept)
     assert kept.config.is_file()
+
+
+def test_a_run_that_came_to_no_figure_gives_back_what_it_overwrote(tmp_path: Path) -> None:
+    path = write_run(tmp_path, _RUN)
+    before = {file: file.read_bytes() for file in path.rglob("*") if file.is_file()}
+    release(begun(config_in(tmp_path, overwrite=True)))
+    assert {file: file.read_bytes() for file in path.rglob("*") if file.is_file()} == before | {path / ".lock": ANY}
+    # Killed, it could not: the next start does, and asks again before it overwrites.
+    begun(config_in(tmp_path, overwrite=True))
+    with pytest.raises(ConfigError, match="must be new, but it holds a run already"):
+        claim(config_in(tmp_path))
+    claim(config_in(tmp_path, overwrite=True))
+    assert {file: file.read_bytes() for file in before} == before
+    settled = begun(config_in(tmp_path, overwrite=True))
+    settle(settled)
+    release(settled)
+    assert not (path / "metrics.jsonl").exists()
+    assert not (path / ".before").exists()
 
 
 def test_resume_needs_a_run(tmp_path: Path) -> None:
@@ -129,7 +149,6 @@ def test_too_little_disk_space_is_found_before_anything_is_lost(tmp_path: Path) 
     message = str(caught.value)
     assert "needs 9,536,743,164,062 MiB of free disk space" in message
     assert "its disk has" in message
-    assert "checkpoint.keep" in message
     assert (path / "metrics.jsonl").exists()
 
 

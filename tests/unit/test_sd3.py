@@ -207,6 +207,17 @@ def test_damaged_json_is_an_error_that_names_the_file(sd3_folder: Path, tmp_path
         SD3.check(folder)
 
 
+@pytest.mark.parametrize("name", ["tokenizer", "tokenizer_2", "tokenizer_3"])
+def test_a_tokenizer_without_its_vocabulary_is_refused(sd3_folder: Path, tmp_path: Path, name: str) -> None:
+    folder = shutil.copytree(sd3_folder, tmp_path / "copy")
+    (folder / name / "tokenizer.json").unlink()
+    with pytest.raises(CheckpointError, match=rf"copy/{name}: the vocabulary is missing: it must hold tokenizer.json"):
+        SD3.check(folder)
+    for other in ("vocab.json", "merges.txt", "spiece.model"):  # the layout of the published folders
+        (folder / name / other).write_text("{}")
+    SD3.check(folder)
+
+
 def test_a_text_encoder_that_the_pipeline_lists_must_be_there(sd3_folder: Path, tmp_path: Path) -> None:
     folder = shutil.copytree(sd3_folder, tmp_path / "copy")
     shutil.rmtree(folder / "text_encoder_3")

@@ -88,3 +88,19 @@ def test_a_wish_can_be_obeyed_later() -> None:
     with StopRequest() as unasked:
         pass
     unasked.obey()
+
+
+def test_a_signal_that_the_caller_had_ignored_stays_ignored() -> None:
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)  # as nohup does
+    try:
+        with stop_at_once(), StopRequest() as stop:
+            os.kill(os.getpid(), signal.SIGHUP)
+        assert stop.asked is None
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
+def test_a_closed_terminal_is_a_wish_to_stop() -> None:
+    with StopRequest() as stop:
+        os.kill(os.getpid(), signal.SIGHUP)
+    assert stop.asked == "SIGHUP"
