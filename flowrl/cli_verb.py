@@ -22,5 +22,5 @@ class Verb:
 
 def check_output(file: Path | None) -> None:
     """Raise UserError when a file cannot be written there, before the work that it would hold is done."""
-    if file is not None and (file.is_dir() or not file.parent.is_dir()):
+    if file is not None and not (file.parent.is_dir() and (file.is_file() or not file.exists())):
         raise UserError(f"--out {file}: must be a file in a folder that exists")

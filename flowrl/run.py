@@ -42,6 +42,7 @@ from flowrl.types import Prompt
 _MAY_CHANGE = (
     *("run.steps", "run.dir", "run.name", "run.overwrite", "eval.every", "checkpoint."),
     *("placement.mode", "placement.num_rollouts", "placement.num_scorers", "placement.shard_scorer"),
+    "placement.num_learners",  # as long as the number at work is the same
     *("placement.ray_address", "placement.timeout_s"),
 )
 
@@ -141,9 +142,12 @@ def _check_resumable(config: RunConfig) -> None:
     if not path.is_file():
         return  # which the making of the run's folder says better
     begun = load(path)
-    changed = sorted(key for key in diff(begun, config) if not key.startswith(_MAY_CHANGE))
     if _num_learners(begun) != _num_learners(config):
-        changed.append("placement.mode")  # which makes another number of learners, and so sums in another order
+        raise ConfigError(
+            f"{path}: a resumed run keeps its number of learners, {_num_learners(begun)}, because another sums in "
+            f"another order, got {_num_learners(config)}; set placement.num_learners, or placement.mode (local has one)"
+        )
+    changed = sorted(key for key in diff(begun, config) if not key.startswith(_MAY_CHANGE))
     if changed:
         raise ConfigError(
             f"{path}: a resumed run goes on as it began, but these keys differ: {', '.join(changed)}; drop the "
@@ -227,6 +231,11 @@ def _newest_checkpoint(folder: RunDir, console: Console) -> Path | None:
     found, problems = checkpoint.newest(folder.checkpoints)
     for problem in problems:
         console.note(f"checkpoint passed over: {problem}")
+    if found is None and problems:
+        raise ConfigError(
+            f"{folder.checkpoints}: no checkpoint can be used: {'; '.join(problems)}. Put a whole one there, or start "
+            "anew with run.overwrite=true"
+        )
     if found is None:
         console.note(f"no checkpoint in {folder.checkpoints}: starting from the beginning")
     return found

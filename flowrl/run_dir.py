@@ -22,7 +22,10 @@ _CONTENTS = (
     "report.html",
 )
 _LOCK = ".lock"
-_BEFORE = ".before"  # what an earlier run left, until this one has a figure to show
+# What an earlier run left waits in _BEFORE until the new one has a figure to show. It is moved there and back by way of
+# _MOVING, and goes by way of _TRASH: each of these appears and vanishes at once, so that a kill at any moment loses
+# nothing, and what stands beside _BEFORE is the new run's alone.
+_BEFORE, _MOVING, _TRASH = ".before", ".moving", ".trash"
 _MIB = 2**20
 _LEAST_FREE = 256 * _MIB
 
@@ -72,14 +75,21 @@ def claim(config: RunConfig, *, resume: bool = False, needed_bytes: int = _LEAST
     path = Path(config.run.dir)
     if path.name == LATEST:
         raise ConfigError(f"run.dir must not be called {LATEST}, the word for the newest run; use another run.name")
-    if resume and not (path / "config.yaml").is_file():
+    interrupted = _moved(path)
+    if resume and not interrupted and not (path / "config.yaml").is_file():
         raise ConfigError(f"run.dir={path} must hold a run to resume, but there is no {path / 'config.yaml'}")
-    if not resume:
+    if not resume and not interrupted:
         _refuse_to_overwrite(path, overwrite=config.run.overwrite)
     _make_writable(path)
     lock = _take_lock(path)
-    if not resume:
+    if interrupted:
         _restore(path)
+        if resume:
+            raise ConfigError(
+                f"run.dir={path} has nothing to resume: a start that was to overwrite the run in it was interrupted "
+                "before its first evaluation. The earlier run is back: resume that, or start with run.overwrite=true"
+            )
+        _refuse_to_overwrite(path, overwrite=config.run.overwrite)
     _check_space(path, needed_bytes)
     return RunDir(path=path, lock=lock)
 
@@ -89,11 +99,13 @@ def begin(folder: RunDir, config: RunConfig, *, resume: bool = False) -> None:
     config.yaml and env.json.
     """
     if not resume:
-        before = folder.path / _BEFORE
-        before.mkdir()
+        _restore(folder.path)
+        moving = folder.path / _MOVING
+        moving.mkdir()
         for name in _CONTENTS:
             if (folder.path / name).exists():
-                (folder.path / name).rename(before / name)
+                (folder.path / name).rename(moving / name)
+        moving.rename(folder.path / _BEFORE)
     folder.samples.mkdir(exist_ok=True)
     write_atomically(folder.config, dump(config).encode())
     env = folder.path / "env.json"
@@ -103,7 +115,8 @@ def begin(folder: RunDir, config: RunConfig, *, resume: bool = False) -> None:
 def settle(folder: RunDir) -> None:
     """The run has figures to show: what an earlier one left can go."""
     if (folder.path / _BEFORE).exists():
-        shutil.rmtree(folder.path / _BEFORE)
+        (folder.path / _BEFORE).rename(folder.path / _TRASH)
+        shutil.rmtree(folder.path / _TRASH)
 
 
 def release(folder: RunDir) -> None:
@@ -121,15 +134,14 @@ def _refuse_to_overwrite(path: Path, *, overwrite: bool) -> None:
     if path.exists() and not path.is_dir():
         raise ConfigError(f"run.dir={path} must be a directory, but a file of that name exists; use another run.name")
     contents = {child.name for child in path.iterdir()} if path.exists() else set()
-    if not contents - {_LOCK, _BEFORE}:
+    if not contents - {_LOCK, _TRASH}:
         return
-    if not contents & set(_CONTENTS):
+    if not contents & {*_CONTENTS, _BEFORE}:
         raise ConfigError(
             f"run.dir={path} must be new or hold a run, but it holds other files ({', '.join(sorted(contents)[:3])}); "
             f"use another run.name or run.dir"
         )
-    places = [place / name for place in (path, path / _BEFORE) for name in ("metrics.jsonl", "checkpoints")]
-    begun = any(map(_has_content, places))
+    begun = _has_content(path / "metrics.jsonl") or _has_content(path / "checkpoints")
     if begun and not overwrite:
         raise ConfigError(
             f"run.dir={path} must be new, but it holds a run already. Either continue that run: "
@@ -176,15 +188,22 @@ def _take_lock(path: Path) -> IO[str] | None:
     return lock
 
 
+def _moved(path: Path) -> bool:
+    """Whether an earlier run was moved aside, or was about to be, by a start that came to no figure."""
+    return any(place.is_dir() and any(place.iterdir()) for place in (path / _BEFORE, path / _MOVING))
+
+
 def _restore(path: Path) -> None:
-    """Undo a start that was not settled."""
-    before = path / _BEFORE
-    if not before.is_dir():
-        return
-    _clear(path)
-    for child in before.iterdir():
-        child.rename(path / child.name)
-    before.rmdir()
+    """Undo a start that was not settled; where this is interrupted, the next call goes on with it."""
+    before, moving = path / _BEFORE, path / _MOVING
+    if before.is_dir():
+        _clear(path)
+        before.rename(moving)
+    if moving.is_dir():
+        for child in moving.iterdir():
+            child.rename(path / child.name)
+        moving.rmdir()
+    shutil.rmtree(path / _TRASH, ignore_errors=True)
 
 
 def _clear(path: Path) -> None:

@@ -63,6 +63,17 @@ def test_a_torn_checkpoint_costs_a_step_and_nothing_else(
     assert_equal_runs(run, runs.run(**EVERY))
 
 
+def test_where_no_checkpoint_can_be_used_the_run_is_left_as_it_is(runs: TinyRuns, stopped: TinyRun) -> None:
+    for adapter in (stopped.folder / "checkpoints").glob("*/adapter.safetensors"):
+        adapter.write_bytes(adapter.read_bytes()[:-10])
+    before = (stopped.folder / "metrics.jsonl").read_bytes()
+    with pytest.raises(
+        ConfigError, match=r"no checkpoint can be used: .*adapter\.safetensors is not as it was written"
+    ):
+        resumed(runs, stopped.folder)
+    assert (stopped.folder / "metrics.jsonl").read_bytes() == before
+
+
 def test_without_any_checkpoint_a_resumed_run_starts_from_the_beginning_and_logs_each_step_once(
     runs: TinyRuns, stopped: TinyRun
 ) -> None:
@@ -83,7 +94,7 @@ def test_a_resumed_run_keeps_its_number_of_learners_whatever_its_mode(runs: Tiny
     assert run_training(runs.config(folder, run__steps=1, rollout__prompts_per_step=4)) == 0
     for mode in ("split", "fused"):
         changes = {"rollout__prompts_per_step": 4, "placement__mode": mode}
-        with pytest.raises(ConfigError, match=r"these keys differ: placement\.mode"):
+        with pytest.raises(ConfigError, match=r"keeps its number of learners, 1, because .*, got 2"):
             run_training(runs.config(folder, **changes), resume=True)
 
 

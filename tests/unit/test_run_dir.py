@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from unittest.mock import ANY
@@ -220,3 +221,51 @@ def test_the_command_is_the_one_that_was_typed(monkeypatch: pytest.MonkeyPatch) 
     assert environment().command == "flowrl train 'configs/my run.yaml' run.seed=3"
     monkeypatch.setattr(sys, "argv", ["/home/x/flowrl/__main__.py", "train"])
     assert environment().command == "python -m flowrl train"
+
+
+@pytest.mark.parametrize("killed_at", range(1, 12))
+@pytest.mark.parametrize("during", ["begin", "restore"])
+def test_a_kill_at_any_rename_loses_nothing_of_the_run_that_was_to_be_overwritten(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, during: str, killed_at: int
+) -> None:
+    path = write_run(tmp_path, _RUN)
+    (path / "checkpoints").mkdir()
+    (path / "checkpoints" / "state").write_text("weights")
+    before = {file: file.read_bytes() for file in path.rglob("*") if file.is_file()}
+    config = config_in(tmp_path, overwrite=True)
+    if during == "restore":
+        begun(config)
+    rename, count = Path.rename, 0
+
+    def dies(self: Path, target: Path) -> Path:
+        nonlocal count
+        count += 1
+        if count == killed_at:
+            raise KeyboardInterrupt
+        return rename(self, target)
+
+    monkeypatch.setattr(Path, "rename", dies)
+    with suppress(KeyboardInterrupt):
+        folder = claim(config)
+        if during == "begin":
+            begin(folder, config)
+    monkeypatch.setattr(Path, "rename", rename)
+    with pytest.raises(ConfigError, match="must be new, but it holds a run already"):
+        claim(config_in(tmp_path))  # which puts back what it finds, and asks
+    assert {file: file.read_bytes() for file in before} == before
+
+
+def test_an_interrupted_overwrite_cannot_be_resumed_and_the_earlier_run_is_back(tmp_path: Path) -> None:
+    path = write_run(tmp_path, _RUN)
+    before = (path / "metrics.jsonl").read_bytes()
+    begun(config_in(tmp_path, overwrite=True))
+    with pytest.raises(ConfigError, match=r"has nothing to resume: .* The earlier run is back"):
+        claim(config_in(tmp_path), resume=True)
+    assert (path / "metrics.jsonl").read_bytes() == before
+    claim(config_in(tmp_path), resume=True)
+
+
+def test_a_new_run_that_was_killed_before_its_first_figure_can_be_resumed(tmp_path: Path) -> None:
+    begun(config_in(tmp_path))
+    folder = begun(config_in(tmp_path), resume=True)
+    assert folder.config.is_file()
