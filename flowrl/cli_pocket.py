@@ -22,7 +22,7 @@ def _build_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="SHARE",
         type=float,
         default=1.0,
-        help="do a share of the work, with --out elsewhere: 0.01 tries the way in minutes and makes useless models",
+        help="do a share of the work, with --out elsewhere: 0.02 tries the way in minutes and makes useless models",
     )
 
 

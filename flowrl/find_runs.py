@@ -51,7 +51,7 @@ def latest_training_run(*, unlike: Path | None = None) -> Path:
 
 
 def _by_age() -> list[Path]:
-    """All runs that got as far as a figure, the latest first; a run writes its config.yaml once, when it starts."""
+    """All runs that got as far as a figure, the latest first; config.yaml is as old as the last start or resume."""
     files = [file for file in RUNS.glob("*/config.yaml") if not file.parent.is_symlink() and _has_figures(file.parent)]
     return [file.parent for file in sorted(files, key=lambda file: (file.stat().st_mtime_ns, file), reverse=True)]
 

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import IO
 
 from flowrl.config import ConfigError, RunConfig, dump
+from flowrl.core.file_mode import apply_umask
 from flowrl.environment import Environment, environment, read_environments
 
 LATEST = "latest"
@@ -233,9 +234,7 @@ def write_atomically(path: Path, content: bytes) -> None:
             file.write(content)
             file.flush()
             os.fsync(file.fileno())
-        umask = os.umask(0)
-        os.umask(umask)
-        aside.chmod(0o666 & ~umask)  # mkstemp gives a file to its owner alone
+        apply_umask(aside)
         aside.replace(path)
     except BaseException:
         aside.unlink(missing_ok=True)

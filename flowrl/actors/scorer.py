@@ -16,7 +16,7 @@ from flowrl.protocols import Reward, ShardableReward
 from flowrl.types import RewardInput, Scores, TextCondition, Trajectory
 
 
-class RewardError(UserError, ValueError):
+class RewardInputError(UserError, ValueError):
     """A reward that cannot score what the policy makes of these prompts."""
 
 
@@ -98,7 +98,7 @@ def _apply(reward: Reward, trajectory: Trajectory, pixels: torch.Tensor | None) 
             with torch.no_grad():
                 values = reward(batch)
         except ValueError as error:  # which is how a reward says that the batch is none for it
-            raise RewardError(
+            raise RewardInputError(
                 f"reward {reward.name!r} refuses its batch: {error}. If it is not meant for such inputs, take it out "
                 "of rewards.train and rewards.watch"
             ) from error

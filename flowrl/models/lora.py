@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,6 +15,7 @@ from safetensors.torch import load_file
 
 from flowrl.core import seeds
 from flowrl.core.errors import CheckpointError
+from flowrl.core.file_mode import apply_umask
 
 ADAPTER = "default"
 _FILE = "pytorch_lora_weights.safetensors"
@@ -78,9 +78,7 @@ def save(transformer: torch.nn.Module, folder: Path) -> None:
         **_collate_lora_metadata({"transformer": transformer}),
     )
 
-    umask = os.umask(0)
-    os.umask(umask)
-    (folder / _FILE).chmod(0o666 & ~umask)  # some versions of safetensors give a file to its owner alone
+    apply_umask(folder / _FILE)
 
 
 def load(transformer: torch.nn.Module, folder: Path) -> None:

@@ -47,12 +47,13 @@ def check_folder(path: Path) -> None:
     for file in sorted(path.rglob("*.json")):
         read_json(file)
     listed = read_json(path / "model_index.json")
-    for part, stem in _WEIGHTS.items():
-        if listed.get(part, [None])[0] is not None:  # a pipeline may be saved without some text encoder
-            check_model_folder(path / part, stem)
-    for part, vocabularies in _TOKENIZERS.items():
-        if listed.get(part, [None])[0] is not None:
-            _check_tokenizer(path / part, vocabularies)
+    for part in (*_WEIGHTS, *_TOKENIZERS):
+        if listed.get(part, [None])[0] is None:
+            continue  # a pipeline may be saved without some text encoder
+        if part in _WEIGHTS:
+            check_model_folder(path / part, _WEIGHTS[part])
+        else:
+            _check_tokenizer(path / part, _TOKENIZERS[part])
 
 
 def _check_tokenizer(folder: Path, vocabularies: tuple[tuple[str, ...], ...]) -> None:

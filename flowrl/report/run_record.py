@@ -122,9 +122,5 @@ def read_run(directory: Path) -> RunRecord:
 def part_of(name: str, measures: list[str]) -> str | None:
     """The measure that `name` is a part of: oracle for oracle_shape, where both were measured and are one reward."""
     known = BUILT_IN["reward"]
-    wholes = [
-        whole
-        for whole in measures
-        if whole in known and name in known and whole != name and known[whole].target == known[name].target
-    ]
-    return next((whole for whole in wholes if name.startswith(f"{whole}_")), None)
+    wholes = [whole for whole in measures if name.startswith(f"{whole}_") and {whole, name} <= known.keys()]
+    return next((whole for whole in wholes if known[whole].target == known[name].target), None)

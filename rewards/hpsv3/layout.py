@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import save_file
@@ -43,8 +44,8 @@ def save(
     (folder / _PIXELS).write_text(json.dumps({"area": area}) + "\n", encoding="utf-8")
 
 
-def check_folder(folder: Path) -> None:
-    """Raise CheckpointError, naming the file, unless all of the folder is there; weights are looked at, not read."""
+def check_folder(folder: Path) -> dict[str, Any]:
+    """The content of config.json, the weights looked at but not read; raises CheckpointError naming the file."""
     if not (folder / WEIGHTS).is_file():
         raise CheckpointError(f"{folder} is not an HPSv3 folder: it has no {WEIGHTS}")
     settings = read_json(folder / "config.json")
@@ -60,12 +61,12 @@ def check_folder(folder: Path) -> None:
     for file in sorted(folder.glob("*.json")):
         read_json(file)  # what the library says of a damaged one does not name it
     check_safetensors(folder / WEIGHTS)
+    return settings
 
 
 def load(folder: Path, *, dtype: torch.dtype) -> tuple[HPSv3Model, PreTrainedTokenizerBase, PatchSpec]:
     """The model in evaluation mode with float32 head, its tokenizer, and how images are cut; raises CheckpointError."""
-    check_folder(folder)
-    settings = read_json(folder / "config.json")
+    settings = check_folder(folder)
     tensors = from_published(read_tensors(folder / WEIGHTS))
     config = Qwen2VLConfig.from_dict(settings)
     rows = tensors.get("backbone.language_model.embed_tokens.weight")

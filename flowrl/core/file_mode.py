@@ -1,0 +1,13 @@
+"""Who may read what is written."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+
+def apply_umask(file: Path) -> None:
+    """Give a file the rights of one that `open` made; temporary files, and some libraries', are their owner's alone."""
+    umask = os.umask(0)
+    os.umask(umask)
+    file.chmod(0o666 & ~umask)
