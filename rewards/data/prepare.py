@@ -1,0 +1,233 @@
+"""Makes a prepared preference set from its sources, once: images to latents, prompts to text conditions, in shards.
+
+The sources are scanned, then shards are written one by one; what an interrupted run has written is found again. Only
+hashes, positions and numbers of what was scanned are held in memory.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+from tqdm import tqdm
+
+from flowrl.core.config_tree import ConfigError
+from flowrl.core.errors import UserError
+from flowrl.types import TextCondition
+from rewards.data.buckets import BucketPlan, fit
+from rewards.data.images import BadImage, ImageReader
+from rewards.data.mixture import MixtureScan
+from rewards.data.scan_index import ScanIndex
+from rewards.data.source import DataSource
+from rewards.data.store import INFO, PROMPTS, TABLES, StoreInfo, save_info, shard_path
+
+_PER_SHARD = 256  # samples or prompts
+_SETTINGS, _STATISTICS, _BROKEN = "settings.json", "statistics.json", "broken.json"
+_SPARE = 256 * 2**20  # bytes that must stay free
+
+
+@dataclass(frozen=True, kw_only=True)
+class Encoders:
+    """What turns images and prompts into what a reward reads; without a VAE images are kept as they are.
+
+    Example: for a pixel reward ``Encoders(name="", latent_space="", image=None, text=None, dtype=torch.float16)``
+    """
+
+    name: str
+    latent_space: str
+    image: Callable[[torch.Tensor], torch.Tensor] | None  # pixels [B, 3, H, W] in [0, 1] to latents [B, C, h, w]
+    text: Callable[[str], TextCondition] | None
+    dtype: torch.dtype
+
+
+def prepare(
+    folder: Path,
+    sources: list[DataSource],
+    encoders: Encoders,
+    buckets: BucketPlan,
+    *,
+    encode_batch: int,
+    max_bad_share: float,
+    part: int = 0,
+    num_parts: int = 1,
+) -> bool:
+    """Fill `folder` with a whole prepared set, or go on with filling it; returns whether it is whole now.
+
+    Several processes may fill one folder, each a part of the shards; the last to end makes it whole.
+    Writes statistics.json and statistics.md of what was used. Raises UserError when the sources are too broken or
+    empty, the disk is too small, or the folder was begun with other settings.
+    """
+    if (folder / INFO).is_file():
+        return True
+    settings = _settings(sources, encoders, buckets)
+    _check_begun(folder, settings)
+    scan = MixtureScan(sources, max_bad_share=max_bad_share)
+    own = folder / f".scan-{part}"
+    own.mkdir(exist_ok=True)
+    index = ScanIndex(own, buckets)
+    for found in tqdm(scan, desc=f"scanning for {folder.name}", unit=" comparisons", mininterval=2):
+        index.add(found)
+    index.close()
+    work = _Shards(folder, index, encoders, encode_batch)
+    work.write_samples(part, num_parts)
+    work.write_conditions(part, num_parts)
+    if not work.are_whole():
+        return False
+    (folder / _STATISTICS).write_text(scan.statistics.to_json() + "\n", encoding="utf-8")
+    (folder / "statistics.md").write_text(scan.statistics.to_markdown() + "\n", encoding="utf-8")
+    shutil.copyfile(own / PROMPTS, folder / PROMPTS)
+    broken = work.broken()
+    if len(broken) > max_bad_share * index.num_samples:
+        raise UserError(
+            f"{folder}: {len(broken)} of {index.num_samples:,} images are broken, more than data.max_bad_share="
+            f"{max_bad_share:g}; the first: {'; '.join(list(broken.values())[:3])}"
+        )
+    (folder / _BROKEN).write_text(json.dumps(broken, indent=1) + "\n", encoding="utf-8")
+    tables = index.tables(work.place(), broken=set(map(int, broken)))
+    save_file({key: value.contiguous() for key, value in tables.items()}, folder / TABLES)
+    save_info(
+        folder,
+        StoreInfo(
+            holds=("latents",) if encoders.image else ("pixels",),
+            latent_space=encoders.latent_space,
+            text_length=work.text_length,
+            encoders=encoders.name,
+            conditions_per_shard=_PER_SHARD,
+            sources=tuple(source.title for source in sources),
+            categories=tuple(index.categories),
+            num_samples=index.num_samples,
+            num_prompts=index.num_prompts,
+        ),
+    )
+    for scanned in folder.glob(".scan-*"):
+        shutil.rmtree(scanned)
+    return True
+
+
+class _Shards:
+    """Writes the shards of one set; each is written once and found again after an interruption."""
+
+    def __init__(self, folder: Path, index: ScanIndex, encoders: Encoders, encode_batch: int) -> None:
+        self._folder, self._index, self._encoders, self._batch = folder, index, encoders, encode_batch
+        self._shards = [
+            rows for number in range(len(index.sizes)) for rows in index.samples_of_size(number).split(_PER_SHARD)
+        ]
+        self._reader = ImageReader()
+        self.text_length = 0
+
+    def place(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """Shard and row [N] int64 of every sample."""
+        shard = torch.empty(self._index.num_samples, dtype=torch.int64)
+        row = torch.empty_like(shard)
+        for number, rows in enumerate(self._shards):
+            shard[rows], row[rows] = number, torch.arange(len(rows))
+        return shard, row
+
+    def write_samples(self, part: int, num_parts: int) -> None:
+        """One shard after the other, all samples of one having one size."""
+        mine = range(part, len(self._shards), num_parts)
+        for number in tqdm(mine, desc="images", unit="shard", mininterval=2):
+            path, rows = shard_path(self._folder, "samples", number), self._shards[number]
+            if path.is_file():
+                continue
+            size = self._index.sizes[int(self._index.size[rows[0]])]
+            parts, broken = [], {}
+            for batch in rows.split(self._batch):
+                pixels = torch.zeros(len(batch), 3, *size)
+                for place, sample in enumerate(batch.tolist()):
+                    try:
+                        pixels[place] = fit(self._reader.pixels(self._index.image(sample)), size)
+                    except BadImage as error:
+                        broken[str(sample)] = str(error)
+                parts.append(self._encoded(pixels))
+            name = "latents" if self._encoders.image else "pixels"
+            self._write(path, {name: torch.cat(parts)}, broken)
+
+    def _encoded(self, pixels: torch.Tensor) -> torch.Tensor:
+        if self._encoders.image is None:
+            return (255 * pixels).round().to(torch.uint8)
+        return self._encoders.image(pixels).to("cpu", self._encoders.dtype)
+
+    def write_conditions(self, part: int, num_parts: int) -> None:
+        """The text conditions of all prompts."""
+        if self._encoders.text is None:
+            return
+        self.text_length = int(self._encoders.text(self._index.prompt(0)).embeds.shape[1])
+        for number in tqdm(range(part, self._num_texts, num_parts), desc="prompts", unit="shard", mininterval=2):
+            path = shard_path(self._folder, "conditions", number)
+            if path.is_file():
+                continue
+            last = min((number + 1) * _PER_SHARD, self._index.num_prompts)
+            found = [self._encoders.text(self._index.prompt(row)) for row in range(number * _PER_SHARD, last)]
+            embeds = torch.cat([one.embeds for one in found]).to("cpu", self._encoders.dtype)
+            pooled = torch.cat([one.pooled for one in found]).to("cpu", self._encoders.dtype)
+            self._write(path, {"embeds": embeds, "pooled": pooled}, {})
+
+    @property
+    def _num_texts(self) -> int:
+        """How many shards of conditions there are."""
+        return -(-self._index.num_prompts // _PER_SHARD) if self._encoders.text is not None else 0
+
+    def are_whole(self) -> bool:
+        """Whether every shard is there, whoever wrote it."""
+        counts = {"samples": len(self._shards), "conditions": self._num_texts}
+        return all(
+            shard_path(self._folder, kind, number).is_file()
+            for kind, count in counts.items()
+            for number in range(count)
+        )
+
+    def _write(self, path: Path, tensors: dict[str, torch.Tensor], broken: dict[str, str]) -> None:
+        tensors = {key: value.contiguous() for key, value in tensors.items()}
+        needed = sum(value.numel() * value.element_size() for value in tensors.values())
+        path.parent.mkdir(exist_ok=True)
+        free = shutil.disk_usage(path.parent).free
+        if free < needed + _SPARE:
+            raise UserError(f"{path}: needs {needed / 2**20:.0f} MiB, but {free / 2**20:.0f} MiB are free; make room")
+        aside = path.with_suffix(f".{os.getpid()}")
+        save_file(tensors, aside, metadata={"broken": json.dumps(broken)})
+        aside.replace(path)
+
+    def broken(self) -> dict[str, str]:
+        """The samples whose pixels could not be read, by number, and why; from the shards' headers."""
+        found: dict[str, str] = {}
+        for number in range(len(self._shards)):
+            with safe_open(shard_path(self._folder, "samples", number), framework="pt") as file:
+                found |= json.loads(file.metadata()["broken"])
+        return found
+
+
+def _settings(sources: list[DataSource], encoders: Encoders, buckets: BucketPlan) -> dict[str, Any]:
+    return {
+        "sources": [dataclasses.asdict(source) for source in sources],
+        "encoders": encoders.name,
+        "latent_space": encoders.latent_space,
+        "dtype": str(encoders.dtype),
+        "buckets": dataclasses.asdict(buckets),
+    }
+
+
+def _check_begun(folder: Path, settings: dict[str, Any]) -> None:
+    """Raise ConfigError when the folder holds something else, or part of a set with other settings."""
+    text = json.dumps(settings, indent=1) + "\n"
+    file = folder / _SETTINGS
+    if file.is_file() and file.read_text(encoding="utf-8") != text:
+        digest = hashlib.sha256(text.encode()).hexdigest()[:8]
+        raise ConfigError(
+            f"{folder}: was begun with other data settings; remove it to prepare anew, or set data.store to another "
+            f"folder, such as {folder.parent}-{digest}"
+        )
+    if folder.is_dir() and not file.is_file() and any(folder.iterdir()):
+        raise ConfigError(f"{folder}: holds other files; set data.store to a new or empty folder")
+    folder.mkdir(parents=True, exist_ok=True)
+    file.write_text(text, encoding="utf-8")
