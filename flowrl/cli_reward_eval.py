@@ -1,0 +1,99 @@
+"""The command `flowrl reward eval`."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from flowrl.cli_verb import Verb
+
+if TYPE_CHECKING:
+    from flowrl.protocols import Reward
+    from rewards.evaluation.config import EncoderSection, EvaluationConfig
+    from rewards.evaluation.latent_inputs import LatentInputs
+
+_NO_SPACE = "none (encoders.path is not set)"
+
+
+def _eval_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("config", metavar="CONFIG", type=Path, help="a YAML file: rewards and benchmarks")
+    parser.add_argument(
+        "overrides",
+        metavar="key=value",
+        nargs="*",
+        help="a key of the config and its value, such as device=cuda; lists are given whole",
+    )
+
+
+def _eval(args: argparse.Namespace) -> int:
+    from rewards.evaluation.config import load
+
+    config = load(args.config, args.overrides)
+    from flowrl.actors.reward_loading import check_rewards, load_reward
+    from flowrl.config import RewardSpec
+    from rewards.evaluation.run import PAGE, run
+    from rewards.evaluation.table import main_table
+
+    device = _device(config)
+    inputs, space = _encoders(config, device)
+    check_rewards([RewardSpec(name=entry.name, options=entry.options) for entry in config.rewards], space, device)
+
+    def make(name: str, options: Mapping[str, Any]) -> Reward:
+        return load_reward(RewardSpec(name=name, options=dict(options)), space, device)
+
+    result = run(config, make=make, inputs=inputs)
+    print(main_table(result))
+    print(Path(config.out) / PAGE)
+    return 0
+
+
+def _device(config: EvaluationConfig) -> str:
+    import torch
+
+    from flowrl.core.config_tree import ConfigError
+
+    here = torch.cuda.is_available()
+    if config.device == "cuda" and not here:
+        raise ConfigError("device must be cpu or auto on this machine, got 'cuda': there is no GPU that torch can use")
+    return "cuda" if here and config.device != "cpu" else "cpu"
+
+
+def _encoders(config: EvaluationConfig, device: str) -> tuple[LatentInputs | None, str]:
+    """The encoders of the policy and the name of its latent space, where a policy is named."""
+    section = config.encoders
+    if not section.path:
+        return None, _NO_SPACE
+    from flowrl.registry import resolve
+    from rewards.data.buckets import BucketPlan
+    from rewards.evaluation.latent_inputs import EncoderSetting, LatentInputs
+
+    path = _folder(section)
+    family, _ = resolve("policy", section.family)
+    family.check(path)
+    setting = EncoderSetting(
+        path=path,
+        max_sequence_length=section.max_sequence_length,
+        buckets=BucketPlan(image_size=section.image_size, step=section.bucket_step, max_aspect=section.max_aspect),
+        dtype=section.dtype,
+        device=device,
+    )
+    return LatentInputs(family, setting), family.latent_space(path)
+
+
+def _folder(section: EncoderSection) -> Path:
+    from flowrl.config import POCKET
+    from flowrl.pocket.locate import checkpoint
+
+    return checkpoint("sd35") if section.path == POCKET else Path(section.path)
+
+
+REWARD_EVAL_VERBS = {
+    "reward eval": Verb(
+        summary="measure how often rewards agree with people, side by side on the same pairs, or go on with it",
+        example="flowrl reward eval configs/reward/eval/benchmarks.yaml device=cuda out=runs/table-1",
+        add_arguments=_eval_arguments,
+        run=_eval,
+    ),
+}

@@ -1,0 +1,95 @@
+"""From the scores of a benchmark's images to figures: protocols, intervals, categories and differences."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import combinations
+
+import torch
+
+from flowrl.core.errors import UserError
+from rewards.evaluation.bootstrap import interval, paired_difference, resample
+from rewards.evaluation.judged_pairs import JudgedPairs
+from rewards.evaluation.protocols import Credits, Protocol, TieRule, choose_tie_rule
+from rewards.evaluation.result import CategoryFigures, Difference, Figure, ProtocolResult
+from rewards.evaluation.score_comparisons import ScoredComparisons
+
+
+@dataclass(frozen=True, kw_only=True)
+class Measurement:
+    """How figures are made from scores: of which rewards, and with how many bootstrap draws.
+
+    Example: ``Measurement(labels=("a", "b"), scales=(1.0, 100.0), draws=2000, seed=0, name="hpdv2")``
+    """
+
+    labels: tuple[str, ...]
+    scales: tuple[float, ...]  # of the scores in the softmax of tie-aware protocols
+    draws: int
+    seed: int
+    name: str  # of the benchmark; its draws are its own
+
+    def measure(
+        self, protocol: Protocol, scored: ScoredComparisons, validation: ScoredComparisons | None
+    ) -> ProtocolResult:
+        """All rewards under one protocol, on the pairs that all of them have scored.
+
+        Raises UserError when the protocol needs validation pairs and there are none.
+        """
+        rules = self._tie_rules(protocol, validation)
+        pairs = scored.comparable
+        scores = torch.nan_to_num(scored.scores)  # rows without a score are in no comparable pair
+        earned = [protocol.credits(pairs.table, row, rule) for row, rule in zip(scores, rules, strict=True)]
+        samples = self._samples(pairs, earned)
+        counted = earned[0].weight > 0
+        return ProtocolResult(
+            protocol=protocol.name,
+            definition=protocol.definition,
+            source=protocol.source,
+            num_pairs=int(counted.sum()),
+            num_prompts=len(pairs.prompt[counted].unique()),
+            figures=self._figures(earned, samples, rules),
+            by_category=self._by_category(protocol, pairs, scores, rules),
+            differences=tuple(
+                Difference(
+                    first=self.labels[one],
+                    second=self.labels[other],
+                    paired=paired_difference(earned[one], earned[other], samples[:, one], samples[:, other]),
+                )
+                for one, other in combinations(range(len(self.labels)), 2)
+            ),
+        )
+
+    def _tie_rules(self, protocol: Protocol, validation: ScoredComparisons | None) -> list[TieRule | None]:
+        if protocol.tie_measure is None:
+            return [None] * len(self.labels)
+        if validation is None:
+            raise UserError(f"{self.name}: protocol {protocol.name} needs validation sources for its tie threshold")
+        table = validation.comparable.table
+        scores = torch.nan_to_num(validation.scores)
+        return [choose_tie_rule(table, row, protocol, scale) for row, scale in zip(scores, self.scales, strict=True)]
+
+    def _samples(self, pairs: JudgedPairs, earned: Sequence[Credits]) -> torch.Tensor:
+        return resample(pairs.prompt, earned, draws=self.draws, seed=self.seed, name=self.name)
+
+    def _figures(
+        self, earned: Sequence[Credits], samples: torch.Tensor, rules: Sequence[TieRule | None]
+    ) -> tuple[Figure, ...]:
+        return tuple(
+            Figure(label=label, accuracy=one.accuracy, interval=interval(column), equal=one.equal, tie_rule=rule)
+            for label, one, column, rule in zip(self.labels, earned, samples.unbind(1), rules, strict=True)
+        )
+
+    def _by_category(
+        self, protocol: Protocol, pairs: JudgedPairs, scores: torch.Tensor, rules: Sequence[TieRule | None]
+    ) -> tuple[CategoryFigures, ...]:
+        if len(pairs.table.categories) < 2:
+            return ()
+        found = []
+        for index, category in sorted(enumerate(pairs.table.categories), key=lambda one: one[1]):
+            own = pairs.select(pairs.table.category == index)
+            earned = [protocol.credits(own.table, row, rule) for row, rule in zip(scores, rules, strict=True)]
+            figures = self._figures(earned, self._samples(own, earned), rules)
+            num_pairs = int((earned[0].weight > 0).sum())
+            found.append(CategoryFigures(category=category, num_pairs=num_pairs, figures=figures))
+        return tuple(found)

@@ -1,0 +1,164 @@
+"""A whole evaluation: scores all images of all benchmarks with all rewards, measures, and writes the tables."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+from flowrl.core.config_file import dump_config
+from flowrl.core.errors import UserError
+from rewards.data.comparison import Comparison, Row
+from rewards.data.source import DataSource, open_source
+from rewards.evaluation.config import BenchmarkEntry, EvaluationConfig
+from rewards.evaluation.contestant import Contestant, MakeReward
+from rewards.evaluation.latent_inputs import LatentInputs
+from rewards.evaluation.measure import Measurement
+from rewards.evaluation.protocols import find_protocol
+from rewards.evaluation.result import BenchmarkResult, Coverage, EvaluationResult, RewardDescription
+from rewards.evaluation.score_comparisons import ScoredComparisons, ScoringPass
+from rewards.evaluation.table import markdown
+
+RESULT, PAGE = "result.json", "result.md"
+
+
+def run(config: EvaluationConfig, *, make: MakeReward, inputs: LatentInputs | None) -> EvaluationResult:
+    """Evaluate, and write config.yaml, result.json and result.md in `config.out`.
+
+    `make` loads a reward by name and options; `inputs` are the encoders for latent rewards. Scores that an earlier run
+    left in `config.out` are not made again. Raises UserError when data or a reward cannot be used.
+    """
+    out = Path(config.out)
+    if out.exists() and not out.is_dir():
+        raise UserError(f"out: {out} must be a folder, but a file of that name exists")
+    out.mkdir(parents=True, exist_ok=True)
+    (out / "config.yaml").write_text(dump_config(config), encoding="utf-8")
+    result = Evaluation(config, make=make, inputs=inputs).run()
+    (out / RESULT).write_text(result.to_json(), encoding="utf-8")
+    (out / PAGE).write_text(markdown(result), encoding="utf-8")
+    return result
+
+
+class Evaluation:
+    """One run of a configuration."""
+
+    def __init__(self, config: EvaluationConfig, *, make: MakeReward, inputs: LatentInputs | None) -> None:
+        self._config = config
+        self._inputs = inputs
+        self._contestants = [
+            Contestant(label=entry.title, name=entry.name, options=entry.options, make=make) for entry in config.rewards
+        ]
+
+    def run(self) -> EvaluationResult:
+        """All benchmarks, in the order of the configuration."""
+        config = self._config
+        if not config.together:
+            for contestant in self._contestants:
+                for benchmark in config.benchmarks:
+                    self._score_all(benchmark, [contestant])
+                contestant.release()
+        return EvaluationResult(
+            rewards=tuple(
+                RewardDescription(label=one.label, name=one.name, options=one.options) for one in self._contestants
+            ),
+            benchmarks=tuple(self._benchmark(benchmark) for benchmark in config.benchmarks),
+            draws=config.draws,
+            seed=config.seed,
+        )
+
+    def _benchmark(self, benchmark: BenchmarkEntry) -> BenchmarkResult:
+        scored, validation = self._score_all(benchmark, self._contestants)
+        measurement = Measurement(
+            labels=tuple(entry.title for entry in self._config.rewards),
+            scales=tuple(entry.probability_scale for entry in self._config.rewards),
+            draws=self._config.draws,
+            seed=self._config.seed,
+            name=benchmark.name,
+        )
+        protocols = [find_protocol(name) for name in benchmark.protocols]
+        return BenchmarkResult(
+            name=benchmark.name,
+            test_set=benchmark.test_set,
+            coverage=coverage(scored, measurement.labels),
+            protocols=tuple(measurement.measure(one, scored, validation) for one in protocols),
+        )
+
+    def _score_all(
+        self, benchmark: BenchmarkEntry, contestants: Sequence[Contestant]
+    ) -> tuple[ScoredComparisons, ScoredComparisons | None]:
+        limit = benchmark.max_comparisons
+        scored = self._score(benchmark.name, benchmark.sources, limit, contestants)
+        if not benchmark.validation:
+            return scored, None
+        return scored, self._score(f"{benchmark.name}, validation", benchmark.validation, 0, contestants)
+
+    def _score(
+        self, name: str, sources: Sequence[DataSource], limit: int, contestants: Sequence[Contestant]
+    ) -> ScoredComparisons:
+        with ExitStack() as stack:
+            context = self._context(sources)
+            folder = Path(self._config.out) / "scores"
+            caches = [stack.enter_context(one.cache(folder, sources[0].title, context)) for one in contestants]
+            scoring = ScoringPass(
+                contestants,
+                caches,
+                inputs=self._inputs,
+                seed=self._config.seed,
+                max_bad=self._config.max_bad,
+                images_per_chunk=self._config.images_per_chunk,
+            )
+            total = sum(1 for _ in rows_of(sources, limit))
+            bar = stack.enter_context(tqdm(desc=name, total=total, unit="row"))
+            scored = scoring.run(rows_of(sources, limit), bar.update)
+        check_scored(name, scored, [one.label for one in contestants])
+        return scored
+
+    def _context(self, sources: Sequence[DataSource]) -> dict[str, Any]:
+        """What scores depend on beside the reward."""
+        files = [{"format": one.format, "path": one.path, "images": one.images} for one in sources]
+        context: dict[str, Any] = {"sources": files, "seed": self._config.seed}
+        if self._inputs is not None:
+            context |= {"encoders": self._inputs.identity}
+        return context
+
+
+def rows_of(sources: Sequence[DataSource], limit: int) -> Iterator[Row]:
+    """The rows of all sources, the first `limit` of each (0: all), without what their filters leave out."""
+    for source in sources:
+        kept = (row for row in open_source(source) if not isinstance(row, Comparison) or _is_kept(row, source))
+        yield from itertools.islice(kept, limit or None)
+
+
+def check_scored(name: str, scored: ScoredComparisons, labels: Sequence[str]) -> None:
+    """Raise UserError when there is nothing to count, saying what is to blame."""
+    bad = [*scored.bad_rows.named, *scored.bad_images.named]
+    because = f"; the first that cannot be used: {bad[0]}" if bad else ""
+    if not len(scored.pairs):
+        raise UserError(f"{name}: there is no comparison to evaluate on{because}")
+    silent = [label for label, row in zip(labels, scored.scores, strict=True) if not row.isfinite().any()]
+    if silent:
+        raise UserError(f"{name}: {silent[0]} has no finite score of any image{because}")
+
+
+def coverage(scored: ScoredComparisons, labels: Sequence[str]) -> Coverage:
+    """What of a benchmark was used."""
+    return Coverage(
+        num_comparisons=scored.num_comparisons,
+        num_pairs=len(scored.pairs),
+        num_comparable=len(scored.comparable),
+        unscored=dict(zip(labels, scored.unscored, strict=True)),
+        num_bad_rows=scored.bad_rows.count,
+        bad_rows=tuple(scored.bad_rows.named),
+        num_bad_images=scored.bad_images.count,
+        bad_images=tuple(scored.bad_images.named),
+        skipped_rows=scored.skipped_rows,
+    )
+
+
+def _is_kept(comparison: Comparison, source: DataSource) -> bool:
+    in_category = not source.categories or comparison.category in source.categories
+    return in_category and comparison.confidence >= source.min_confidence

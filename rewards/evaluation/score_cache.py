@@ -1,0 +1,79 @@
+"""The scores of one reward on one source of data, kept on disk so that an interrupted evaluation goes on."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Self
+
+from flowrl.core.errors import UserError
+
+
+class ScoreCache:
+    """A JSONL file: a first line that says whose scores these are, then one line for each chunk that was scored.
+
+    A last line that an interruption cut off is dropped when the file is opened. NaN, the score of a sample that the
+    reward cannot score, is kept as null.
+    """
+
+    def __init__(self, path: Path, identity: Mapping[str, Any]) -> None:
+        self.path = path
+        self._scores: dict[str, float] = {}
+        if path.exists():
+            self._read()
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self._file = path.open("a", encoding="utf-8")
+        if path.stat().st_size == 0:
+            self._write({"scores_of": dict(identity)})
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._file.close()
+
+    def __contains__(self, key: str) -> bool:
+        return key in self._scores
+
+    def __getitem__(self, key: str) -> float:
+        return self._scores[key]
+
+    def add(self, scores: Mapping[str, float]) -> None:
+        """Keep the scores of one chunk, by key; they are on disk when this returns."""
+        self._write({"scores": {key: score if math.isfinite(score) else None for key, score in scores.items()}})
+        self._scores |= scores
+
+    def _write(self, line: dict[str, Any]) -> None:
+        self._file.write(json.dumps(line) + "\n")
+        self._file.flush()
+        os.fsync(self._file.fileno())
+
+    def _read(self) -> None:
+        whole = 0  # bytes up to the last whole line
+        with self.path.open("rb") as file:
+            for number, line in enumerate(file, 1):
+                if not line.endswith(b"\n"):
+                    break
+                try:
+                    found = json.loads(line)
+                    scores = found["scores"] if number > 1 else {}
+                    self._scores |= {key: math.nan if score is None else float(score) for key, score in scores.items()}
+                except (ValueError, KeyError, TypeError, AttributeError):
+                    raise UserError(
+                        f"{self.path}: line {number} is damaged; delete the file, and its images are scored again"
+                    ) from None
+                whole += len(line)
+        with self.path.open("r+b") as file:
+            file.truncate(whole)
+
+
+def file_stamp(path: Path) -> str:
+    """A digest of name, size and time of each file at a path, a file or a folder; empty when nothing is there."""
+    files = [path] if path.is_file() else sorted(path.rglob("*")) if path.is_dir() else []
+    stats = [(str(file.relative_to(path)), file.stat()) for file in files if file.is_file()]
+    listed = [f"{name} {stat.st_size} {stat.st_mtime_ns}" for name, stat in stats]
+    return hashlib.blake2b("\n".join(listed).encode(), digest_size=8).hexdigest() if listed else ""

@@ -1,0 +1,280 @@
+"""`flowrl reward eval`, end to end: published formats, pixel and latent rewards, interruptions, broken data."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from diffusers import AutoencoderKL
+from PIL import Image
+
+from flowrl.cli_reward_eval import REWARD_EVAL_VERBS
+from flowrl.core import seeds
+from flowrl.core.config_tree import ConfigError
+from flowrl.core.errors import UserError
+from flowrl.models.sd3 import SD3
+from flowrl.pocket.locate import checkpoint
+from flowrl.types import RewardInput
+from rewards.data.source import DataSource
+from rewards.dit_reward import DiTReward
+from rewards.evaluation.config import BenchmarkEntry, EvaluationConfig, RewardEntry
+from rewards.evaluation.result import EvaluationResult
+from rewards.evaluation.run import run
+from tests import preference_files
+from tests.cheap_rewards import BRIGHT, Brightness
+
+Figures = dict[str, dict[str, float]]
+
+
+class Interrupted(Exception):
+    """Stands for whatever ends a process."""
+
+
+class CountingBrightness(Brightness):
+    """Brightness that knows how many images it has scored, and is interrupted after some."""
+
+    def __init__(self, stop_after: int = 10**9, nan_below: float = 0.0, sign: float = 1.0) -> None:
+        super().__init__(sign=sign)
+        self.scored = 0
+        self.stop_after = stop_after
+        self.nan_below = nan_below
+
+    def __call__(self, batch: RewardInput) -> torch.Tensor:
+        if self.scored >= self.stop_after:
+            raise Interrupted
+        self.scored += len(batch.prompts)
+        scores = super().__call__(batch)
+        return torch.where(self.sign * scores < self.nan_below, torch.nan, scores)
+
+
+def call(tmp_path: Path, config: Mapping[str, Any], *overrides: str) -> Path:
+    """Run the command and return the folder that it wrote."""
+    file = tmp_path / "eval.yaml"
+    file.write_text(yaml.safe_dump({"out": str(tmp_path / "out"), "draws": 200, "device": "cpu", **config}))
+    verb = REWARD_EVAL_VERBS["reward eval"]
+    parser = argparse.ArgumentParser()
+    verb.add_arguments(parser)
+    assert verb.run(parser.parse_args([str(file), *overrides])) == 0
+    return tmp_path / "out"
+
+
+def figures(result: Mapping[str, Any]) -> Figures:
+    """BENCHMARK PROTOCOL -> label -> accuracy."""
+    return {
+        f"{benchmark['name']} {protocol['protocol']}": {one["label"]: one["accuracy"] for one in protocol["figures"]}
+        for benchmark in result["benchmarks"]
+        for protocol in benchmark["protocols"]
+    }
+
+
+def evaluate(out: Path, file: Path, rewards: Mapping[str, CountingBrightness], **changes: Any) -> EvaluationResult:
+    """Rewards that are already made, on one file of the plain format."""
+    config = EvaluationConfig(
+        rewards=[RewardEntry(name=name) for name in rewards],
+        benchmarks=[
+            BenchmarkEntry(
+                name="mine", sources=[DataSource(format="jsonl", path=str(file))], protocols=["ties_dropped"]
+            )
+        ],
+        out=str(out),
+        draws=100,
+        images_per_chunk=4,
+    )
+    for key, value in changes.items():
+        assert hasattr(config, key)
+        setattr(config, key, value)
+    return run(config, make=lambda name, _: rewards[name], inputs=None)
+
+
+def test_the_four_published_benchmarks_become_one_table(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    hpdv3 = preference_files.write_hpdv3(tmp_path / "hpdv3")
+    hpdv2 = preference_files.write_hpdv2_test(tmp_path / "hpdv2")
+    image_reward = preference_files.write_image_reward(tmp_path / "image_reward")
+    test = preference_files.write_pick_a_pic(tmp_path / "pick", num=24)
+    validation = preference_files.write_pick_a_pic(tmp_path / "pick-validation", seed=1)
+    out = call(
+        tmp_path,
+        {
+            "rewards": [
+                {"name": BRIGHT, "label": "bright", "probability_scale": 20.0},
+                {"name": BRIGHT, "label": "dark", "options": {"sign": -1.0}},
+            ],
+            "benchmarks": [
+                {
+                    "name": "ImageReward",
+                    "test_set": "image_reward",
+                    "protocols": ["rankings_pooled", "rankings_per_prompt"],
+                    "sources": [{"format": "image_reward", "path": str(image_reward)}],
+                },
+                {
+                    "name": "PickScore",
+                    "test_set": "pickscore",
+                    "protocols": ["tie_aware", "tie_aware_quantiles", "ties_dropped"],
+                    "sources": [{"format": "pick_a_pic", "path": str(test)}],
+                    "validation": [{"format": "pick_a_pic", "path": str(validation)}],
+                },
+                {
+                    "name": "HPDv2",
+                    "test_set": "hpdv2",
+                    "protocols": ["rankings_per_prompt"],
+                    "sources": [{"format": "hpdv2", "path": str(hpdv2)}],
+                },
+                {"name": "HPDv3", "test_set": "hpdv3", "sources": [{"format": "hpdv3", "path": str(hpdv3)}]},
+            ],
+        },
+    )
+    result = json.loads((out / "result.json").read_text())
+    found = figures(result)
+    # The brighter image is the preferred one. Of a ranking of four whose last two are tied, one pair of six is a tie,
+    # which is never discordant per prompt. Images of a tied pair of Pick-a-Pic are as far apart as all others, so no
+    # threshold tells them: bright is right but on ties (a half each), dark is best off calling everything a tie.
+    assert found["ImageReward rankings_pooled"] == {"bright": 1, "dark": 0}
+    assert found["ImageReward rankings_per_prompt"] == {"bright": 1, "dark": pytest.approx(1 / 6)}
+    assert found["HPDv2 rankings_per_prompt"] == {"bright": 1, "dark": 0}
+    assert found["HPDv3 pairs"] == {"bright": 1, "dark": 0}
+    assert found["PickScore ties_dropped"] == {"bright": 1, "dark": 0}
+    ties = 6 / 21  # of 24 rows every fourth is a tie, three more have no label
+    for protocol in ("tie_aware", "tie_aware_quantiles"):
+        earned = found[f"PickScore {protocol}"]
+        assert earned["bright"] == pytest.approx(1 - ties / 2, abs=0.03)
+        assert earned["dark"] == pytest.approx((1 + ties) / 2, abs=0.03)
+    assert result["benchmarks"][1]["coverage"]["skipped_rows"] == 3
+    page = (out / "result.md").read_text()
+    assert (
+        "| model | by | ImageReward (rankings_pooled) | PickScore (tie_aware) | HPDv2 (rankings_per_prompt) | "
+        "HPDv3 (pairs) |"
+    ) in page
+    assert "| *DiT-Reward* | published | *67.0* | *66.7* | *85.6* | *77.6* |" in page
+    printed = capsys.readouterr().out
+    assert "| bright | measured here | 100.0 [100.0, 100.0] |" in printed
+    assert printed.splitlines()[-1] == str(out / "result.md")
+
+
+def test_a_latent_reward_reads_what_the_policys_own_encoders_make(tmp_path: Path) -> None:
+    prompts = ["a large red circle on sand", "a small blue square on sky"]
+    rows = []
+    for number, prompt in enumerate(prompts):
+        for side in ("a", "b"):
+            image = preference_files.picture(brightness=90 + 60 * number, seed=number + 7 * ord(side))
+            image.save(tmp_path / f"{number}{side}.png")
+        rows.append({"prompt": prompt, "preferred": f"{number}a.png", "rejected": f"{number}b.png"})
+    file = preference_files.write_json(tmp_path / "pairs.jsonl", rows)
+    config = {
+        "rewards": [{"name": "dit_reward"}, {"name": "hpsv3"}],
+        "benchmarks": [{"name": "mine", "sources": [{"format": "jsonl", "path": str(file)}]}],
+        "encoders": {"path": "pocket", "max_sequence_length": 14, "image_size": 64, "bucket_step": 16},
+    }
+    out = call(tmp_path, config)
+    (scores,) = (out / "scores").rglob("dit-reward-*.jsonl")
+    kept = list(json.loads(scores.read_text().splitlines()[1])["scores"].values())
+
+    vae = AutoencoderKL.from_pretrained(checkpoint("sd35") / "vae")
+    encoder = SD3.load_encoder(checkpoint("sd35"), max_sequence_length=14, dtype=torch.float32, device="cpu")
+    reward, expected = DiTReward(), []
+    for number, prompt in enumerate(prompts):
+        for side in ("a", "b"):
+            with Image.open(tmp_path / f"{number}{side}.png") as image:
+                pixels = torch.tensor(list(image.convert("RGB").tobytes())).reshape(1, 64, 64, 3).permute(0, 3, 1, 2)
+            with torch.no_grad():
+                raw = vae.encode(pixels / 127.5 - 1).latent_dist.mean
+                latents = (raw - vae.config.shift_factor) * vae.config.scaling_factor
+                seed = torch.tensor([seeds.derive("evaluation", 0, prompt)])
+                batch = RewardInput(prompts=(prompt,), seeds=seed, latents=latents, condition=encoder.encode(prompt))
+                expected.append(reward(batch).item())
+    assert kept == pytest.approx(expected, abs=1e-4)
+    right = [expected[0] > expected[1], expected[2] > expected[3]]
+    found = figures(json.loads((out / "result.json").read_text()))["mine pairs"]
+    assert found["dit_reward"] == sum(right) / 2
+
+    with pytest.raises(ConfigError, match=r"reads latents of vae16.*encoders\.path is not set"):
+        call(tmp_path, config, "encoders.path=''")
+
+
+def test_an_interrupted_evaluation_goes_on_and_ends_the_same(tmp_path: Path) -> None:
+    file = preference_files.write_jsonl(tmp_path / "data", num=12)
+    whole = evaluate(tmp_path / "whole", file, {"one": CountingBrightness()})
+
+    with pytest.raises(Interrupted):
+        evaluate(tmp_path / "out", file, {"one": CountingBrightness(stop_after=9)})
+    (scores,) = (tmp_path / "out" / "scores").rglob("*.jsonl")
+    lines = scores.read_bytes().splitlines(keepends=True)
+    assert len(lines) == 3  # whose scores, and two chunks of four images
+    scores.write_bytes(b"".join(lines)[:-9])  # as if the second had been cut off on its way to the disk
+
+    again = CountingBrightness()
+    result = evaluate(tmp_path / "out", file, {"one": again})
+    assert again.scored == 24 - 4
+    assert result == whole
+    (unbroken,) = (tmp_path / "whole" / "scores").rglob("*.jsonl")
+    assert scores.read_bytes() == unbroken.read_bytes()
+    assert (tmp_path / "out" / "result.json").read_bytes() == (tmp_path / "whole" / "result.json").read_bytes()
+
+
+@pytest.mark.parametrize("together", [True, False])
+def test_a_reward_that_is_added_is_the_only_one_that_is_scored(tmp_path: Path, together: bool) -> None:
+    file = preference_files.write_jsonl(tmp_path / "data")
+    alone = evaluate(tmp_path / "out", file, {"one": CountingBrightness()})
+    old, new = CountingBrightness(), CountingBrightness(sign=-1.0, nan_below=-1.0)
+    both = evaluate(tmp_path / "out", file, {"one": old, "new": new}, together=together)
+    assert (old.scored, new.scored) == (0, 16)
+    first, second = both.benchmarks[0].protocols[0].figures
+    assert first == alone.benchmarks[0].protocols[0].figures[0]
+    assert (first.accuracy, second.accuracy) == (1, 0)
+    difference = both.benchmarks[0].protocols[0].differences[0]
+    assert (difference.first, difference.second) == ("one", "new")
+    assert (difference.paired.difference, difference.paired.probability) == (1, 1)
+
+
+def test_an_image_under_several_comparisons_is_scored_once(tmp_path: Path) -> None:
+    file = preference_files.write_jsonl(tmp_path / "data", num=3)
+    rows = preference_files.read_rows(file)
+    preference_files.add_rows(file, rows[0], {**rows[0], "rejected": rows[1]["rejected"]})
+    reward = CountingBrightness()
+    result = evaluate(tmp_path / "out", file, {"one": reward})
+    assert reward.scored == 6  # rows 0 and 1 share a prompt
+    assert result.benchmarks[0].coverage.num_pairs == 5
+
+
+def test_broken_images_and_rows_are_counted_and_named(tmp_path: Path) -> None:
+    file = preference_files.write_jsonl(tmp_path / "data")
+    broken = file.parent / preference_files.read_rows(file)[1]["preferred"]
+    broken.write_bytes(broken.read_bytes()[:80])
+    preference_files.add_rows(file, {"prompt": "", "preferred": "a.png", "rejected": "b.png"}, {"prompt": "no images"})
+    result = evaluate(tmp_path / "out", file, {"one": CountingBrightness()})
+    coverage = result.benchmarks[0].coverage
+    assert (coverage.num_pairs, coverage.num_comparable) == (8, 7)
+    assert (coverage.num_bad_images, coverage.num_bad_rows) == (1, 2)
+    assert coverage.bad_images[0].startswith(str(broken))
+    assert coverage.bad_rows == ("pairs.jsonl:9: the prompt is empty", "pairs.jsonl:10: has no 'preferred'")
+    assert coverage.unscored == {"one": 0}
+    page = (tmp_path / "out" / "result.md").read_text()
+    assert "1 images cannot be used and are not counted" in page
+    with pytest.raises(
+        UserError, match=r"more than 1 rows cannot be used, the last is pairs\.jsonl:10: has no 'prefer"
+    ):
+        evaluate(tmp_path / "out", file, {"one": CountingBrightness()}, max_bad=1)
+
+
+def test_a_pair_that_one_reward_cannot_score_counts_for_none(tmp_path: Path) -> None:
+    file = preference_files.write_jsonl(tmp_path / "data", num=7)
+    picky = CountingBrightness(nan_below=0.75)  # all rejected images are darker than that
+    result = evaluate(tmp_path / "out", file, {"one": CountingBrightness(), "picky": picky})
+    assert result.benchmarks[0].coverage.unscored == {"one": 0, "picky": 7}
+    assert result.benchmarks[0].coverage.num_comparable == 0
+    assert '"accuracy": null' in (tmp_path / "out" / "result.json").read_text()
+    blind = {"blind": CountingBrightness(nan_below=2.0)}
+    with pytest.raises(UserError, match=r"mine: blind has no finite score of any image"):
+        evaluate(tmp_path / "out", file, blind)
+
+
+@pytest.mark.parametrize(("rows", "problem"), [([], "mine: there is no comparison to evaluate on$"), ([{}], "has no")])
+def test_nothing_to_evaluate_on_is_an_error(tmp_path: Path, rows: Iterable[object], problem: str) -> None:
+    file = preference_files.write_json(tmp_path / "pairs.jsonl", list(rows))
+    with pytest.raises(UserError, match=problem):
+        evaluate(tmp_path / "out", file, {"one": CountingBrightness()})
