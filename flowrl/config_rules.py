@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 
 from flowrl import registry
 from flowrl.config_sections import RunConfig
-from flowrl.config_tree import ConfigError
+from flowrl.core.config_tree import ConfigError
 
 Rule = Callable[[RunConfig], None]
 RULES: list[Rule] = []
+_TAKEN_LABELS = ("total", "diversity")  # reward/total/mean and eval/diversity/mean mean something else
 
 
 def rule(function: Rule) -> Rule:
@@ -144,21 +146,39 @@ def something_is_trained_on(config: RunConfig) -> None:
 
 @rule
 def trained_rewards_weigh_something(config: RunConfig) -> None:
-    """A weight of zero trains nothing; a negative one makes a penalty of the reward."""
+    """A weight or scale of zero trains nothing; a negative one makes a penalty of the reward."""
     for index, spec in enumerate(config.rewards.train):
-        _require(
-            spec.weight != 0,
-            f"rewards.train[{index}].weight must not be 0; to watch {spec.name} without training on it, "
-            "move it to rewards.watch",
-        )
+        for name, value in {"weight": spec.weight, "scale": spec.scale}.items():
+            _require(
+                value != 0,
+                f"rewards.train[{index}].{name} must not be 0; to watch {spec.name} without training on it, "
+                "move it to rewards.watch",
+            )
 
 
 @rule
-def reward_names_are_distinct(config: RunConfig) -> None:
-    """Metrics are keyed by reward name."""
-    names = [spec.name for spec in [*config.rewards.train, *config.rewards.watch]]
+def reward_labels_fit_in_metric_keys(config: RunConfig) -> None:
+    """A label stands between the slashes of keys such as reward/LABEL/mean, where some names are taken."""
+    for part, specs in {"train": config.rewards.train, "watch": config.rewards.watch}.items():
+        for index, spec in enumerate(specs):
+            name = spec.metric_name
+            _require(
+                re.fullmatch(r"[\w.+-]+", name) is not None and name not in _TAKEN_LABELS,
+                f"rewards.{part}[{index}].label must be letters, digits and any of _ . + - and not one of "
+                f"{', '.join(_TAKEN_LABELS)}, got {name!r}",
+            )
+
+
+@rule
+def reward_labels_are_distinct(config: RunConfig) -> None:
+    """Metrics are keyed by label, which is the reward's name unless it is given."""
+    names = [spec.metric_name for spec in [*config.rewards.train, *config.rewards.watch]]
     twice = sorted({name for name in names if names.count(name) > 1})
-    _require(not twice, f"rewards: each name may stand once in rewards.train and rewards.watch together, got {twice}")
+    _require(
+        not twice,
+        f"rewards: each name may stand once in rewards.train and rewards.watch together, got {', '.join(twice)} "
+        "more than once; tell them apart by a label, such as {name: dit_reward, label: frozen}",
+    )
 
 
 @rule

@@ -69,11 +69,24 @@ class RolloutSection:
 
 @dataclass
 class RewardSpec:
-    """One reward: by registered name, entry point or dotted path, with its weight and its own options."""
+    """One reward: by registered name, entry point or dotted path, how it enters the sum, and its own options.
+
+    The sum that is trained on adds weight * normalised((score + shift) * scale); the score itself is logged as it is.
+    A watched reward enters no sum, whatever stands here.
+    """
 
     name: str = MISSING
     weight: float = 1.0
     options: dict[str, Any] = field(default_factory=dict)
+    shift: float = 0.0
+    scale: float = 1.0  # published ones: 0.1 for HPSv3/10; shift 2 and scale 0.25 for ImageReward's (r + 2)/4
+    normalise: Literal["none", "group"] = "none"  # "group": z-scores within the samples of a prompt
+    label: str = ""  # in metrics and reports; empty: the name, or of a dotted path the class
+
+    @property
+    def metric_name(self) -> str:
+        """What the metrics of this reward are keyed by."""
+        return self.label or self.name.rpartition(":")[2]
 
 
 @dataclass

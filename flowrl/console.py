@@ -53,8 +53,8 @@ class Console:
         self._header_is_out = True
         config = self._config
         rollout, placement = config.rollout, config.placement
-        rewards = listed([spec.name for spec in config.rewards.train]) or "nothing (evaluation alone)"
-        names = [spec.name for spec in config.rewards.watch]
+        rewards = listed([spec.metric_name for spec in config.rewards.train]) or "nothing (evaluation alone)"
+        names = [spec.metric_name for spec in config.rewards.watch]
         watched = listed([name for name in names if part_of(name, names) is None])
         actors = f"{placement.num_rollouts} rollout, {placement.num_scorers} scorer, {placement.num_learners} learner"
         where = "one process" if placement.mode == "local" else f"{placement.mode}: {actors}"
@@ -151,7 +151,7 @@ class Console:
         return line if not is_part else self._styled(line, "dim")
 
     def _trained(self) -> list[str]:
-        return [spec.name for spec in self._config.rewards.train]
+        return [spec.metric_name for spec in self._config.rewards.train]
 
     def _score(self, name: str, mean: float) -> str:
         first, newest = self._evaluated[name]

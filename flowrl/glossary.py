@@ -19,7 +19,7 @@ class Entry:
     nullable: bool = False  # may be undefined, for example the mean of a step whose every score failed
 
 
-# Keys as they are logged; <name> stands for a reward or a measure, <i> for a sampler step.
+# Keys as they are logged; <name> stands for the label of a reward or for a measure, <i> for a sampler step.
 GLOSSARY: dict[str, Entry] = {
     "reward/<name>/mean": Entry(
         "Mean score of the step's training images; every step draws other prompts, so judge learning by eval/ instead.",
@@ -38,7 +38,10 @@ GLOSSARY: dict[str, Entry] = {
         "down",
     ),
     "reward/total/mean": Entry(
-        "Mean of the weighted sum of all trained rewards, which is what the update pushes up.", "score", "up"
+        "Mean of the weighted sum of all trained rewards, which is what the update pushes up. A reward that is "
+        "normalised within the prompt adds nothing to this mean, since its z-scores have none; follow its own.",
+        "score",
+        "up",
     ),
     "eval/<name>/mean": Entry(
         "Mean score on held-out prompts with the same noise every time: the number that shows whether it learns.",

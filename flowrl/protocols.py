@@ -39,6 +39,17 @@ class Decoder(Protocol):
         ...
 
 
+class ImageEncoder(Protocol):
+    """What turns images into the latents of a policy family; loaded without its transformer."""
+
+    def encode(self, pixels: torch.Tensor) -> torch.Tensor:
+        """Pixels [B, 3, H, W] in [0, 1] to model-scaled latents [B, ...] float32.
+
+        Deterministic. Raises ValueError for a size of which the family makes no latents.
+        """
+        ...
+
+
 class Policy(Protocol):
     """A velocity model with a LoRA adapter: what is sampled from and trained."""
 
@@ -103,6 +114,10 @@ class PolicyFamily(Protocol):
 
     def load_decoder(self, path: Path, *, device: str) -> Decoder:
         """The image decoder."""
+        ...
+
+    def load_image_encoder(self, path: Path, *, device: str) -> ImageEncoder:
+        """The image encoder, which scores images with latent rewards; sampling and training need none."""
         ...
 
 

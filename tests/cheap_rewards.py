@@ -10,6 +10,7 @@ import torch
 from flowrl.types import RewardInput
 
 LATENT, BRIGHT = "tests.cheap_rewards:LatentNorm", "tests.cheap_rewards:Brightness"  # as a configuration names them
+LATENT_KEY, BRIGHT_KEY = "LatentNorm", "Brightness"  # as metrics name them
 TINY_SPACE = "vae16x8-scale1.5305-shift0.0609"
 
 

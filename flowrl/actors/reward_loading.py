@@ -22,10 +22,16 @@ def check_rewards(specs: Sequence[RewardSpec], policy_space: str, device: str) -
             check_latent_space(spec.name, factory.check(arguments), policy_space)
 
 
-def load_reward(spec: RewardSpec, policy_space: str, device: str) -> Reward:
-    """Make one reward; raises ConfigError when its options do not fit, or when it reads other latents."""
+def make_reward(spec: RewardSpec, device: str = "cpu") -> Reward:
+    """Make one reward for no policy in particular; raises ConfigError when its options do not fit."""
     factory, arguments = _bind(spec, device)
     reward: Reward = factory(**arguments)
+    return reward
+
+
+def load_reward(spec: RewardSpec, policy_space: str, device: str) -> Reward:
+    """Make one reward; raises ConfigError when its options do not fit, or when it reads other latents."""
+    reward = make_reward(spec, device)
     check_latent_space(spec.name, reward.latent_space if reward.input_kind == "latent" else None, policy_space)
     return reward
 

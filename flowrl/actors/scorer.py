@@ -11,13 +11,10 @@ from flowrl.actors.device import ModelSpec
 from flowrl.actors.reward_loading import load_reward
 from flowrl.actors.sharding import join_gang, shard
 from flowrl.config import RewardSpec
-from flowrl.core.errors import UserError
+from flowrl.core.reward_call import RewardInputError, call_reward
+from flowrl.core.reward_sum import Term, weighted_sum
 from flowrl.protocols import Reward, ShardableReward
 from flowrl.types import RewardInput, Scores, TextCondition, Trajectory
-
-
-class RewardInputError(UserError, ValueError):
-    """A reward that cannot score what the policy makes of these prompts."""
 
 
 class Scorer:
@@ -35,18 +32,21 @@ class Scorer:
         model.prepare_process()
         if sharded:
             join_gang(model.device, timeout_s)
-        self._weights = {spec.name: spec.weight for spec in train}
+        self._terms = {
+            spec.metric_name: Term(weight=spec.weight, shift=spec.shift, scale=spec.scale, normalise=spec.normalise)
+            for spec in train
+        }
         self._rewards: dict[str, Reward] = {}
         for spec in [*train, *watch]:
             reward = load_reward(spec, model.latent_space, model.device)
             if sharded and isinstance(reward, ShardableReward):
                 reward.module = shard(reward.module)
-            self._rewards[spec.name] = reward
+            self._rewards[spec.metric_name] = reward
         self._decoder = model.family.load_decoder(model.path, device=model.device)
 
     def score(self, trajectory: Trajectory) -> Scores:
         """Score one group with the rewards that are trained on."""
-        return self._score(trajectory, {name: self._rewards[name] for name in self._weights}, 0)
+        return self._score(trajectory, {name: self._rewards[name] for name in self._terms}, 0)
 
     def evaluate(self, trajectory: Trajectory, num_images: int) -> Scores:
         """Score one group with every reward, and return its first images too."""
@@ -59,9 +59,7 @@ class Scorer:
             pixels = self._decoder.decode(trajectory.final_latents).cpu()
         decoded = time.perf_counter()
         per_reward = {name: _apply(reward, trajectory, pixels) for name, reward in rewards.items()}
-        total = torch.zeros(trajectory.num_samples)
-        for name, weight in self._weights.items():
-            total = total + weight * per_reward[name]
+        total = weighted_sum(per_reward, self._terms) if self._terms else torch.zeros(trajectory.num_samples)
         images = None
         if num_images and pixels is not None:
             images = (pixels[:num_images] * 255).round().to(torch.uint8)
@@ -81,7 +79,7 @@ class Scorer:
 
 
 def _apply(reward: Reward, trajectory: Trajectory, pixels: torch.Tensor | None) -> torch.Tensor:
-    """The scores [G] float32 of a group, `batch_size` samples at a time; raises ValueError on a wrong shape."""
+    """The scores [G] float32 of a group, `batch_size` samples at a time; raises what `call_reward` raises."""
     scores = []
     for part in torch.arange(trajectory.num_samples).split(reward.batch_size):
         batch = RewardInput(prompts=(trajectory.prompt.text,) * len(part), seeds=trajectory.seeds[part])
@@ -95,18 +93,11 @@ def _apply(reward: Reward, trajectory: Trajectory, pixels: torch.Tensor | None) 
             assert pixels is not None
             batch = replace(batch, pixels=pixels[part])
         try:
-            with torch.no_grad():
-                values = reward(batch)
-        except ValueError as error:  # which is how a reward says that the batch is none for it
+            scores.append(call_reward(reward, batch))
+        except RewardInputError as error:
             raise RewardInputError(
-                f"reward {reward.name!r} refuses its batch: {error}. If it is not meant for such inputs, take it out "
-                "of rewards.train and rewards.watch"
+                f"{error}. If it is not meant for such inputs, take it out of rewards.train and rewards.watch"
             ) from error
-        if values.shape != (len(part),):
-            raise ValueError(
-                f"reward {reward.name!r} must return one score per sample, [{len(part)}], got {list(values.shape)}"
-            )
-        scores.append(values.float().cpu())
     return torch.cat(scores)
 
 

@@ -168,6 +168,28 @@ class SD3Decoder:
             return (self._vae.decode(raw, return_dict=False)[0] / 2 + 0.5).clamp(0, 1)
 
 
+class SD3ImageEncoder:
+    """The VAE's encoder, in float32."""
+
+    def __init__(self, vae: AutoencoderKL, multiple: int) -> None:
+        self._vae = vae
+        self._multiple = multiple  # of pixels that one patch of the transformer covers
+
+    def encode(self, pixels: torch.Tensor) -> torch.Tensor:
+        """Pixels [B, 3, H, W] in [0, 1] to (mode of the VAE - shift) * scaling, [B, C, h, w] float32, on the VAE's
+        device; raises ValueError when no latents are made for images of that size."""
+        height, width = pixels.shape[-2:]
+        if height % self._multiple or width % self._multiple:
+            raise ValueError(
+                f"an image of {width} x {height} pixels has no latents: width and height must be multiples of "
+                f"{self._multiple}; scale or crop it"
+            )
+        config = self._vae.config
+        with torch.no_grad():
+            mode = self._vae.encode(2 * pixels.to(self._vae.device).float() - 1).latent_dist.mode()
+        return (mode - config.shift_factor) * config.scaling_factor
+
+
 class SD3:
     """The family: how each part is loaded from a diffusers folder."""
 
@@ -225,3 +247,11 @@ class SD3:
         """The VAE, in float32 whatever the policy's dtype: half precision shows in its images."""
         vae = AutoencoderKL.from_pretrained(path / "vae", dtype=torch.float32)
         return SD3Decoder(vae.to(device).eval())
+
+    @staticmethod
+    def load_image_encoder(path: Path, *, device: str) -> SD3ImageEncoder:
+        """The VAE, in float32 as for decoding."""
+        vae = AutoencoderKL.from_pretrained(path / "vae", dtype=torch.float32)
+        factor = 2 ** (len(vae.config.block_out_channels) - 1)
+        patch = SD3Transformer2DModel.load_config(path / "transformer")["patch_size"]
+        return SD3ImageEncoder(vae.to(device).eval(), factor * patch)

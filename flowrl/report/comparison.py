@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from flowrl.config import ConfigError, diff
+from flowrl.core.atomic_file import write_atomically
 from flowrl.report.charts import Chart, Series
 from flowrl.report.costs import BUSY, PHASES, TRAFFIC, mean_bytes, mean_of, peak_memory, phase_rows
 from flowrl.report.page import Html, code, facts, folded, joined, page, sample_cards, section, table, tag
@@ -25,7 +26,6 @@ from flowrl.report.run_page import (
 from flowrl.report.run_record import RunRecord, part_of, read_run
 from flowrl.report.verdict import MAY_DIFFER, Change, changes, comparison_verdict, mismatches, violations
 from flowrl.report.wording import duration, listed, significant, size
-from flowrl.run_dir import write_atomically
 from flowrl.samples import Sheet
 
 _STYLES = ("marked", "hollow")  # of the two arms, so that they can be told apart without colour

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping, Sequence
 from datetime import datetime
 
 from flowrl import __version__
+from flowrl.config import RewardSpec
 from flowrl.glossary import describe
 from flowrl.report.charts import Chart, Series, render
 from flowrl.report.costs import phase_rows
@@ -20,8 +22,8 @@ def description(record: RunRecord) -> str:
     """What a run was, in a sentence or two."""
     words = []
     if (config := record.config) is not None:
-        weighted = len(config.rewards.train) > 1
-        rewards = [spec.name + (f" {TIMES} {spec.weight:g}" if weighted else "") for spec in config.rewards.train]
+        specs = config.rewards.train
+        rewards = [_term(spec) for spec in specs] if len(specs) > 1 else [spec.metric_name for spec in specs]
         policy = f"the {config.model.path} {config.model.family} policy"
         if config.run.steps and rewards:
             words.append(f"Flow-GRPO trained {policy} on {listed(rewards)}: {config.run.steps} steps of ")
@@ -34,6 +36,14 @@ def description(record: RunRecord) -> str:
         spent = sum(row.total for row in phase_rows(record))
         words.append(f", {duration(spent)} of work." if spent else ".")
     return "".join(words)
+
+
+def _term(spec: RewardSpec) -> str:
+    """What a reward adds to the sum that is trained on, but for a constant."""
+    if spec.normalise == "group":
+        sign = math.copysign(1, spec.scale)
+        return f"{spec.metric_name} {TIMES} {sign * spec.weight:g} (z-scores of the prompt)"
+    return f"{spec.metric_name} {TIMES} {spec.scale * spec.weight:g}"
 
 
 def warnings(found: Sequence[str]) -> Html:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from flowrl.config import ConfigError, RunConfig, load
-from flowrl.environment import Environment, read_environments
+from flowrl.core.environment import Environment, read_environments
 from flowrl.metrics import read_metrics
 from flowrl.registry import BUILT_IN
 from flowrl.samples import Sheet, read_sheet, sheet_steps
@@ -50,7 +50,7 @@ class RunRecord:
     def trained_rewards(self) -> list[str]:
         """The names of the rewards that the run was trained on, heaviest first."""
         if self.config is not None:
-            return [spec.name for spec in sorted(self.config.rewards.train, key=lambda spec: -spec.weight)]
+            return [spec.metric_name for spec in sorted(self.config.rewards.train, key=lambda spec: -spec.weight)]
         parts = [key.split("/") for key in sorted(self.keys())]
         return [part[1] for part in parts if part[0] == "reward" and part[-1] == "mean" and part[1] != "total"]
 
@@ -59,7 +59,7 @@ class RunRecord:
         """What was evaluated: trained rewards, then watched ones in the order of the config, then the rest."""
         found = {key.split("/")[1] for key in self.keys() if key.startswith("eval/") and key.endswith("/mean")}
         found.discard("diversity")
-        watched = [spec.name for spec in self.config.rewards.watch] if self.config is not None else []
+        watched = [spec.metric_name for spec in self.config.rewards.watch] if self.config is not None else []
         first = [name for name in [*self.trained_rewards, *watched] if name in found]
         ordered: list[str] = []
         for name in [*first, *sorted(found - set(first), key=lambda name: (name.startswith("oracle"), name))]:

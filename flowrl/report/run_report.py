@@ -6,6 +6,7 @@ import dataclasses
 from pathlib import Path
 
 from flowrl.config import RunConfig, diff
+from flowrl.core.atomic_file import write_atomically
 from flowrl.report.charts import Chart, Series, running_mean, sparkline
 from flowrl.report.costs import cost_facts, phase_rows, traffic_rows
 from flowrl.report.page import Html, code, facts, folded, joined, page, sample_cards, section, share_bar, table, tag
@@ -24,7 +25,6 @@ from flowrl.report.run_page import (
 from flowrl.report.run_record import RunRecord, part_of, read_run
 from flowrl.report.verdict import changes, verdict, violations
 from flowrl.report.wording import duration, listed
-from flowrl.run_dir import write_atomically
 
 _CROWDED = 200  # steps, above which a curve of single steps turns into a smear
 _WINDOW = 9  # steps of the running mean over the training reward, which jumps with the prompts of each step

@@ -137,7 +137,7 @@ def test_unknown_keys_in_a_file_name_the_file(tmp_path: Path) -> None:
         ("rollout=3", "rollout must hold keys, such as prompts_per_step, group_size, num_steps, ..., got 3"),
         ("rewards.train=x", "rewards.train must be a whole list, of entries such as {name: ...}, got 'x'"),
         ("rewards.train.0.weight=2", "rewards.train must be a whole list, of entries such as {name: ...}, "),
-        ("rewards.train=[3]", "rewards.train[0] must hold keys, such as name, weight, options, got 3"),
+        ("rewards.train=[3]", "rewards.train[0] must hold keys, such as name, weight, options, ..., got 3"),
         ("rewards.train=[{weight: 1}]", "rewards.train[0].name must be set, got {'weight': 1}"),
         (
             "rewards.watch=[{name: hpsv3, options: 3}]",
@@ -205,9 +205,15 @@ BROKEN: dict[str, tuple[list[str], str]] = {
         ["rewards.train=[{name: hpsv3, weight: 0}]"],
         "rewards.train[0].weight must not be 0; to watch hpsv3 without training on it, move it to rewards.watch",
     ),
-    "reward_names_are_distinct": (
+    "reward_labels_fit_in_metric_keys": (
+        ["rewards.watch=[{name: oracle, label: total}]"],
+        "rewards.watch[0].label must be letters, digits and any of _ . + - and not one of total, diversity, "
+        "got 'total'",
+    ),
+    "reward_labels_are_distinct": (
         ["rewards.watch=[{name: dit_reward}]"],
-        "rewards: each name may stand once in rewards.train and rewards.watch together, got ['dit_reward']",
+        "rewards: each name may stand once in rewards.train and rewards.watch together, got dit_reward more than "
+        "once; tell them apart by a label, such as {name: dit_reward, label: frozen}",
     ),
     "group_splits_into_forwards": (
         ["rollout.samples_per_forward=5"],
@@ -243,6 +249,10 @@ def test_rule(minimal: Path, monkeypatch: pytest.MonkeyPatch, rule: config_rules
         (["optim.betas=[0.9, 1.0]"], "optim.betas must lie in [0, 1), got (0.9, 1.0)"),
         (["rewards.max_invalid_fraction=1.5"], "rewards.max_invalid_fraction must lie in [0, 1], got 1.5"),
         (["run.name=.."], "run.name must be usable as the name of a folder"),
+        (
+            ["rewards.train=[{name: hpsv3, normalise: batch}]"],
+            "rewards.train[0].normalise must be one of none, group, got 'batch'",
+        ),
         (["run.dir= "], "run.dir must name a folder, got ' '"),
         (["rollout.prompts_per_step=3", "placement.num_learners=3"], "rollout.prompts_per_step must be a multiple"),
         (
@@ -250,6 +260,12 @@ def test_rule(minimal: Path, monkeypatch: pytest.MonkeyPatch, rule: config_rules
             "rewards.train[0].name: unknown reward 'dit_rewrad'; did you mean 'dit_r",
         ),
         (["rewards.watch=[{name: orakle}]"], "rewards.watch[0].name: unknown reward 'orakle'; did you mean 'oracle'?"),
+        (["rewards.train=[{name: hpsv3, scale: 0}]"], "rewards.train[0].scale must not be 0; to watch hpsv3 without"),
+        (["rewards.train=[{name: hpsv3, label: a/b}]"], "rewards.train[0].label must be letters, digits"),
+        (
+            ["rewards.train=[{name: 'one:Judge'}, {name: 'two.parts:Judge'}]"],
+            "rewards: each name may stand once in rewards.train and rewards.watch together, got Judge more than once",
+        ),
         (["algorithm.clip_range=0"], "algorithm.clip_range must be positive, got 0"),
         (["algorithm.advantage_clip=0"], "algorithm.advantage_clip must be positive, got 0"),
         (["algorithm.noise_level=0"], "algorithm.noise_level must lie in (0, 2], got 0"),
@@ -279,6 +295,12 @@ def test_other_ways_to_break_a_rule(minimal: Path, overrides: list[str], expecte
 
 def test_an_evaluation_needs_no_reward_to_train_on(minimal: Path) -> None:
     assert load(minimal, ["rewards.train=[]", "run.steps=0"]).run.steps == 0
+
+
+def test_a_reward_may_stand_twice_under_two_labels(minimal: Path) -> None:
+    config = load(minimal, ["rewards.watch=[{name: dit_reward, label: frozen}, {name: 'a.b:Judge'}]"])
+    specs = [*config.rewards.train, *config.rewards.watch]
+    assert [spec.metric_name for spec in specs] == ["dit_reward", "frozen", "Judge"]
 
 
 def test_in_one_process_learners_do_not_divide_groups(minimal: Path) -> None:

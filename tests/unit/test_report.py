@@ -12,8 +12,9 @@ import pytest
 from page_reader import Page
 from run_fixture import FakeRun, write_run
 
-from flowrl.config import ConfigError
+from flowrl.config import ConfigError, RewardSpec
 from flowrl.metrics import read_metrics
+from flowrl.report.run_page import description
 from flowrl.report.run_record import part_of, read_run
 from flowrl.report.run_report import write_report
 from flowrl.report.verdict import Change, changes, verdict, violations
@@ -238,6 +239,18 @@ def test_on_a_gpu_the_configured_gate_counts(tmp_path: Path) -> None:
     (directory / "config.yaml").write_text(config.replace("max_ratio_absdev: 0.001", "max_ratio_absdev: 0.0001"))
     (ratio,) = violations(read_run(directory))
     assert "at most 0.000100 (gate.max_ratio_absdev)" in ratio
+
+
+def test_a_sum_of_rewards_says_what_each_adds_under_its_label(tmp_path: Path) -> None:
+    record = read_run(write_run(tmp_path, FakeRun()))
+    assert record.config is not None
+    record.config.rewards.train = [
+        RewardSpec(name="hpsv3", scale=0.1, weight=0.5),
+        RewardSpec(name="dit_reward", label="frozen", normalise="group", scale=-3.0, weight=2.0),
+    ]
+    words = "on hpsv3 \u00d7 0.05 and frozen \u00d7 -2 (z-scores of the prompt): 60 steps"
+    assert words in description(record)
+    assert record.trained_rewards == ["frozen", "hpsv3"]
 
 
 def test_a_folder_that_is_no_run_is_refused(tmp_path: Path) -> None:

@@ -10,10 +10,11 @@ import torch
 
 from flowrl.actors.scorer import Scorer
 from flowrl.config import ConfigError, RewardSpec
+from flowrl.core.reward_sum import group_z_scores
 from flowrl.models.sd3 import SD3, SD3Policy
 from flowrl.types import Trajectory
 from tests import tiny
-from tests.cheap_rewards import BRIGHT, LATENT
+from tests.cheap_rewards import BRIGHT, BRIGHT_KEY, LATENT, LATENT_KEY
 
 
 def spec(name: str, weight: float = 1.0, **options: Any) -> RewardSpec:
@@ -40,7 +41,7 @@ def test_a_latent_reward_reads_the_final_latents_and_nothing_is_decoded(
     judge = scorer(sd3_folder, [spec(LATENT)])
     monkeypatch.setattr(judge._decoder, "decode", lambda *_: pytest.fail("decoded"))
     scores = judge.score(group)
-    assert torch.equal(scores.per_reward[LATENT], latent_scores(group))
+    assert torch.equal(scores.per_reward[LATENT_KEY], latent_scores(group))
     assert torch.equal(scores.total, latent_scores(group))
     assert scores.valid.tolist() == [True] * 5
     assert scores.images is None
@@ -56,8 +57,8 @@ def test_pixel_rewards_read_one_decode_of_the_final_latents(
     monkeypatch.setattr(judge._decoder, "decode", lambda latents: calls.append(latents) or decode(latents))
     scores = judge.evaluate(group, num_images=2)
     assert len(calls) == 1
-    assert torch.allclose(scores.per_reward[BRIGHT], pixels.flatten(1).mean(1), atol=1e-6)
-    assert torch.equal(scores.per_reward[LATENT], latent_scores(group))
+    assert torch.allclose(scores.per_reward[BRIGHT_KEY], pixels.flatten(1).mean(1), atol=1e-6)
+    assert torch.equal(scores.per_reward[LATENT_KEY], latent_scores(group))
     assert scores.images is not None
     assert torch.equal(scores.images, (pixels[:2] * 255).round().to(torch.uint8))
 
@@ -71,9 +72,43 @@ def test_a_sample_comes_with_its_own_seed_and_the_prompt_of_its_group(sd3_folder
 def test_scores_are_summed_with_their_weights_and_watched_ones_are_not(sd3_folder: Path, group: Trajectory) -> None:
     judge = scorer(sd3_folder, [spec(LATENT, 2.0), spec(BRIGHT, -0.5)], [spec("tests.cheap_rewards:WrongShape")])
     scores = judge.score(group)  # the watched reward would raise
-    assert set(scores.per_reward) == {LATENT, BRIGHT}
-    expected = 2 * scores.per_reward[LATENT] - 0.5 * scores.per_reward[BRIGHT]
+    assert set(scores.per_reward) == {LATENT_KEY, BRIGHT_KEY}
+    expected = 2 * scores.per_reward[LATENT_KEY] - 0.5 * scores.per_reward[BRIGHT_KEY]
     assert torch.allclose(scores.total, expected, atol=1e-6)
+
+
+def test_scores_are_shifted_and_scaled_for_the_sum_and_logged_as_they_are(sd3_folder: Path, group: Trajectory) -> None:
+    affine = RewardSpec(name=LATENT, weight=3.0, shift=2.0, scale=0.25)
+    scores = scorer(sd3_folder, [affine]).score(group)
+    assert torch.equal(scores.per_reward[LATENT_KEY], latent_scores(group))
+    assert torch.allclose(scores.total, 3 * (latent_scores(group) + 2) / 4, atol=1e-6)
+
+
+def test_a_reward_normalised_by_group_weighs_as_much_whatever_its_scale(sd3_folder: Path, group: Trajectory) -> None:
+    one = RewardSpec(name=LATENT, weight=2.0, normalise="group")
+    thousandfold = RewardSpec(name=LATENT, weight=2.0, normalise="group", scale=1000.0)
+    total, other = (scorer(sd3_folder, [spec]).score(group).total for spec in (one, thousandfold))
+    values = latent_scores(group).double()  # the group is two batches of this reward, and normalised as one
+    assert total.tolist() == pytest.approx((2 * (values - values.mean()) / values.std(correction=0)).tolist(), abs=1e-4)
+    assert torch.allclose(total, other, atol=1e-4)
+
+
+def test_the_same_reward_stands_twice_under_two_labels(sd3_folder: Path, group: Trajectory) -> None:
+    near = RewardSpec(name=LATENT, label="near", options={"target": 0.5})
+    far = RewardSpec(name=LATENT, label="far", options={"target": 5.0}, weight=-1.0)
+    scores = scorer(sd3_folder, [near, far]).score(group)
+    assert torch.equal(scores.per_reward["near"], latent_scores(group, 0.5))
+    assert torch.equal(scores.per_reward["far"], latent_scores(group, 5.0))
+    assert torch.equal(scores.total, latent_scores(group, 0.5) - latent_scores(group, 5.0))
+
+
+def test_a_watched_reward_is_scored_at_evaluations_and_enters_no_sum(sd3_folder: Path, group: Trajectory) -> None:
+    watched = RewardSpec(name=BRIGHT, weight=100.0, normalise="group")
+    judge = scorer(sd3_folder, [spec(LATENT)], [watched])
+    evaluated = judge.evaluate(group, num_images=0)
+    assert evaluated.per_reward[BRIGHT_KEY].std() > 0
+    assert torch.equal(evaluated.total, latent_scores(group))
+    assert BRIGHT_KEY not in judge.score(group).per_reward
 
 
 def test_a_score_that_is_not_finite_masks_its_sample_and_is_never_zero(sd3_folder: Path, group: Trajectory) -> None:
@@ -81,7 +116,19 @@ def test_a_score_that_is_not_finite_masks_its_sample_and_is_never_zero(sd3_folde
     # Batches of 3 and 2 samples, of which every second fails.
     assert scores.valid.tolist() == [False, True, False, False, True]
     assert scores.total[~scores.valid].isnan().all()
-    assert scores.per_reward[BRIGHT].isfinite().all()
+    assert scores.per_reward[BRIGHT_KEY].isfinite().all()
+
+
+def test_a_sample_that_one_reward_cannot_score_has_no_total_and_moves_no_z_score(
+    sd3_folder: Path, group: Trajectory
+) -> None:
+    failing = RewardSpec(name=LATENT, normalise="group", options={"nan_every": 2})
+    scores = scorer(sd3_folder, [failing, RewardSpec(name=BRIGHT, normalise="group")]).score(group)
+    assert scores.valid.tolist() == [False, True, False, False, True]
+    low, high = sorted(latent_scores(group)[[1, 4]].tolist())
+    assert low < high  # of two samples the z-scores are 1 and -1
+    bright = group_z_scores(scores.per_reward[BRIGHT_KEY])
+    assert sorted((scores.total - bright)[[1, 4]].tolist()) == pytest.approx([-1, 1], abs=1e-4)
 
 
 def test_a_reward_of_the_wrong_shape_is_an_error_that_names_it(sd3_folder: Path, group: Trajectory) -> None:

@@ -1,0 +1,340 @@
+"""Scoring from the shell: what is read and in which order, what each reward is given, and what is written."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from diffusers import AutoencoderKL
+from PIL import Image
+from safetensors.torch import save_file
+
+from flowrl import cli
+from flowrl.actors.device import ModelSpec
+from flowrl.config import ModelSection
+from flowrl.core.seeds import derive
+from flowrl.models.sd3 import SD3
+from flowrl.score.command import read_reward
+from flowrl.score.inputs import InputError, find_files, image_samples, read_image
+from flowrl.score.policy_parts import PolicyParts
+from flowrl.score.prompts import read_prompts
+from flowrl.score.run import Judge, score
+from flowrl.types import RewardInput
+from rewards.dit_reward import DiTReward
+from tests import tiny
+from tests.cheap_rewards import BRIGHT, LATENT, Brightness
+
+SEEDS = "tests.cheap_rewards:SeedEcho"
+TEXTS = list(tiny.TEXTS[:2])
+
+
+@pytest.fixture(autouse=True)
+def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty working directory."""
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def save_image(name: str, seed: int = 0, height: int = 32, width: int = 32) -> torch.Tensor:
+    """Write an image of random pixels and return them: [3, H, W] in [0, 1]."""
+    pixels = torch.randint(0, 256, (height, width, 3), generator=torch.Generator().manual_seed(seed))
+    path = Path(name)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(pixels.byte().numpy()).save(path)
+    return pixels.permute(2, 0, 1).float() / 255
+
+
+def latents_of(count: int, seed: int = 5) -> torch.Tensor:
+    return torch.randn(count, *tiny.SHAPE, generator=torch.Generator().manual_seed(seed))
+
+
+def scored(*words: str, code: int = 0) -> list[dict[str, str]]:
+    """Run the command; the rows of its table."""
+    assert cli.main(["score", *words, "--device", "cpu", "--out", "out.csv"]) == code
+    return list(csv.DictReader(io.StringIO(Path("out.csv").read_text(encoding="utf-8"))))
+
+
+def test_a_line_of_the_prompt_file_belongs_to_the_image_at_its_place_in_natural_order() -> None:
+    for number in (10, 2, 1):
+        save_image(f"images/img{number}.png", number)
+    Path("prompts.txt").write_text("a\nbb\nccc\n", encoding="utf-8")
+    rows = scored("--reward", SEEDS, "images", "--prompts", "prompts.txt")
+    assert [row["file"] for row in rows] == ["images/img1.png", "images/img2.png", "images/img10.png"]
+    assert [row["prompt"] for row in rows] == ["a", "bb", "ccc"]
+    expected = [
+        derive("score", f"img{number}.png", 0) % 1000 + length / 1000 for number, length in ((1, 1), (2, 2), (10, 3))
+    ]
+    assert [float(row["SeedEcho"]) for row in rows] == pytest.approx(expected, abs=1e-4)
+
+
+def test_images_of_different_sizes_are_scored_in_batches_and_written_in_order() -> None:
+    sizes = [(32, 32), (16, 48), (32, 32), (32, 32), (16, 48), (8, 8)]  # batches of two, of one size each
+    images = [save_image(f"{index}.png", index, *size) for index, size in enumerate(sizes)]
+    rows = scored("--reward", BRIGHT, *(f"{index}.png" for index in range(6)), "--prompt", "x")
+    assert [float(row["Brightness"]) for row in rows] == pytest.approx([i.mean().item() for i in images], abs=1e-6)
+
+
+def test_no_image_is_read_before_its_batch() -> None:
+    for number in range(6):
+        save_image(f"{number}.png", number)
+    samples = image_samples(find_files([Path()], (".png",)))
+    policy = PolicyParts(tiny.model_spec(Path("nowhere")))
+    judges = [Judge(label="b", reward=Brightness())]  # two at a time
+    results = score(samples, ["x"] * 6, judges, policy, kind="image", with_pixels=False)
+    assert next(results).row.scores[0] is not None
+    for number in range(6):
+        Path(f"{number}.png").unlink()
+    assert [one.row.scores[0] is None for one in results] == [False, True, True, True, True]
+
+
+def test_several_rewards_have_a_column_each_with_their_own_options() -> None:
+    image = save_image("a.png")
+    rows = scored("a.png", "--reward", BRIGHT, "--reward", f"dark={BRIGHT} sign=-1", "--prompt", "x")
+    assert list(rows[0]) == ["file", "prompt", "Brightness", "dark"]
+    assert [float(rows[0][name]) for name in ("Brightness", "dark")] == pytest.approx(
+        [image.mean().item(), -image.mean().item()], abs=1e-6
+    )
+
+
+def test_a_broken_image_is_a_row_without_a_score_named_and_counted(capsys: pytest.CaptureFixture[str]) -> None:
+    save_image("1.png")
+    Path("2.png").write_bytes(Path("1.png").read_bytes()[:500])
+    Path("3.png").write_text("no image", encoding="utf-8")
+    Image.new("I;16", (8, 8)).save("4.png")
+    rows = scored("--reward", BRIGHT, "1.png", "2.png", "3.png", "4.png", "--prompt", "x", code=1)
+    assert [row["Brightness"] == "" for row in rows] == [False, True, True, True]
+    said = capsys.readouterr().err
+    assert "2.png: cannot be read: " in said
+    assert "3.png: cannot be read: cannot identify" in said
+    assert "4.png: its pixels are not of 8 bits (mode I;16)" in said
+    assert said.endswith("flowrl score: 3 of 4 samples lack a score\n")
+
+
+def test_what_cannot_be_scored_is_null_in_json_lines() -> None:
+    for number in range(2):
+        save_image(f"{number}.png", number)
+    words = ["--reward", f"{LATENT} nan_every=2", "--prompt", "caf\u00e9", "--model", "pocket"]
+    space = "latent_space=" + SD3.latent_space(Path(cli.__file__).parent / "pocket" / "checkpoints" / "sd35")
+    words[1] += f" {space}"
+    assert cli.main(["score", "0.png", "1.png", *words, "--out", "out.jsonl"]) == 1
+    rows = [json.loads(line) for line in Path("out.jsonl").read_text(encoding="utf-8").splitlines()]
+    assert [(row["file"], row["prompt"]) for row in rows] == [("0.png", "caf\u00e9"), ("1.png", "caf\u00e9")]
+    assert rows[0]["LatentNorm"] is None
+    assert isinstance(rows[1]["LatentNorm"], float)
+
+
+def test_a_latent_reward_reads_images_through_the_vae_of_the_policy(sd3_folder: Path) -> None:
+    image = save_image("a.png", 3, 32, 48)
+    rows = scored("--reward", LATENT, "a.png", "--prompt", "x", "--model", str(sd3_folder))
+    vae = AutoencoderKL.from_pretrained(sd3_folder / "vae")
+    with torch.no_grad():
+        mean = vae.encode(image[None] * 2 - 1).latent_dist.mean
+    latents = (mean - 0.0609) * 1.5305
+    expected = -(latents - 0.5).square().mean().sqrt().item()
+    assert float(rows[0]["LatentNorm"]) == pytest.approx(expected, rel=1e-5)
+
+
+def test_an_image_without_latents_keeps_its_other_scores(sd3_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    save_image("a.png", 3, 32, 40)
+    words = ["--reward", LATENT, "--reward", BRIGHT, "a.png", "--prompt", "x", "--model", str(sd3_folder)]
+    [row] = scored(*words, code=1)
+    assert row["LatentNorm"] == ""
+    assert float(row["Brightness"]) > 0
+    assert "an image of 40 x 32 pixels has no latents: width and height must be multiples of 16" in (
+        capsys.readouterr().err
+    )
+
+
+def test_latents_are_scored_as_they_are_and_decoded_for_pixel_rewards(sd3_folder: Path) -> None:
+    latents = latents_of(3)
+    save_file({"latents": latents, "seeds": torch.tensor([7, 8, 9])}, "a.safetensors")
+    save_file({"latents": latents[0]}, "b.safetensors")
+    words = [word for name in (LATENT, BRIGHT, SEEDS) for word in ("--reward", name)]
+    rows = scored("--latents", ".", "--prompt", "xy", "--model", str(sd3_folder), *words)
+    assert [row["file"] for row in rows] == [*(f"a.safetensors#{row}" for row in range(3)), "b.safetensors"]
+    both = torch.cat([latents, latents[:1]])
+    norms = -(both - 0.5).square().flatten(1).mean(1).sqrt()
+    assert [float(row["LatentNorm"]) for row in rows] == pytest.approx(norms.tolist(), rel=1e-6)
+    pixels = SD3.load_decoder(sd3_folder, device="cpu").decode(both)
+    assert [float(row["Brightness"]) for row in rows] == pytest.approx(pixels.flatten(1).mean(1).tolist(), abs=1e-6)
+    seeds = [7, 8, 9, derive("score", "b.safetensors", 0) % 1000]
+    assert [float(row["SeedEcho"]) for row in rows] == pytest.approx([seed + 0.002 for seed in seeds], abs=1e-4)
+
+
+def test_a_dit_reward_gets_the_text_condition_of_the_policy_and_the_seed(sd3_folder: Path, tmp_path: Path) -> None:
+    folder = tiny.write_reward(tmp_path / "reward", sd3_folder)
+    save_file(
+        {"latents": latents_of(2), "seeds": torch.tensor([7, 8])}, "a.safetensors", {"prompts": json.dumps(TEXTS)}
+    )
+    words = ["--model", str(sd3_folder), "--max-sequence-length", "14"]
+    rows = scored("--latents", "a.safetensors", "--reward", f"dit_reward path={folder}", *words)
+    reward = DiTReward(path=str(folder))
+    for row, text, latents, seed in zip(rows, TEXTS, latents_of(2), (7, 8), strict=True):
+        [condition] = tiny.conditions(sd3_folder, text)
+        batch = RewardInput(prompts=(text,), seeds=torch.tensor([seed]), latents=latents[None], condition=condition)
+        assert row["prompt"] == text
+        assert float(row["dit_reward"]) == pytest.approx(reward(batch).item(), abs=1e-5)
+
+
+def test_a_reward_that_refuses_one_sample_scores_the_others(capsys: pytest.CaptureFixture[str]) -> None:
+    for number in range(3):
+        save_image(f"{number}.png", number, 64, 64)
+    Path("p.txt").write_text("a large red circle on sand\na cat\na large red circle on sand\n", encoding="utf-8")
+    rows = scored("--reward", "oracle", "0.png", "1.png", "2.png", "--prompts", "p.txt", code=1)
+    assert [row["oracle"] == "" for row in rows] == [False, True, False]
+    assert "1.png: reward 'oracle' refuses its batch: prompt 'a cat' is not in the pocket" in capsys.readouterr().err
+
+
+def test_scores_are_the_same_each_time_and_wherever_the_files_lie() -> None:
+    for number in range(3):
+        save_image(f"one/{number}.png", number, 64, 64)
+    Path("one/p.txt").write_text("a\nb\nc\n", encoding="utf-8")
+    words = ["--reward", "dit_reward", "--reward", SEEDS, "--prompts"]
+    first = scored("one", *words, "one/p.txt")
+    Path("one").rename("two")
+    second = scored("two", *words, "two/p.txt")
+    assert [list(row.values())[1:] for row in first] == [list(row.values())[1:] for row in second]
+
+
+def test_what_is_transparent_lies_on_white() -> None:
+    Image.new("RGBA", (4, 4), (0, 0, 0, 0)).save("a.png")
+    assert read_image(image_samples([Path("a.png")])[0]).unique().tolist() == [1.0]
+
+
+def test_a_sheet_shows_what_was_scored_best_first(sd3_folder: Path) -> None:
+    Image.new("RGB", (32, 32), (0, 0, 90)).save("dark.png")
+    Image.new("RGB", (32, 32), (0, 255, 0)).save("light.png")
+    Path("torn.png").write_bytes(b"x")
+    scored("--reward", BRIGHT, ".", "--prompt", "x", "--sheet", "sheet.png", code=1)
+    with Image.open("sheet.png") as sheet:
+        assert [sheet.getpixel((100 + 200 * column, 120)) for column in (0, 1)] == [(0, 255, 0), (0, 0, 90)]
+        assert sheet.size[0] == 408  # the torn one is not on it
+
+
+def test_the_table_goes_to_standard_output(capsys: pytest.CaptureFixture[str]) -> None:
+    Image.new("RGB", (8, 8), (255, 255, 255)).save("a,b.png")
+    assert cli.main(["score", "--reward", BRIGHT, "a,b.png", "--prompt", 'say "hi"']) == 0
+    assert capsys.readouterr().out == 'file,prompt,Brightness\n"a,b.png","say ""hi""",1\n'
+
+
+def test_prompts_are_found_by_name_in_tables_and_need_not_be_in_order() -> None:
+    for name in ("x/1.png", "y/1.png", "y/2.png"):
+        save_image(name)
+    samples = image_samples(find_files([Path("x"), Path("y")], (".png",)))
+    rows = [("y/2.png", "c"), ("x/1.png", "a"), ("other.png", "unused"), ("y/1.png", "b, too")]
+    Path("p.jsonl").write_text("".join(json.dumps({"file": f, "prompt": p}) + "\n" for f, p in rows), encoding="utf-8")
+    with Path("p.csv").open("w", newline="", encoding="utf-8") as file:
+        csv.writer(file).writerows([("prompt", "file"), *((p, f) for f, p in rows)])
+    for name in ("p.jsonl", "p.csv"):
+        assert read_prompts(Path(name), samples) == ["a", "b, too", "c"]
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "expected"),
+    [
+        ("p.txt", "one\ntwo\n", "must hold one line per sample, but it has 2 and there are 3 samples, from x/1.png to"),
+        ("p.txt", "", "it has 0 and there are 3 samples"),
+        ("p.jsonl", '{"file": "1.png", "prompt": "a"}', "1 of 3 samples stand in none of its 1 rows, the first is y/2"),
+        (
+            "p.jsonl",
+            '{"file": "1.png", "prompt": "a"}\n{"file": "2.png", "prompt": "a"}',
+            "line 1 may mean x/1.png or y/1.png; write more of the path",
+        ),
+        (
+            "p.csv",
+            "file,prompt\nx/1.png,a\n1.png,b\n2.png,c\n",
+            "lines 2 and 3 both name x/1.png; leave one",
+        ),
+        ("p.csv", "name,prompt\n1.png,a\n", "its first line must name the columns file and prompt, names name, prompt"),
+        ("p.jsonl", '{"file": "1.png"}', "line 1 must read"),
+        ("p.jsonl", "\n{", "line 2 is not JSON"),
+    ],
+)
+def test_prompts_that_do_not_fit_say_how(name: str, text: str, expected: str) -> None:
+    for image in ("x/1.png", "y/1.png", "y/2.png"):
+        save_image(image)
+    samples = image_samples(find_files([Path("x"), Path("y")], (".png",)))
+    Path(name).write_text(text, encoding="utf-8")
+    with pytest.raises(InputError, match=rf"^--prompts {name}: ") as caught:
+        read_prompts(Path(name), samples)
+    assert expected in str(caught.value)
+
+
+def test_latent_files_that_cannot_be_read_are_rows_that_say_why(
+    sd3_folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    save_file({"latents": latents_of(1)}, "0.safetensors")
+    Path("1.safetensors").write_bytes(b"torn")
+    save_file({"images": latents_of(1)}, "2.safetensors")
+    save_file({"latents": latents_of(2), "seeds": torch.arange(3)}, "3.safetensors")
+    save_file({"latents": latents_of(2)}, "4.safetensors", {"prompts": '["one"]'})
+    rows = scored("--latents", ".", "--reward", LATENT, "--prompt", "x", "--model", str(sd3_folder), code=1)
+    assert [row["LatentNorm"] == "" for row in rows] == [False, True, True, True, True]
+    said = capsys.readouterr().err
+    for words in (
+        "1.safetensors: cannot be read: ",
+        "2.safetensors: must hold a tensor 'latents', has images",
+        "3.safetensors: 'seeds' must be [2] int64, is [3] torch.int64",
+        "4.safetensors: the metadata 'prompts' must be a JSON list of 2 texts, is [\"one\"]",
+    ):
+        assert words in said
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        (["--reward", BRIGHT, "a.png"], "a.png: has no prompt of its own; give --prompts FILE, or --prompt TEXT"),
+        (["--reward", BRIGHT, "b.png", "--prompt", "x"], "b.png: no such file or folder"),
+        (["--reward", BRIGHT, "empty", "--prompt", "x"], "empty: no file in this folder ends in .png, .jpg, .jpeg"),
+        (["--reward", BRIGHT, "a.png", "a.png", "--prompt", "x"], "a.png: given twice"),
+        (["--reward", BRIGHT, "--reward", BRIGHT, "a.png", "--prompt", "x"], "two rewards are called 'Brightness'"),
+        (["--reward", f"file={BRIGHT}", "a.png", "--prompt", "x"], "a reward cannot be called 'file'"),
+        (["--reward", "hpsv4", "a.png", "--prompt", "x"], "unknown reward 'hpsv4'; did you mean 'hpsv3'?"),
+        (["--reward", f"{BRIGHT} colour=1", "a.png", "--prompt", "x"], "the options {'colour': 1} do not fit"),
+        (["--reward", f"{BRIGHT} sign", "a.png", "--prompt", "x"], "'sign' must read option=value"),
+        (["--reward", " ", "a.png", "--prompt", "x"], "must read 'NAME option=value ...'"),
+        (["--reward", LATENT, "a.png", "--prompt", "x"], "reads latents of vae16x8-scale1.5305-shift0.0609, but the"),
+        (["--reward", LATENT, "a.png", "--prompt", "x", "--model", "empty"], "not a Stable Diffusion 3 folder"),
+        (["--reward", LATENT, "--latents", "a.png"], "name the policy that made them, with --model FOLDER"),
+        (["--reward", BRIGHT, "a.png", "--prompt", "x", "--out", "no/a.csv"], "--out no/a.csv: must be a file in"),
+        (["--reward", BRIGHT, "a.png", "--prompt", "x", "--sheet", "empty"], "--sheet empty: must be a file in"),
+        (["--reward", BRIGHT, "a.png", "--prompts", "p.txt"], "--prompts p.txt: cannot be read: No such file"),
+    ],
+)
+def test_wrong_input_is_one_clear_line(words: list[str], expected: str, capsys: pytest.CaptureFixture[str]) -> None:
+    save_image("a.png")
+    Path("empty").mkdir()
+    assert cli.main(["score", *words]) == 2
+    [line] = capsys.readouterr().err.splitlines()
+    assert line.startswith("flowrl: error: ")
+    assert expected in line
+
+
+def test_latents_of_another_space_are_refused(sd3_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    save_file({"latents": latents_of(1)}, "a.safetensors", {"latent_space": "vae4"})
+    assert cli.main(["score", "--latents", "a.safetensors", "--reward", BRIGHT, "--model", str(sd3_folder)]) == 2
+    assert "a.safetensors: holds latents of vae4, but the policy's are of vae16x8-scale1.5305" in (
+        capsys.readouterr().err
+    )
+
+
+def test_a_reward_is_named_with_its_options_in_one_word() -> None:
+    spec = read_reward("mine=pkg.mod:Judge path='a folder/b' batch_size=4 exact=true note=\"'007'\"")
+    assert (spec.metric_name, spec.name) == ("mine", "pkg.mod:Judge")
+    assert spec.options == {"path": "a folder/b", "batch_size": 4, "exact": True, "note": "007"}
+    assert read_reward("pkg.mod:Judge").metric_name == "Judge"
+
+
+def test_what_no_reward_needs_is_not_loaded() -> None:
+    save_image("a.png")
+    section = ModelSection(path="nowhere")
+    model = ModelSpec(section=section, path=Path("nowhere"), seed=0, device="cpu", threads=1)
+    judges = [Judge(label="b", reward=Brightness())]
+    samples = image_samples([Path("a.png")])
+    [one] = score(samples, ["x"], judges, PolicyParts(model), kind="image", with_pixels=True)
+    assert one.row.scores[0] is not None
+    assert one.pixels is not None
