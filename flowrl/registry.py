@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from importlib.metadata import entry_points
 from typing import Any, Literal
 
-from flowrl.config_tree import ConfigError, did_you_mean
+from flowrl.core.config_tree import ConfigError, did_you_mean
 
 Kind = Literal["reward", "policy", "algorithm"]
 
@@ -66,6 +66,15 @@ BUILT_IN: dict[Kind, dict[str, Plugin]] = {
         _oracle("oracle_relation", "relation"),
         _oracle("oracle_shape", "shape"),
         _oracle("oracle_cleanliness", "cleanliness"),
+        Plugin(name="dina_lrm", target="rewards.dina_lrm:DiNaLRM"),
+        Plugin(name="dit_reward_pixels", target="rewards.dit_reward.pixels:DiTRewardPixels"),
+        Plugin(name="hpsv2", target="rewards.hpsv2:HPSv2Reward", options={"version": "2.0"}),
+        Plugin(name="hpsv2_1", target="rewards.hpsv2:HPSv2Reward", options={"version": "2.1"}),
+        Plugin(name="pick_score", target="rewards.pick_score:PickScoreReward"),
+        Plugin(name="clip_score", target="rewards.clip_score:CLIPScoreReward"),
+        Plugin(name="aesthetic", target="rewards.aesthetic:AestheticReward"),
+        Plugin(name="image_reward", target="rewards.image_reward:ImageReward"),
+        Plugin(name="http", target="rewards.http:HTTPReward"),
     ),
     "policy": _table(Plugin(name="sd3", target="flowrl.models.sd3:SD3")),
     "algorithm": _table(Plugin(name="flow_grpo", target="flowrl.algorithms.flow_grpo:FlowGRPO")),

@@ -7,6 +7,7 @@ velocity is d x / d sigma. All latents, log-probs, scores and advantages are flo
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -132,6 +133,19 @@ class RewardInput:
     latents: torch.Tensor | None = None  # [B, ...] float32, model-scaled
     condition: TextCondition | None = None  # given with latents; embeds [B, L, D]
     pixels: torch.Tensor | None = None  # [B, 3, H, W] float32 in [0, 1]
+
+    def take(self, rows: Sequence[int]) -> RewardInput:
+        """The samples in these rows, in this order."""
+        index, condition = list(rows), self.condition
+        if condition is not None:
+            condition = TextCondition(embeds=condition.embeds[index], pooled=condition.pooled[index])
+        return RewardInput(
+            prompts=tuple(self.prompts[row] for row in rows),
+            seeds=self.seeds[index],
+            latents=None if self.latents is None else self.latents[index],
+            condition=condition,
+            pixels=None if self.pixels is None else self.pixels[index],
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
