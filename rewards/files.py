@@ -18,14 +18,19 @@ POCKET = "pocket"
 def resolve(path: str, name: str) -> Path:
     """The folder of a checkpoint: `path` itself, or for "pocket" the embedded folder called `name`."""
     if path == POCKET:
-        # By name: rewards stand below the pocket world, which imports them to train its own.
-        folder = Path(str(importlib.resources.files("flowrl.pocket"))) / "checkpoints" / name
-        if not folder.is_dir():
-            raise CheckpointError(f"{folder}: the embedded {name} checkpoint is missing; run `flowrl pocket build`")
-        return folder
+        return pocket_folder(name)
     folder = Path(path)
     if not folder.is_dir():
         raise CheckpointError(f"{path}: no such folder; give a {name} checkpoint folder or {POCKET!r}")
+    return folder
+
+
+def pocket_folder(name: str) -> Path:
+    """The embedded folder called `name`; raises CheckpointError when it is not there."""
+    # By name: rewards stand below the pocket world, which imports them to train its own.
+    folder = Path(str(importlib.resources.files("flowrl.pocket"))) / "checkpoints" / name
+    if not folder.is_dir():
+        raise CheckpointError(f"{folder}: the embedded {name} checkpoint is missing; run `flowrl pocket build`")
     return folder
 
 

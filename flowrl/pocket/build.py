@@ -1,4 +1,4 @@
-"""Rebuilds every pocket checkpoint from nothing: VAE, policy, preference set, DiT-Reward, HPSv3.
+"""Rebuilds every pocket checkpoint from nothing: VAE, policy, preference set, captioner, DiT-Reward, HPSv3.
 
 Each stage leaves a record in the work folder and is skipped when that exists; within a stage, training resumes from
 its own checkpoint and the preference set from its shards.
@@ -41,9 +41,9 @@ def build(out: Path, work: Path, seed: int, scale: float = 1.0) -> Record:
         ("vae", work / "vae", stage.vae),
         ("policy", out / "sd35", stage.policy),
         ("preferences", work / "preferences", stage.preferences),
+        ("captioner", work / "preferences", stage.captioner),
         ("dit_reward", out / "dit_reward", stage.dit_reward),
         ("hpsv3", out / "hpsv3", stage.hpsv3),
-        ("comparison", work, stage.comparison),
     ]
     records: dict[str, Record] = {}
     bar = tqdm(stages, desc="pocket build", unit="stage")

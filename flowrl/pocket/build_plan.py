@@ -5,9 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 
 from flowrl.core.errors import UserError
-from flowrl.pocket import autoencoder, generator, reward_training, vision_language
+from flowrl.pocket import autoencoder, generator, vision_language
 from flowrl.pocket.fitting import FitPlan
 from flowrl.pocket.preferences import SetPlan
+from flowrl.pocket.reward_training import RewardSteps
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -19,10 +20,7 @@ class BuildPlan:
     policy_images: int = generator.NUM_IMAGES
     pairs: SetPlan = field(default_factory=SetPlan)
     captions: FitPlan = vision_language.CAPTION_PLAN
-    dit_reward: FitPlan = reward_training.FULL_PLAN
-    dit_reward_frozen: FitPlan = reward_training.FROZEN_PLAN
-    hpsv3: FitPlan = reward_training.HPSV3_PLAN
-    growth_steps: int = 300  # of each run of the accuracy-against-data figure
+    rewards: RewardSteps = field(default_factory=RewardSteps)
 
     def scaled(self, share: float) -> BuildPlan:
         """A plan of that share of the work; a small one makes useless models, and shows that the way to them is whole.
@@ -49,8 +47,5 @@ class BuildPlan:
                 edited_test=part(self.pairs.edited_test),
             ),
             captions=shorter(self.captions),
-            dit_reward=shorter(self.dit_reward),
-            dit_reward_frozen=shorter(self.dit_reward_frozen),
-            hpsv3=shorter(self.hpsv3),
-            growth_steps=part(self.growth_steps),
+            rewards=RewardSteps(dit_reward=part(self.rewards.dit_reward), hpsv3=part(self.rewards.hpsv3)),
         )

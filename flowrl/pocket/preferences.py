@@ -20,9 +20,11 @@ from flowrl.pocket.generator import scaled_latents
 from flowrl.pocket.render import FLAWS, draw, place
 from flowrl.pocket.sampling import SamplerSetting, TextTable, decode, encode_texts, sample_latents
 from flowrl.pocket.scene import BACKGROUNDS, COLOURS, RELATIONS, SHAPES, SIZES, Scene, all_scenes
-from rewards.preference import PreferencePairs
+from rewards.data.pairs import PairTable
 
 KINDS = ("policy", "edited")
+# Of a pair: two policy samples under one rollout setting, as a training step draws them; two others; two renderings.
+SOURCES = ("rollout", "policy", "edited")
 # Two samples make a pair when their oracle totals differ by at least this. Training takes small differences too:
 # those are what the samples of one rollout group show.
 TRAIN_MARGIN = 0.02
@@ -213,8 +215,11 @@ def build_table(
     return SampleTable(prompts=prompts, text=encode_texts(pipeline, list(prompts)), seconds=seconds, **whole)
 
 
-def pairs_of(table: SampleTable, *, margin: float) -> PreferencePairs:
-    """All pairs within the groups whose oracle totals differ by at least `margin`; the label is that ranking alone."""
+def pairs_of(table: SampleTable, *, margin: float) -> PairTable:
+    """All pairs within the groups whose oracle totals differ by at least `margin`; the label is that ranking alone.
+
+    The source of a pair tells how its samples were made (see SOURCES), its category that and what they differ in most.
+    """
     order = torch.argsort(table.prompt, stable=True).reshape(-1, GROUP)  # a prompt's row stands for one group
     first, second = torch.triu_indices(GROUP, GROUP, 1)
     left, right = order[:, first].flatten(), order[:, second].flatten()
@@ -224,12 +229,16 @@ def pairs_of(table: SampleTable, *, margin: float) -> PreferencePairs:
     winner, loser = torch.where(gap > 0, left, right), torch.where(gap > 0, right, left)
     weight = torch.tensor([oracle.WEIGHTS[part] for part in oracle.PARTS])
     part = ((table.parts[winner] - table.parts[loser]) * weight).argmax(1)
-    return PreferencePairs(
+    kind = table.kind[winner]
+    same = table.same[winner] & table.same[loser]
+    return PairTable(
         winner=winner,
         loser=loser,
-        group=table.prompt[winner],
-        kind=table.kind[winner],
-        part=part,
-        kinds=KINDS,
-        parts=oracle.PARTS,
+        tie=torch.zeros(len(winner), dtype=torch.bool),
+        weight=torch.ones(len(winner)),
+        comparison=table.prompt[winner],
+        source=torch.where(kind == KINDS.index("edited"), 2, torch.where(same, 0, 1)),
+        category=kind * len(oracle.PARTS) + part,
+        sources=SOURCES,
+        categories=tuple(f"{name}/{part}" for name in KINDS for part in oracle.PARTS),
     )

@@ -22,8 +22,7 @@ def describe(folder: Path) -> str:
     stages = record["stages"]
     threads = "1 thread" if record["cpu_threads"] == 1 else f"{record['cpu_threads']} threads"
     versions = ", ".join(f"{name} {version}" for name, version in record["versions"].items())
-    frozen = stages["comparison"]["dit_reward_frozen"]
-    rewards = {"dit_reward": stages["dit_reward"], "dit_reward, frozen": frozen, "hpsv3": stages["hpsv3"]}
+    rewards = {name: stages[name] for name in ("dit_reward", "hpsv3")}
     return "\n".join(
         [
             f"{folder}, made by {record['command']}",

@@ -38,14 +38,19 @@ class BucketPlan:
 
 
 def fit(image: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
-    """An image [3, H, W] uint8 brought to `size`: scaled until it covers it, bicubic with antialiasing, and its middle
-    cut out; [3, h, w] float32 in [0, 1].
+    """An image [3, H, W] uint8 brought to `size`: [3, h, w] float32 in [0, 1]."""
+    return cover(image[None].float() / 255, size)[0]
+
+
+def cover(pixels: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
+    """Pixels [B, 3, H, W] in [0, 1] scaled until they cover `size`, and their middle: [B, 3, h, w] float32 in [0, 1].
+
+    The scaling is bicubic with antialiasing.
     """
-    height, width = image.shape[1:]
+    height, width = pixels.shape[2:]
     scale = max(size[0] / height, size[1] / width)
     target = (max(size[0], round(height * scale)), max(size[1], round(width * scale)))
-    pixels = image[None].float() / 255
     if target != (height, width):
-        pixels = F.interpolate(pixels, target, mode="bicubic", antialias=True, align_corners=False).clamp(0, 1)
+        pixels = F.interpolate(pixels.float(), target, mode="bicubic", antialias=True, align_corners=False).clamp(0, 1)
     top, left = (target[0] - size[0]) // 2, (target[1] - size[1]) // 2
-    return pixels[0, :, top : top + size[0], left : left + size[1]]
+    return pixels[:, :, top : top + size[0], left : left + size[1]]

@@ -6,13 +6,14 @@ hashes, positions and numbers of what was scanned are held in memory.
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
 import json
 import os
 import shutil
 from collections.abc import Callable
-from dataclasses import dataclass
+from contextlib import nullcontext
+from dataclasses import asdict, dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -21,14 +22,18 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from tqdm import tqdm
 
+from flowrl.core.atomic_file import write_atomically
 from flowrl.core.config_tree import ConfigError
 from flowrl.core.errors import UserError
+from flowrl.core.folder_lock import take_lock
+from flowrl.core.weight_files import read_json
 from flowrl.types import TextCondition
 from rewards.data.buckets import BucketPlan, fit
 from rewards.data.images import BadImage, ImageReader
 from rewards.data.mixture import MixtureScan
 from rewards.data.scan_index import ScanIndex
 from rewards.data.source import DataSource
+from rewards.data.statistics import MixtureStatistics
 from rewards.data.store import INFO, PROMPTS, TABLES, StoreInfo, save_info, shard_path
 
 _PER_SHARD = 256  # samples or prompts
@@ -49,6 +54,11 @@ class Encoders:
     text: Callable[[str], TextCondition] | None
     dtype: torch.dtype
 
+    @cached_property
+    def text_length(self) -> int:
+        """Tokens of a text condition; 0 without a text encoder."""
+        return 0 if self.text is None else int(self.text("").embeds.shape[1])
+
 
 def prepare(
     folder: Path,
@@ -67,51 +77,79 @@ def prepare(
     Writes statistics.json and statistics.md of what was used. Raises UserError when the sources are too broken or
     empty, the disk is too small, or the folder was begun with other settings.
     """
+    _begin(folder, _choices(sources, buckets, encoders.dtype) | _made_by(encoders))
     if (folder / INFO).is_file():
         return True
-    settings = _settings(sources, encoders, buckets)
-    _check_begun(folder, settings)
-    scan = MixtureScan(sources, max_bad_share=max_bad_share)
     own = folder / f".scan-{part}"
     own.mkdir(exist_ok=True)
-    index = ScanIndex(own, buckets)
-    for found in tqdm(scan, desc=f"scanning for {folder.name}", unit=" comparisons", mininterval=2):
-        index.add(found)
-    index.close()
-    work = _Shards(folder, index, encoders, encode_batch)
-    work.write_samples(part, num_parts)
-    work.write_conditions(part, num_parts)
-    if not work.are_whole():
-        return False
-    (folder / _STATISTICS).write_text(scan.statistics.to_json() + "\n", encoding="utf-8")
-    (folder / "statistics.md").write_text(scan.statistics.to_markdown() + "\n", encoding="utf-8")
-    shutil.copyfile(own / PROMPTS, folder / PROMPTS)
-    broken = work.broken()
-    if len(broken) > max_bad_share * index.num_samples:
+    with take_lock(own, "data.store") or nullcontext():
+        scan = MixtureScan(sources, max_bad_share=max_bad_share)
+        index = ScanIndex(own, buckets)
+        for found in tqdm(scan, desc=f"scanning for {folder.name}", unit=" comparisons", mininterval=2):
+            index.add(found)
+        index.close()
+        work = _Shards(folder, index, encoders, encode_batch)
+        work.write_samples(part, num_parts)
+        work.write_conditions(part, num_parts)
+        whole = work.are_whole()
+        if whole and not (folder / INFO).is_file():
+            broken = work.broken()
+            _check_broken(folder, broken, index.num_samples, max_bad_share)
+            shutil.copyfile(own / PROMPTS, folder / PROMPTS)
+            _make_whole(folder, scan.statistics, index, work, encoders, broken)
+        shutil.rmtree(own)
+    return whole
+
+
+def check_choices(folder: Path, sources: list[DataSource], buckets: BucketPlan, dtype: torch.dtype) -> None:
+    """Raise ConfigError where a set was prepared from other sources (their weights apart), in other buckets or as
+    another dtype; a set that came without its settings is taken as it is.
+    """
+    if (folder / _SETTINGS).is_file():
+        _compare(folder, _choices(sources, buckets, dtype))
+
+
+def _check_broken(folder: Path, broken: dict[str, str], num_samples: int, max_bad_share: float) -> None:
+    if len(broken) > max_bad_share * num_samples:
         raise UserError(
-            f"{folder}: {len(broken)} of {index.num_samples:,} images are broken, more than data.max_bad_share="
-            f"{max_bad_share:g}; the first: {'; '.join(list(broken.values())[:3])}"
+            f"{folder}: {len(broken)} of {num_samples:,} images are broken, more than data.max_bad_share="
+            f"{max_bad_share:g}; raise it, or mend them, remove the folder and prepare again. The first: "
+            f"{'; '.join(list(broken.values())[:3])}"
         )
+
+
+def _make_whole(
+    folder: Path,
+    statistics: MixtureStatistics,
+    index: ScanIndex,
+    work: _Shards,
+    encoders: Encoders,
+    broken: dict[str, str],
+) -> None:
+    """Write what stands beside the shards, store.json last."""
+    (folder / _STATISTICS).write_text(statistics.to_json() + "\n", encoding="utf-8")
+    (folder / "statistics.md").write_text(statistics.to_markdown() + "\n", encoding="utf-8")
     (folder / _BROKEN).write_text(json.dumps(broken, indent=1) + "\n", encoding="utf-8")
     tables = index.tables(work.place(), broken=set(map(int, broken)))
-    save_file({key: value.contiguous() for key, value in tables.items()}, folder / TABLES)
+    _save_aside(folder / TABLES, tables)
+    for pattern in ("samples/*", "conditions/*", f"{Path(TABLES).stem}.*"):
+        for file in folder.glob(pattern):
+            if file.suffix != ".safetensors":  # of a process that was killed
+                file.unlink()
     save_info(
         folder,
         StoreInfo(
             holds=("latents",) if encoders.image else ("pixels",),
             latent_space=encoders.latent_space,
-            text_length=work.text_length,
+            text_length=encoders.text_length,
             encoders=encoders.name,
             conditions_per_shard=_PER_SHARD,
-            sources=tuple(source.title for source in sources),
+            sources=tuple(statistic.name for statistic in statistics.sources),
             categories=tuple(index.categories),
             num_samples=index.num_samples,
             num_prompts=index.num_prompts,
         ),
     )
-    for scanned in folder.glob(".scan-*"):
-        shutil.rmtree(scanned)
-    return True
 
 
 class _Shards:
@@ -123,7 +161,6 @@ class _Shards:
             rows for number in range(len(index.sizes)) for rows in index.samples_of_size(number).split(_PER_SHARD)
         ]
         self._reader = ImageReader()
-        self.text_length = 0
 
     def place(self) -> tuple[torch.Tensor, torch.Tensor]:
         """Shard and row [N] int64 of every sample."""
@@ -162,7 +199,6 @@ class _Shards:
         """The text conditions of all prompts."""
         if self._encoders.text is None:
             return
-        self.text_length = int(self._encoders.text(self._index.prompt(0)).embeds.shape[1])
         for number in tqdm(range(part, self._num_texts, num_parts), desc="prompts", unit="shard", mininterval=2):
             path = shard_path(self._folder, "conditions", number)
             if path.is_file():
@@ -188,15 +224,12 @@ class _Shards:
         )
 
     def _write(self, path: Path, tensors: dict[str, torch.Tensor], broken: dict[str, str]) -> None:
-        tensors = {key: value.contiguous() for key, value in tensors.items()}
         needed = sum(value.numel() * value.element_size() for value in tensors.values())
         path.parent.mkdir(exist_ok=True)
         free = shutil.disk_usage(path.parent).free
         if free < needed + _SPARE:
             raise UserError(f"{path}: needs {needed / 2**20:.0f} MiB, but {free / 2**20:.0f} MiB are free; make room")
-        aside = path.with_suffix(f".{os.getpid()}")
-        save_file(tensors, aside, metadata={"broken": json.dumps(broken)})
-        aside.replace(path)
+        _save_aside(path, tensors, {"broken": json.dumps(broken)})
 
     def broken(self) -> dict[str, str]:
         """The samples whose pixels could not be read, by number, and why; from the shards' headers."""
@@ -207,27 +240,49 @@ class _Shards:
         return found
 
 
-def _settings(sources: list[DataSource], encoders: Encoders, buckets: BucketPlan) -> dict[str, Any]:
+def _save_aside(path: Path, tensors: dict[str, torch.Tensor], metadata: dict[str, str] | None = None) -> None:
+    """Write a file that is whole or absent."""
+    aside = path.with_suffix(f".{os.getpid()}")
+    save_file({key: value.contiguous() for key, value in tensors.items()}, aside, metadata=metadata)
+    aside.replace(path)
+
+
+def _choices(sources: list[DataSource], buckets: BucketPlan, dtype: torch.dtype) -> dict[str, Any]:
+    # The weights of sources shape the training alone.
+    taken = [{name: value for name, value in asdict(source).items() if name != "weight"} for source in sources]
+    return {"sources": taken, "buckets": asdict(buckets), "dtype": str(dtype)}
+
+
+def _made_by(encoders: Encoders) -> dict[str, Any]:
     return {
-        "sources": [dataclasses.asdict(source) for source in sources],
         "encoders": encoders.name,
         "latent_space": encoders.latent_space,
-        "dtype": str(encoders.dtype),
-        "buckets": dataclasses.asdict(buckets),
+        "text_length": encoders.text_length,
     }
 
 
-def _check_begun(folder: Path, settings: dict[str, Any]) -> None:
-    """Raise ConfigError when the folder holds something else, or part of a set with other settings."""
-    text = json.dumps(settings, indent=1) + "\n"
-    file = folder / _SETTINGS
-    if file.is_file() and file.read_text(encoding="utf-8") != text:
-        digest = hashlib.sha256(text.encode()).hexdigest()[:8]
-        raise ConfigError(
-            f"{folder}: was begun with other data settings; remove it to prepare anew, or set data.store to another "
-            f"folder, such as {folder.parent}-{digest}"
-        )
-    if folder.is_dir() and not file.is_file() and any(folder.iterdir()):
+def _begin(folder: Path, settings: dict[str, Any]) -> None:
+    """Raise ConfigError when the folder holds something else, or a set or a part of one with other settings."""
+    if (folder / _SETTINGS).is_file():
+        _compare(folder, settings)
+        return
+    if (folder / INFO).is_file():
+        return  # a set that was made elsewhere
+    if folder.is_dir() and any(not file.name.startswith(".") for file in folder.iterdir()):
         raise ConfigError(f"{folder}: holds other files; set data.store to a new or empty folder")
     folder.mkdir(parents=True, exist_ok=True)
-    file.write_text(text, encoding="utf-8")
+    write_atomically(folder / _SETTINGS, f"{json.dumps(settings, indent=1)}\n".encode())
+
+
+def _compare(folder: Path, settings: dict[str, Any]) -> None:
+    """Raise ConfigError naming the settings that are not those of settings.json."""
+    wanted = json.loads(json.dumps(settings))
+    held = read_json(folder / _SETTINGS)
+    changed = [key for key, value in wanted.items() if held.get(key) != value]
+    if changed:
+        digest = hashlib.sha256(json.dumps(wanted).encode()).hexdigest()[:8]
+        raise ConfigError(
+            f"{folder}: was prepared with other data settings ({', '.join(changed)}); remove it to prepare anew, set "
+            f"data.store to another folder, such as {folder.parent}-{digest}, or, to use the set as it is, name no "
+            "sources"
+        )

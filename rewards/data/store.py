@@ -17,6 +17,7 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file
 
+from flowrl.core.atomic_file import write_atomically
 from flowrl.core.errors import CheckpointError
 from flowrl.core.weight_files import check_safetensors, read_json
 from flowrl.types import TextCondition
@@ -54,8 +55,7 @@ def shard_path(folder: Path, kind: str, number: int) -> Path:
 def save_info(folder: Path, info: StoreInfo) -> None:
     """Write store.json, which makes the folder whole."""
     text = json.dumps({"format": FORMAT, "version": VERSION, **dataclasses.asdict(info)}, indent=2)
-    (folder / f".{INFO}").write_text(text + "\n", encoding="utf-8")
-    (folder / f".{INFO}").replace(folder / INFO)
+    write_atomically(folder / INFO, f"{text}\n".encode())
 
 
 def load_info(folder: Path) -> StoreInfo:
@@ -67,9 +67,8 @@ def load_info(folder: Path) -> StoreInfo:
         raise CheckpointError(f"{folder / INFO}: must say format {FORMAT!r} and version {VERSION}; prepare it again")
     known = {field.name for field in dataclasses.fields(StoreInfo)}
     if settings.keys() != known:
-        raise CheckpointError(
-            f"{folder / INFO}: missing keys {sorted(known - settings.keys())}, unknown {sorted(settings.keys() - known)}"
-        )
+        missing, unknown = sorted(known - settings.keys()), sorted(settings.keys() - known)
+        raise CheckpointError(f"{folder / INFO}: missing keys {missing}, unknown keys {unknown}; prepare it again")
     for key in ("holds", "sources", "categories"):
         settings[key] = tuple(settings[key])
     return StoreInfo(**settings)

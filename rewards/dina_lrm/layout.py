@@ -18,21 +18,19 @@ from safetensors import safe_open
 
 from flowrl.core.errors import CheckpointError
 from flowrl.core.latent_space import latent_space_name
-from flowrl.core.weight_files import check_model_folder, check_safetensors, read_json
-from rewards.dina_lrm.model import Backbone, DiNaConfig, DiNaModel, nearest_level
-from rewards.files import load_strict, read_tensors
+from flowrl.core.weight_files import check_model_folder, read_json
+from rewards.dina_lrm.model import DiNaConfig, DiNaModel, nearest_level
+from rewards.files import load_strict
+from rewards.lora_files import check_lora, merge_lora
 from rewards.published_files import check_torch_file, read_torch_file
 
 _STEM = "diffusion_pytorch_model"
 _LORA = Path("checkpoint") / "backbone_lora"
 _HEAD = Path("checkpoint") / "rm_head.pt"
-_KEY = "base_model.model.{name}.lora_{side}.weight"  # A: [r, in], B: [out, r]
 # Of what the published code can do, the published checkpoint uses this; with other values a score would be wrong.
 _MODEL_SETTINGS = {"use_lora": True, "freeze_backbone": False, "use_text_features": True, "use_logistic": False}
 _HEAD_SETTINGS = {"use_proj_in": False, "width": -1, "out_dim": 1}
 _TRAINING_SETTINGS = {"add_noise": True}
-_LORA_SETTINGS = {"peft_type": "LORA", "bias": "none", "use_dora": False, "use_rslora": False, "fan_in_fan_out": False}
-_NOT_FOR_ALL_LAYERS = ("rank_pattern", "alpha_pattern", "exclude_modules", "modules_to_save", "layers_to_transform")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,24 +45,11 @@ class LoadedDiNa:
     channels: int
 
 
-@dataclass(frozen=True, kw_only=True)
-class LoraSettings:
-    """What the adapter's config says.
-
-    Example: ``LoraSettings(rank=64, alpha=128, targets=("to_q", "to_k", "to_v", "to_out.0"))``
-    """
-
-    rank: int
-    alpha: float
-    targets: tuple[str, ...]  # a layer is meant when its name is one of these, or ends in a dot and one of these
-
-
 def check_files(path: str, base: str) -> str:
     """The latent space, the files looked at but the weights not read; raises CheckpointError naming the file."""
     folder, base_folder = _folder(path, "DiNa-LRM"), _folder(base, "Stable Diffusion 3.5 Medium")
     load_config(folder)
-    load_lora_settings(folder)
-    check_safetensors(folder / _LORA / "adapter_model.safetensors")
+    check_lora(folder / _LORA)
     check_torch_file(folder / _HEAD)
     _transformer_settings(base_folder)
     check_model_folder(base_folder / "transformer", _STEM)
@@ -89,8 +74,7 @@ def load(path: str, base: str, levels: tuple[float, ...], *, dtype: torch.dtype)
     unused = whole.state_dict().keys() - model.backbone.state_dict().keys()
     load_strict(model.backbone, _read_but(transformer_folder, unused), transformer_folder, dtype)
     load_strict(model.reward_head, read_torch_file(folder / _HEAD), folder / _HEAD, dtype)
-    lora = folder / _LORA / "adapter_model.safetensors"
-    merge_lora(model.backbone, read_tensors(lora), load_lora_settings(folder), lora)
+    merge_lora(model.backbone, folder / _LORA)
     return LoadedDiNa(
         model=model.eval().requires_grad_(False), latent_space=space, channels=int(whole.config.in_channels)
     )
@@ -128,56 +112,6 @@ def load_config(folder: Path) -> DiNaConfig:
         )
     except ValueError as error:
         raise CheckpointError(f"{file}: {error}") from None
-
-
-def load_lora_settings(folder: Path) -> LoraSettings:
-    """Read adapter_config.json; raises CheckpointError when merging it would take more than W += (alpha / r) B A."""
-    file = folder / _LORA / "adapter_config.json"
-    settings = read_json(file)
-    _demand(file, "", settings, _LORA_SETTINGS)
-    for key in _NOT_FOR_ALL_LAYERS:
-        if settings.get(key):
-            raise CheckpointError(f"{file}: {key} must be empty, as in the published DiNa-LRM, got {settings[key]!r}")
-    rank, alpha, targets = settings.get("r"), settings.get("lora_alpha"), settings.get("target_modules")
-    if not isinstance(rank, int) or not isinstance(alpha, int | float) or not isinstance(targets, list) or rank < 1:
-        raise CheckpointError(
-            f"{file}: r and lora_alpha must be numbers and target_modules a list, got {rank}, {alpha}, {targets}"
-        )
-    return LoraSettings(rank=rank, alpha=alpha, targets=tuple(targets))
-
-
-def lora_shapes(backbone: Backbone, settings: LoraSettings) -> dict[str, tuple[int, int]]:
-    """The keys that the adapter's file must have, and their shapes."""
-    shapes = {}
-    for name, layer in _targeted(backbone, settings).items():
-        shapes[_KEY.format(name=name, side="A")] = (settings.rank, layer.in_features)
-        shapes[_KEY.format(name=name, side="B")] = (layer.out_features, settings.rank)
-    return shapes
-
-
-def merge_lora(backbone: Backbone, tensors: dict[str, torch.Tensor], settings: LoraSettings, source: Path) -> None:
-    """Add (alpha / r) B A to each targeted weight, in float32; every key and shape must agree, else CheckpointError."""
-    wanted = lora_shapes(backbone, settings)
-    found = {key: tuple(value.shape) for key, value in tensors.items()}
-    if found != wanted:
-        key = min(key for key in wanted.keys() | found.keys() if wanted.get(key) != found.get(key))
-        raise CheckpointError(
-            f"{source}: its tensors are not those of this LoRA: {key} must be {wanted.get(key, 'absent')}, "
-            f"is {found.get(key, 'missing')}"
-        )
-    scale = settings.alpha / settings.rank
-    with torch.no_grad():
-        for name, layer in _targeted(backbone, settings).items():
-            down, up = (tensors[_KEY.format(name=name, side=side)].float() for side in "AB")
-            layer.weight.copy_(layer.weight.float() + scale * (up @ down))
-
-
-def _targeted(backbone: Backbone, settings: LoraSettings) -> dict[str, torch.nn.Linear]:
-    return {
-        name: module
-        for name, module in backbone.named_modules()
-        if isinstance(module, torch.nn.Linear) and any(f".{name}".endswith(f".{end}") for end in settings.targets)
-    }
 
 
 def _demand(file: Path, prefix: str, settings: Any, wanted: Mapping[str, Any]) -> None:

@@ -1,4 +1,8 @@
-"""The folder of a DiT-Reward: config.json, transformer/ as diffusers saves it, reward_head.safetensors, README.md."""
+"""The folder of a DiT-Reward: config.json, reward_head.safetensors, README.md, and transformer/ as diffusers saves it.
+
+A reward whose backbone is frozen or has a LoRA may leave transformer/ out: then backbone_lora/ holds the LoRA as PEFT
+saves it, and the backbone is that of the model it was trained on.
+"""
 
 from __future__ import annotations
 
@@ -15,10 +19,13 @@ from safetensors.torch import save_file
 from flowrl.core.errors import CheckpointError
 from flowrl.core.weight_files import check_model_folder, check_safetensors, read_json
 from rewards.dit_reward.model import DiTRewardConfig, DiTRewardModel
-from rewards.files import load_strict, read_shards, read_tensors
+from rewards.files import POCKET, load_strict, pocket_folder, read_shards, read_tensors
+from rewards.lora_files import LoraSettings, check_lora, merge_lora, save_lora
 
 FORMAT = "dit_reward"
-_STEM = "diffusion_pytorch_model"
+LORA = "backbone_lora"
+ADAPTER = "default"  # diffusers' name for the one adapter of a model
+STEM = "diffusion_pytorch_model"
 _HEAD = "reward_head.safetensors"
 _CARD = """---
 library_name: flowrl
@@ -27,7 +34,7 @@ tags: [reward-model, latent, stable-diffusion-3]
 # DiT-Reward on {base}
 
 A latent reward model (arXiv 2606.23626): scores latents of the space `{latent_space}` against a text condition of
-{text_length} tokens; higher is better, the zero point has no meaning. Blocks {layers}, sigma {sigma}.
+{text_length} tokens; higher is better, the zero point has no meaning. Blocks {layers}, sigma {sigmas}.
 
 ```python
 from rewards.dit_reward import DiTReward
@@ -39,35 +46,79 @@ reward = DiTReward(path="this-folder")
 """
 
 
-def save(model: DiTRewardModel, folder: Path, *, dtype: torch.dtype, notes: str = "", shard_size: str = "5GB") -> None:
-    """Write the folder; a LoRA is merged into the weights that are written, the model itself is left as it is."""
+def save(
+    model: DiTRewardModel,
+    folder: Path,
+    *,
+    dtype: torch.dtype,
+    notes: str = "",
+    shard_size: str = "5GB",
+    state: dict[str, torch.Tensor] | None = None,
+    whole: bool = True,
+) -> None:
+    """Write the folder; the model itself is left as it is.
+
+    `whole` writes the backbone, a LoRA merged into it; otherwise only what differs from the base that the model was
+    made from: the head, and a LoRA where there is one. `state` is the model's state dict where its own tensors are not
+    all here, as when they are sharded.
+    """
+    state = model.state_dict() if state is None else state
+    backbone = {
+        key.removeprefix("transformer."): value for key, value in state.items() if key.startswith("transformer.")
+    }
+    head = {key.removeprefix("head."): value for key, value in state.items() if key.startswith("head.")}
     folder.mkdir(parents=True, exist_ok=True)
     settings = {"format": FORMAT, **dataclasses.asdict(model.config)}
     (folder / "config.json").write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
-    model.transformer.save_config(folder / "transformer")
-    weights = {key: value.detach().to("cpu", dtype) for key, value in merged_weights(model.transformer).items()}
-    save_torch_state_dict(
-        weights,
-        folder / "transformer",
-        filename_pattern=_STEM + "{suffix}.safetensors",
-        max_shard_size=shard_size,
-        metadata={"format": "pt"},
-    )
-    head = {key: value.detach().to("cpu", dtype).contiguous() for key, value in model.head.state_dict().items()}
-    save_file(head, folder / _HEAD, metadata={"format": "pt"})
+    if whole:
+        _save_backbone(model.transformer, backbone, folder / "transformer", dtype=dtype, shard_size=shard_size)
+    elif layers := lora_factors(model.transformer, backbone):
+        adapter = model.transformer.peft_config[ADAPTER]
+        targets = tuple(sorted(layers))
+        lora = LoraSettings(rank=adapter.r, alpha=adapter.lora_alpha, targets=targets)
+        save_lora(folder / LORA, layers, lora, base=model.config.base)
+    stored_head = {key: value.detach().to("cpu", dtype).contiguous() for key, value in head.items()}
+    save_file(stored_head, folder / _HEAD, metadata={"format": "pt"})
     (folder / "README.md").write_text(_CARD.format(**settings, notes=notes), encoding="utf-8")
 
 
-def merged_weights(transformer: SD3Transformer2DModel) -> dict[str, torch.Tensor]:
+def _save_backbone(
+    transformer: SD3Transformer2DModel,
+    state: dict[str, torch.Tensor],
+    folder: Path,
+    *,
+    dtype: torch.dtype,
+    shard_size: str,
+) -> None:
+    transformer.save_config(folder)
+    weights = {key: value.detach().to("cpu", dtype) for key, value in merged_weights(transformer, state).items()}
+    save_torch_state_dict(
+        weights,
+        folder,
+        filename_pattern=STEM + "{suffix}.safetensors",
+        max_shard_size=shard_size,
+        metadata={"format": "pt"},
+    )
+
+
+def lora_factors(
+    transformer: SD3Transformer2DModel, state: dict[str, torch.Tensor]
+) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
+    """The factors A [r, in] and B [out, r] of each layer that has a LoRA, by the layer's name."""
+    return {
+        name: (state[f"{name}.lora_A.{ADAPTER}.weight"], state[f"{name}.lora_B.{ADAPTER}.weight"])
+        for name, layer in transformer.named_modules()
+        if isinstance(layer, LoraLayer)
+    }
+
+
+def merged_weights(transformer: SD3Transformer2DModel, state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     """The state dict of a transformer under its plain keys, its LoRA (if it has one) added to the weights."""
-    weights = {}
-    for key, value in transformer.state_dict().items():
-        if ".lora_" not in key:
-            weights[key.replace(".base_layer.", ".")] = value
-    for name, layer in transformer.named_modules():
-        if isinstance(layer, LoraLayer):
-            for adapter in layer.active_adapters:
-                weights[f"{name}.weight"] = weights[f"{name}.weight"] + layer.get_delta_weight(adapter)
+    weights = {key.replace(".base_layer.", "."): value for key, value in state.items() if ".lora_" not in key}
+    for name, (down, up) in lora_factors(transformer, state).items():
+        scale = transformer.get_submodule(name).scaling[ADAPTER]
+        base = weights[f"{name}.weight"]
+        weights[f"{name}.weight"] = (base.float() + scale * (up.float() @ down.float())).to(base.dtype)
     return weights
 
 
@@ -88,7 +139,7 @@ def load_config(folder: Path) -> DiTRewardConfig:
             f"{folder / 'config.json'}: missing keys {sorted(fields - settings.keys())}, "
             f"unknown keys {sorted(settings.keys() - fields)}"
         )
-    for key in ("layers", "head_dims"):
+    for key in ("layers", "head_dims", "sigmas"):
         settings[key] = tuple(settings[key])
     try:
         return DiTRewardConfig(**settings)
@@ -96,31 +147,53 @@ def load_config(folder: Path) -> DiTRewardConfig:
         raise CheckpointError(f"{folder / 'config.json'}: {error}") from None
 
 
-def check_folder(folder: Path) -> DiTRewardConfig:
+def check_folder(folder: Path, base: str = "") -> DiTRewardConfig:
     """The settings of the folder, its weights looked at but not read; raises CheckpointError naming the file."""
     config = load_config(folder)
-    settings = read_json(folder / "transformer" / "config.json")
+    backbone = _backbone_folder(folder, config, base)
+    settings = read_json(backbone / "config.json")
     if settings.get("_class_name") != "SD3Transformer2DModel":
         raise CheckpointError(
-            f"{folder / 'transformer' / 'config.json'}: expected _class_name SD3Transformer2DModel, "
+            f"{backbone / 'config.json'}: expected _class_name SD3Transformer2DModel, "
             f"got {settings.get('_class_name')!r}"
         )
-    check_model_folder(folder / "transformer", _STEM)
+    check_model_folder(backbone, STEM)
+    if (folder / LORA).is_dir():
+        check_lora(folder / LORA)
     check_safetensors(folder / _HEAD)
     return config
 
 
-def load(folder: Path, *, dtype: torch.dtype) -> DiTRewardModel:
-    """Read the folder as `dtype`, in evaluation mode; raises CheckpointError naming the file that is at fault."""
-    config = check_folder(folder)
-    settings = read_json(folder / "transformer" / "config.json")
-    tensors = read_shards(folder / "transformer", _STEM)
+def load(folder: Path, *, dtype: torch.dtype, base: str = "") -> DiTRewardModel:
+    """Read the folder as `dtype`, in evaluation mode; raises CheckpointError naming the file that is at fault.
+
+    `base` is the diffusers folder of the backbone where the folder holds none, by default the one in its config.json.
+    """
+    config = check_folder(folder, base)
+    backbone = _backbone_folder(folder, config, base)
+    tensors = read_shards(backbone, STEM)
     head = read_tensors(folder / _HEAD)
     with torch.device("meta"):
         try:
-            model = DiTRewardModel(SD3Transformer2DModel.from_config(settings), config)
+            model = DiTRewardModel(SD3Transformer2DModel.from_config(read_json(backbone / "config.json")), config)
         except ValueError as error:
             raise CheckpointError(f"{folder}: {error}") from None
-    load_strict(model.transformer, tensors, folder / "transformer", dtype)
+    load_strict(model.transformer, tensors, backbone, dtype)
     load_strict(model.head, head, folder / _HEAD, dtype)
+    if (folder / LORA).is_dir():
+        merge_lora(model.transformer, folder / LORA)
     return model.eval().requires_grad_(False)
+
+
+def _backbone_folder(folder: Path, config: DiTRewardConfig, base: str) -> Path:
+    """Where the transformer lies: in the folder itself, or in that of the model it was trained on."""
+    if (folder / "transformer").is_dir():
+        return folder / "transformer"
+    named = base or config.base
+    found = (pocket_folder("sd35") if named == POCKET else Path(named)) / "transformer"
+    if not found.is_dir():
+        raise CheckpointError(
+            f"{folder}: holds no backbone, and {named} is not a folder with a transformer/; give the diffusers folder "
+            "of the model that it was trained on with the option base"
+        )
+    return found

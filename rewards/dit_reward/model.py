@@ -3,7 +3,8 @@
 Published (arXiv 2606.23626): near-clean input (eq. 1), image-token states of chosen blocks, mean pooling,
 concatenation and an MLP (eqs. 2-5), blocks 15, 23, 28, 37 of SD3.5-Large. Inferred, because no code or checkpoint is
 public: the value of sigma, rectified-flow noising with timestep 1000 sigma, the sizes and activation of the MLP, the
-normalisation of the features. Options of our own: text-token features and attention pooling.
+normalisation of the features. Proposed by the paper as future work, and options here: text-token features beside image
+tokens, attention pooling, several noise levels averaged. Of our own: a head for HPSv3's uncertainty loss.
 """
 
 from __future__ import annotations
@@ -30,6 +31,12 @@ LORA_TARGETS = [
     "attn.add_v_proj",
     "attn.to_add_out",
 ]
+_TEXT_OUTPUT = (
+    "attn.to_add_out.",
+    "ff_context.",
+    "attn.add_q_proj.",
+    "attn.norm_added_q.",
+)  # makes the text that leaves
 _STREAM = "dit_reward"
 _ACTIVATIONS: dict[str, type[nn.Module]] = {"gelu": nn.GELU, "silu": nn.SiLU}
 
@@ -43,20 +50,27 @@ class DiTRewardConfig:
 
     text_length: int  # tokens of the text condition in training (CLIP and T5 together); the same in scoring
     layers: tuple[int, ...] = (15, 23, 28, 37)  # tapped blocks, 0-based, ascending
-    sigma: float = 0.05  # noise level of the input; 0 = clean
+    sigmas: tuple[float, ...] = (0.05,)  # noise levels of the input, ascending, 0 = clean; outputs are averaged
     head_dims: tuple[int, ...] = (1536, 512)
     activation: Literal["gelu", "silu"] = "gelu"
     feature_norm: bool = True  # LayerNorm on the concatenated features
     text_features: bool = False  # also pool the text tokens that enter each tapped block
     pooling: Literal["mean", "attention"] = "mean"
+    uncertainty: bool = False  # two outputs, the score and the log of its standard deviation
     latent_space: str = "vae16x8-scale1.5305-shift0.0609"  # as flowrl.core.latent_space names it
     base: str = "stabilityai/stable-diffusion-3.5-large"
 
     def __post_init__(self) -> None:
         if not self.layers or list(self.layers) != sorted(set(self.layers)) or self.layers[0] < 0:
             raise ValueError(f"layers must be ascending block numbers from 0, got {self.layers}")
-        if not 0 <= self.sigma < 1:
-            raise ValueError(f"sigma must lie in [0, 1), got {self.sigma}")
+        if (
+            not self.sigmas
+            or list(self.sigmas) != sorted(set(self.sigmas))
+            or not 0 <= self.sigmas[0] <= self.sigmas[-1] < 1
+        ):
+            raise ValueError(f"sigmas must be ascending noise levels in [0, 1), got {self.sigmas}")
+        if any(dim < 1 for dim in self.head_dims):
+            raise ValueError(f"head_dims must be positive widths, got {self.head_dims}")
         if self.activation not in _ACTIVATIONS:
             raise ValueError(f"activation must be one of {sorted(_ACTIVATIONS)}, got {self.activation!r}")
         if self.pooling not in ("mean", "attention"):
@@ -89,7 +103,7 @@ class TokenPool(nn.Module):
 
 
 class RewardHead(nn.Module):
-    """Pools each tapped sequence, concatenates, and maps to one number per sample."""
+    """Pools each tapped sequence, concatenates, and maps to one number per sample, or to a score and its spread."""
 
     def __init__(self, config: DiTRewardConfig, width: int) -> None:
         super().__init__()
@@ -101,15 +115,15 @@ class RewardHead(nn.Module):
         for dim in config.head_dims:
             layers += [nn.Linear(before, dim), _ACTIVATIONS[config.activation]()]
             before = dim
-        self.mlp = nn.Sequential(*layers, nn.Linear(before, 1))
+        self.mlp = nn.Sequential(*layers, nn.Linear(before, 2 if config.uncertainty else 1))
 
     def pool(self, taps: list[torch.Tensor]) -> torch.Tensor:
         """Tapped sequences, each [B, N_i, D], to features [B, sources * D]."""
         return torch.cat([pool(tokens) for pool, tokens in zip(self.pools, taps, strict=True)], 1)
 
     def forward(self, features: torch.Tensor) -> torch.Tensor:
-        """Features [B, F] to scores [B] float32."""
-        return self.mlp(self.norm(features))[:, 0].float()
+        """Features [B, F] to outputs [B, 1], or [B, 2] with uncertainty, float32; the first is the score."""
+        return self.mlp(self.norm(features)).float()
 
 
 class DiTRewardModel(nn.Module):
@@ -128,14 +142,13 @@ class DiTRewardModel(nn.Module):
         self.gradient_checkpointing = False
 
     def taps(
-        self, latents: torch.Tensor, noise: torch.Tensor, embeds: torch.Tensor, pooled: torch.Tensor
+        self, latents: torch.Tensor, noise: torch.Tensor, embeds: torch.Tensor, pooled: torch.Tensor, sigma: float
     ) -> list[torch.Tensor]:
         """The tapped sequences: image tokens [B, N, D] after each chosen block, then text tokens that entered it.
 
         Nothing after the last chosen block is computed; the blocks' outputs are those of the transformer's own
         forward (arXiv 2606.23626 eqs. 1-3).
         """
-        sigma = self.config.sigma
         net = self.transformer
         dtype = net.proj_out.weight.dtype
         noisy = ((1 - sigma) * latents.float() + sigma * noise.float()).to(dtype)
@@ -158,26 +171,50 @@ class DiTRewardModel(nn.Module):
         return image_taps + text_taps
 
     def features(
-        self, latents: torch.Tensor, noise: torch.Tensor, embeds: torch.Tensor, pooled: torch.Tensor
+        self, latents: torch.Tensor, noise: torch.Tensor, embeds: torch.Tensor, pooled: torch.Tensor, sigma: float
     ) -> torch.Tensor:
-        """The pooled and concatenated features [B, F] (arXiv 2606.23626 eq. 4)."""
-        return self.head.pool(self.taps(latents, noise, embeds, pooled))
+        """The pooled and concatenated features [B, F] at one noise level (arXiv 2606.23626 eq. 4)."""
+        return self.head.pool(self.taps(latents, noise, embeds, pooled, sigma))
 
     def forward(
         self, latents: torch.Tensor, noise: torch.Tensor, embeds: torch.Tensor, pooled: torch.Tensor
     ) -> torch.Tensor:
-        """Scores [B] float32 of model-scaled latents [B, C, h, w] under noise of the same shape, embeds [B, L, D]
-        and pooled [B, P] (arXiv 2606.23626 eqs. 1-5)."""
-        return self.head(self.features(latents, noise, embeds, pooled))
+        """Outputs [B, 1 or 2] float32 of model-scaled latents [B, C, h, w] under noise of the same shape, embeds
+        [B, L, D] and pooled [B, P]; the first is the score (arXiv 2606.23626 eqs. 1-5).
+        """
+        levels = [self.head(self.features(latents, noise, embeds, pooled, sigma)) for sigma in self.config.sigmas]
+        return levels[0] if len(levels) == 1 else torch.stack(levels).mean(0)
 
     def train_only(self, mode: Mode, *, lora_rank: int = 32) -> None:
-        """Choose what learns beside the head: nothing, a new LoRA on the attention, or the whole transformer."""
+        """Choose what learns beside the head: nothing, a new LoRA on the attention, or the whole transformer.
+
+        What no score depends on (the blocks after the last tap, and the text that would enter them) never learns.
+        """
         if mode not in ("frozen", "lora", "full"):
             raise ValueError(f"mode must be frozen, lora or full, got {mode!r}")
-        self.transformer.requires_grad_(mode == "full")
-        if mode == "lora":
+        used = [name for name, _ in self.transformer.named_parameters() if self._matters(name)]
+        self.transformer.requires_grad_(False)
+        if mode == "full":
+            for name in used:
+                self.transformer.get_parameter(name).requires_grad_(True)
+        elif mode == "lora":
+            layers = {name.removesuffix(".weight") for name in used}
             self.transformer.add_adapter(
                 LoraConfig(
-                    r=lora_rank, lora_alpha=2 * lora_rank, init_lora_weights="gaussian", target_modules=LORA_TARGETS
+                    r=lora_rank,
+                    lora_alpha=2 * lora_rank,
+                    init_lora_weights="gaussian",
+                    target_modules=sorted(name for name in layers if name.endswith(tuple(LORA_TARGETS))),
                 )
             )
+
+    def _matters(self, name: str) -> bool:
+        """Whether a score depends on this parameter of the transformer."""
+        if name.startswith(("norm_out.", "proj_out.")):
+            return False
+        if not name.startswith("transformer_blocks."):
+            return True
+        _, index, part = name.split(".", 2)
+        last = self.config.layers[-1]
+        # The last tapped block's own text output enters nothing.
+        return int(index) < last or (int(index) == last and not part.startswith(_TEXT_OUTPUT))

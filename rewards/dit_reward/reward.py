@@ -17,16 +17,24 @@ from rewards.files import POCKET, resolve
 class DiTReward:
     """Scores latents with a DiT-Reward folder (arXiv 2606.23626); fits `flowrl.protocols.ShardableReward`.
 
-    `path` is such a folder or "pocket". Raises `rewards.files.CheckpointError` when it cannot be loaded.
+    `path` is such a folder or "pocket"; `base` the diffusers folder of its backbone, where it holds none and that has
+    moved since the training. Raises `rewards.files.CheckpointError` when it cannot be loaded.
     """
 
     name = "dit_reward"
     input_kind: Literal["latent", "pixel"] = "latent"
 
-    def __init__(self, path: str = "pocket", device: str = "cpu", dtype: str = "float32", batch_size: int = 16) -> None:
+    def __init__(
+        self,
+        path: str = POCKET,
+        device: str = "cpu",
+        dtype: str = "float32",
+        batch_size: int = 16,
+        base: str = "",
+    ) -> None:
         if batch_size < 1:
             raise ValueError(f"dit_reward: batch_size must be at least 1, got {batch_size}")
-        model = load(resolve(path, self.name), dtype=torch_dtype(dtype))
+        model = load(resolve(path, self.name), dtype=torch_dtype(dtype), base=base)
         self.config = model.config
         self.latent_space: str | None = model.config.latent_space
         self.channels = int(model.transformer.config.in_channels)
@@ -37,7 +45,8 @@ class DiTReward:
     @staticmethod
     def check(options: Mapping[str, Any]) -> str | None:
         """The latent space of the folder that `options` name; raises CheckpointError when its files are not whole."""
-        return check_folder(resolve(options.get("path", POCKET), DiTReward.name)).latent_space
+        folder = resolve(options.get("path", POCKET), DiTReward.name)
+        return check_folder(folder, options.get("base", "")).latent_space
 
     def __call__(self, batch: RewardInput) -> torch.Tensor:
         """Scores [B] float32, with gradient to `batch.latents` where that asks for one.
@@ -61,5 +70,5 @@ class DiTReward:
         size = len(latents)
         noise = sample_noise(batch.seeds, tuple(latents.shape[1:]))
         inputs = (latents, noise, condition.embeds.expand(size, -1, -1), condition.pooled.expand(size, -1))
-        scores: torch.Tensor = self.module(*(tensor.to(self.device) for tensor in inputs))
-        return scores
+        outputs: torch.Tensor = self.module(*(tensor.to(self.device) for tensor in inputs))
+        return outputs[:, 0]

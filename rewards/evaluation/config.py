@@ -40,7 +40,9 @@ class BenchmarkEntry:
     """One set of judged comparisons."""
 
     name: str = MISSING
-    sources: list[DataSource] = MISSING
+    sources: list[DataSource] = field(default_factory=list)
+    prepared: str = ""  # in place of sources: the folder of a prepared set, with its own latents and conditions
+    pair_sources: list[str] = field(default_factory=list)  # of a prepared set: the sources whose pairs count; [] = all
     protocols: list[str] = field(default_factory=lambda: ["pairs"])  # the first is the one of the main table
     validation: list[DataSource] = field(default_factory=list)  # of tie-aware protocols: where thresholds are found
     test_set: str = ""  # of the published figures it is shown beside: image_reward, pickscore, hpdv2, hpdv3
@@ -52,7 +54,7 @@ class EncoderSection:
     """The policy's encoders, for rewards that read latents; the same as in their training."""
 
     family: str = "sd3"
-    path: str = ""  # a diffusers folder, or "pocket"; empty: pixel rewards alone
+    path: str = ""  # a diffusers folder, or "pocket"; empty: pixel rewards and prepared sets alone
     max_sequence_length: int = 256  # T5 tokens
     image_size: int = 512  # images are brought to about this number of pixels squared, in buckets of aspect ratio
     bucket_step: int = 64  # pixels, by which the sides of the buckets differ
@@ -117,7 +119,14 @@ def _check_benchmark(benchmark: BenchmarkEntry, key: str) -> None:
     test_set = benchmark.test_set
     known = not test_set or test_set in TEST_SETS
     _require(known, f"{key}.test_set: unknown test set {test_set!r}; {did_you_mean(test_set, TEST_SETS)}")
-    _require(bool(benchmark.sources), f"{key}.sources must name at least one source, got none")
+    _require(
+        bool(benchmark.sources) != bool(benchmark.prepared),
+        f"{key} must name either sources or a prepared set, got {'both' if benchmark.prepared else 'neither'}",
+    )
+    _require(
+        bool(benchmark.prepared) or not benchmark.pair_sources,
+        f"{key}.pair_sources is for a prepared set, and must be left out here, got {benchmark.pair_sources}",
+    )
     needing = [name for name in benchmark.protocols if PROTOCOLS[name].tie_measure]
     _require(
         bool(benchmark.validation) or not needing,

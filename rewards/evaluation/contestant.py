@@ -14,6 +14,7 @@ import torch
 
 from flowrl.core import seeds
 from flowrl.core.errors import UserError
+from flowrl.core.reward_call import RewardInputError, call_reward
 from flowrl.protocols import Reward
 from flowrl.types import RewardInput
 from rewards.data.comparison import ImageRef
@@ -81,6 +82,13 @@ class Contestant:
         digest = hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
         return ScoreCache(folder / _file_name(title) / f"{_file_name(self.label)}-{digest}.jsonl", json.loads(text))
 
+    @property
+    def reward(self) -> Reward:
+        """The reward, loaded when it is first asked for."""
+        if self._reward is None:
+            self._reward = self._make(self.name, self.options)
+        return self._reward
+
     def release(self) -> None:
         """Let go of the reward's memory; it is loaded again when a score is missing."""
         self._reward = None
@@ -93,9 +101,7 @@ class Contestant:
         The noise of a latent reward is the same for all images of a prompt, as within a pair in training. Raises
         UserError when a latent reward has no encoders or the reward refuses its batch.
         """
-        if self._reward is None:
-            self._reward = self._make(self.name, self.options)
-        reward = self._reward
+        reward = self.reward
         if reward.input_kind == "pixel":
             inputs = None
         elif inputs is None:
@@ -108,19 +114,16 @@ class Contestant:
         for group in groups.values():
             for start in range(0, len(group), reward.batch_size):
                 part = group[start : start + reward.batch_size]
-                values = self._call(reward, _batch(part, inputs, seed))
+                values = self.call(_batch(part, inputs, seed))
                 scores |= {one.key: value for (one, _), value in zip(part, values, strict=True)}
         return scores
 
-    def _call(self, reward: Reward, batch: RewardInput) -> list[float]:
+    def call(self, batch: RewardInput) -> list[float]:
+        """The scores of a batch; raises UserError when the reward refuses it."""
         try:
-            with torch.no_grad():
-                values = reward(batch)
-        except ValueError as error:  # which is how a reward says that the batch is none for it
-            raise UserError(f"{self.label}: the reward refuses its batch: {error}") from error
-        if values.shape != (len(batch.prompts),):
-            raise ValueError(f"{self.label}: must return one score per sample, got {list(values.shape)}")
-        return [float(value) for value in values.double().cpu()]
+            return call_reward(self.reward, batch).double().tolist()
+        except RewardInputError as error:
+            raise UserError(f"{self.label}: {error}") from error
 
 
 def _batch(part: Sequence[tuple[OpenedItem, torch.Tensor]], inputs: LatentInputs | None, seed: int) -> RewardInput:

@@ -88,6 +88,8 @@ class Measurement:
         found = []
         for index, category in sorted(enumerate(pairs.table.categories), key=lambda one: one[1]):
             own = pairs.select(pairs.table.category == index)
+            if not len(own):
+                continue
             earned = [protocol.credits(own.table, row, rule) for row, rule in zip(scores, rules, strict=True)]
             figures = self._figures(earned, self._samples(own, earned), rules)
             num_pairs = int((earned[0].weight > 0).sum())

@@ -8,6 +8,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
+import torch
 from tqdm import tqdm
 
 from flowrl.core.config_file import dump_config
@@ -20,7 +21,9 @@ from rewards.evaluation.latent_inputs import LatentInputs
 from rewards.evaluation.measure import Measurement
 from rewards.evaluation.protocols import find_protocol
 from rewards.evaluation.result import BenchmarkResult, Coverage, EvaluationResult, RewardDescription
+from rewards.evaluation.score_cache import file_stamp
 from rewards.evaluation.score_comparisons import ScoredComparisons, ScoringPass
+from rewards.evaluation.score_prepared import open_prepared, score_prepared
 from rewards.evaluation.table import markdown
 
 RESULT, PAGE = "result.json", "result.md"
@@ -91,6 +94,8 @@ class Evaluation:
         self, benchmark: BenchmarkEntry, contestants: Sequence[Contestant]
     ) -> tuple[ScoredComparisons, ScoredComparisons | None]:
         limit = benchmark.max_comparisons
+        if benchmark.prepared:
+            return self._score_prepared(benchmark, contestants), None
         scored = self._score(benchmark.name, benchmark.sources, limit, contestants)
         if not benchmark.validation:
             return scored, None
@@ -115,6 +120,27 @@ class Evaluation:
             bar = stack.enter_context(tqdm(desc=name, total=total, unit="row"))
             scored = scoring.run(rows_of(sources, limit), bar.update)
         check_scored(name, scored, [one.label for one in contestants])
+        return scored
+
+    def _score_prepared(self, benchmark: BenchmarkEntry, contestants: Sequence[Contestant]) -> ScoredComparisons:
+        store, table = open_prepared(benchmark.prepared, benchmark.pair_sources)
+        if benchmark.max_comparisons:
+            kept = torch.unique(table.comparison)[: benchmark.max_comparisons]
+            table = table.select(torch.isin(table.comparison, kept))
+        context = {"prepared": file_stamp(store.folder), "seed": self._config.seed}
+        folder = Path(self._config.out) / "scores"
+        with ExitStack() as stack:
+            caches = [stack.enter_context(one.cache(folder, store.folder.name, context)) for one in contestants]
+            scored = score_prepared(
+                benchmark.name,
+                store,
+                table,
+                contestants,
+                caches,
+                seed=self._config.seed,
+                images_per_chunk=self._config.images_per_chunk,
+            )
+        check_scored(benchmark.name, scored, [one.label for one in contestants])
         return scored
 
     def _context(self, sources: Sequence[DataSource]) -> dict[str, Any]:

@@ -30,10 +30,14 @@ def save(
     area: int,
     lm_head: torch.Tensor,
     dtype: torch.dtype,
+    state: dict[str, torch.Tensor] | None = None,
 ) -> None:
-    """Write a folder in the published layout, language head included, weights as `dtype`, reward head float32."""
+    """Write a folder in the published layout, language head included, weights as `dtype`, reward head float32.
+
+    `state` is the model's state dict where its own tensors are not all here, as when they are sharded.
+    """
     folder.mkdir(parents=True, exist_ok=True)
-    tensors = to_published(model.state_dict()) | {DROPPED: lm_head}
+    tensors = to_published(model.state_dict() if state is None else state) | {DROPPED: lm_head}
     stored = {
         key: value.detach().to("cpu", torch.float32 if key.startswith("rm_head.") else dtype).contiguous()
         for key, value in tensors.items()
@@ -42,6 +46,14 @@ def save(
     model.backbone.config.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     (folder / _PIXELS).write_text(json.dumps({"area": area}) + "\n", encoding="utf-8")
+
+
+def load_lm_head(folder: Path) -> torch.Tensor:
+    """The language head [vocabulary, D] that a folder carries along; raises CheckpointError when it has none."""
+    tensors = read_tensors(folder / WEIGHTS)
+    if DROPPED not in tensors:
+        raise CheckpointError(f"{folder / WEIGHTS}: has no {DROPPED}; use the published file, which carries it")
+    return tensors[DROPPED]
 
 
 def check_folder(folder: Path) -> dict[str, Any]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import torch
 from torch import nn
@@ -24,6 +24,10 @@ class ChatBatch:
     attention_mask: torch.Tensor  # [B, L] int64, 0 on padding
     image_mask: torch.Tensor  # [B, L] int64, 1 on image tokens
     reward_position: torch.Tensor  # [B] int64
+
+    def to(self, device: torch.device) -> ChatBatch:
+        """The same chats with all tensors on `device`."""
+        return ChatBatch(**{field.name: vars(self)[field.name].to(device) for field in fields(self)})
 
 
 def tokenize(tokenizer: PreTrainedTokenizerBase, prompts: tuple[str, ...], num_image_tokens: int) -> ChatBatch:
@@ -52,20 +56,20 @@ def tokenize(tokenizer: PreTrainedTokenizerBase, prompts: tuple[str, ...], num_i
     )
 
 
+def new_head(width: int) -> nn.Sequential:
+    """The published reward head, untrained: hidden states [.., width] to (mu, log sigma)."""
+    return nn.Sequential(
+        nn.Linear(width, 1024), nn.ReLU(), nn.Dropout(0.05), nn.Linear(1024, 16), nn.ReLU(), nn.Linear(16, 2)
+    )
+
+
 class HPSv3Model(nn.Module):
     """Qwen2-VL and the published reward head."""
 
     def __init__(self, config: Qwen2VLConfig) -> None:
         super().__init__()
         self.backbone = Qwen2VLModel(config)
-        self.rm_head = nn.Sequential(
-            nn.Linear(config.text_config.hidden_size, 1024),
-            nn.ReLU(),
-            nn.Dropout(0.05),
-            nn.Linear(1024, 16),
-            nn.ReLU(),
-            nn.Linear(16, 2),
-        )
+        self.rm_head = new_head(config.text_config.hidden_size)
 
     def hidden_states(self, chats: ChatBatch, patches: torch.Tensor, grid: torch.Tensor) -> torch.Tensor:
         """The normed last hidden states [B, L, D] of the language model."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Mapping
 from typing import Any, Literal
 
@@ -12,7 +11,7 @@ from flowrl.core.dtypes import torch_dtype
 from flowrl.types import RewardInput
 from rewards.files import POCKET, resolve
 from rewards.hpsv3.layout import check_folder, load
-from rewards.hpsv3.model import ChatBatch, tokenize
+from rewards.hpsv3.model import tokenize
 from rewards.hpsv3.preprocess import patchify
 
 
@@ -48,12 +47,7 @@ class HPSv3Reward:
         if batch.pixels is None:
             raise ValueError("hpsv3 scores images: the batch must hold pixels")
         num_tokens = self.spec.num_tokens(batch.pixels.shape[2], batch.pixels.shape[3])
-        chats = to_device(tokenize(self.tokenizer, batch.prompts, num_tokens), self.device)
+        chats = tokenize(self.tokenizer, batch.prompts, num_tokens).to(self.device)
         patches, grid = patchify(batch.pixels.to(self.device), self.spec)
         scores: torch.Tensor = self.module(chats, patches, grid)[:, 0]
         return scores
-
-
-def to_device(chats: ChatBatch, device: torch.device) -> ChatBatch:
-    """The same chats with all tensors on `device`."""
-    return ChatBatch(**{field.name: getattr(chats, field.name).to(device) for field in dataclasses.fields(chats)})

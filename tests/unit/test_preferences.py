@@ -1,9 +1,8 @@
-"""Preference pairs: how the pocket set is made, how pairs are dealt, and how agreement is counted."""
+"""The pocket preference set: how it is made and labelled, and how the embedded rewards come from it."""
 
 from __future__ import annotations
 
 import json
-import math
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,16 +10,18 @@ import pytest
 import torch
 from diffusers import StableDiffusion3Pipeline
 
+from flowrl.core.config_file import diff_configs
 from flowrl.core.errors import UserError
 from flowrl.pocket import build, oracle
 from flowrl.pocket.autoencoder import new_vae
 from flowrl.pocket.build_plan import BuildPlan
-from flowrl.pocket.fitting import FitPlan
 from flowrl.pocket.generator import new_pipeline, scaled_latents
 from flowrl.pocket.locate import checkpoint
+from flowrl.pocket.preference_store import write_store
 from flowrl.pocket.preferences import (
     GROUP,
     KINDS,
+    SOURCES,
     SampleTable,
     SetPlan,
     build_table,
@@ -29,23 +30,16 @@ from flowrl.pocket.preferences import (
     edited_images,
     pairs_of,
 )
-from flowrl.pocket.reward_training import (
-    centre,
-    dit_reward_config,
-    first_groups,
-    score_latents,
-    train_frozen,
-    train_full,
-)
+from flowrl.pocket.reward_training import dit_reward_config, hpsv3_config
 from flowrl.pocket.sampling import SamplerSetting, decode, encode_texts, sample_latents
 from flowrl.pocket.scene import Scene, all_scenes
 from flowrl.types import RewardInput, TextCondition
+from rewards.data.store import PreferenceStore
 from rewards.dit_reward import DiTReward
-from rewards.dit_reward.model import DiTRewardModel
 from rewards.hpsv3 import HPSv3Reward
-from rewards.preference import Agreement, PreferencePairs, accuracy
-from rewards.training import PairBatcher, bradley_terry_loss, lr_scale
+from rewards.training.config import load
 
+ROOT = Path(__file__).parents[2]
 PLAN = SetPlan(policy_train=2, edited_train=2, policy_test=1, edited_test=1)
 
 
@@ -65,19 +59,6 @@ def tables(tmp_path_factory: pytest.TempPathFactory) -> tuple[SampleTable, Sampl
     return (
         build_table(made, folder, test=False, seed=1, plan=PLAN),
         build_table(made, folder, test=True, seed=1, plan=PLAN),
-    )
-
-
-def pairs(winner: list[int], loser: list[int], group: list[int] | None = None) -> PreferencePairs:
-    zeros = torch.zeros(len(winner), dtype=torch.int64)
-    return PreferencePairs(
-        winner=torch.tensor(winner),
-        loser=torch.tensor(loser),
-        group=torch.tensor(group) if group is not None else zeros,
-        kind=zeros,
-        part=zeros,
-        kinds=("policy",),
-        parts=("shape",),
     )
 
 
@@ -110,15 +91,43 @@ def test_pairs_follow_the_oracle_and_the_margin(tables: tuple[SampleTable, Sampl
     gap = table.total[found.winner] - table.total[found.loser]
     assert (gap >= 0.3).all()
     assert torch.equal(table.prompt[found.winner], table.prompt[found.loser])
-    assert torch.equal(found.group, table.prompt[found.winner])
+    assert torch.equal(found.comparison, table.prompt[found.winner])
     expected = 0
     for prompt in range(4):
         totals = table.total[table.prompt == prompt]
         expected += int((totals[:, None] - totals[None, :] >= 0.3).sum())
     assert len(found) == expected
     weighted = (table.parts[found.winner] - table.parts[found.loser]) * torch.tensor([0.3, 0.2, 0.25, 0.25])
-    assert torch.equal(found.part, weighted.argmax(1))
-    assert found.kinds == KINDS
+    most = zip(found.winner, weighted.argmax(1), strict=True)
+    names = [f"{KINDS[table.kind[row]]}/{oracle.PARTS[part]}" for row, part in most]
+    assert [found.categories[category] for category in found.category.tolist()] == names
+
+
+def test_a_pair_tells_how_its_samples_were_made(tables: tuple[SampleTable, SampleTable]) -> None:
+    table = tables[0]
+    found = pairs_of(table, margin=0.0)
+    made = {source: 0 for source in SOURCES}
+    for winner, loser, source in zip(found.winner, found.loser, found.source, strict=True):
+        made[found.sources[source]] += 1
+        both = bool(table.same[winner] and table.same[loser])
+        assert found.sources[source] == ("edited" if table.kind[winner] else "rollout" if both else "policy")
+    # Of the eight samples of a group, five share the rollout setting.
+    assert made == {"rollout": 2 * 10, "policy": 2 * 18, "edited": 2 * 28}
+
+
+def test_the_prepared_set_holds_the_table(tables: tuple[SampleTable, SampleTable], tmp_path: Path) -> None:
+    table = tables[0]
+    found = pairs_of(table, margin=0.0)
+    write_store(tmp_path, table, found, latent_space="vae16x8-scale1-shift0")
+    store = PreferenceStore(tmp_path)
+    rows = torch.tensor([3, 0, 17])
+    assert torch.equal(store.tensors("latents", rows), table.latents[rows].float())
+    assert torch.equal(store.tensors("pixels", rows), table.images[rows] / 255)
+    assert [store.prompts[row] for row in store.prompt[rows]] == [table.prompts[row] for row in table.prompt[rows]]
+    assert torch.equal(store.conditions(store.prompt[rows]).embeds, table.text.embeds[table.prompt[rows]])
+    assert torch.equal(store.pairs.winner, found.winner)
+    assert store.pairs.categories == found.categories
+    assert store.info.text_length == 28
 
 
 def test_a_changed_scene_differs_in_one_word_and_stays_in_the_grammar() -> None:
@@ -165,98 +174,18 @@ def test_the_batched_sampler_is_the_pipeline_at_one_guidance() -> None:
     assert not torch.allclose(mixed[1], ours[1], atol=1e-3)
 
 
-def test_batches_deal_each_group_once_per_epoch_and_each_sample_once() -> None:
-    table = pairs([0, 1, 3, 5, 5, 6], [1, 2, 4, 6, 7, 7], [0, 0, 1, 2, 2, 2])
-    batcher = PairBatcher(table, groups_per_batch=1, seed=3)
-    assert batcher.batches_per_epoch == 3
-    dealt = [batcher.at(step) for step in range(3)]
-    assert sorted(tuple(batch.samples.tolist()) for batch in dealt) == [(0, 1, 2), (3, 4), (5, 6, 7)]
-    for batch in dealt:
-        found = set(zip(batch.samples[batch.winner].tolist(), batch.samples[batch.loser].tolist(), strict=True))
-        assert found <= set(zip(table.winner.tolist(), table.loser.tolist(), strict=True))
-    again = PairBatcher(table, groups_per_batch=1, seed=3)
-    assert torch.equal(again.at(7).samples, (batcher.at(100), batcher.at(7))[1].samples)
-    both = PairBatcher(table, groups_per_batch=2, seed=3).at(0)
-    assert both.num_groups == 2
-    assert torch.equal(both.group[both.winner], both.group[both.loser])
-    with pytest.raises(ValueError, match="there are no pairs to train on"):
-        PairBatcher(pairs([], []), groups_per_batch=1, seed=0)
-
-
-def test_agreement_is_counted_by_kind_and_part() -> None:
-    table = PreferencePairs(
-        winner=torch.tensor([0, 1, 2, 3]),
-        loser=torch.tensor([1, 2, 3, 0]),
-        group=torch.zeros(4, dtype=torch.int64),
-        kind=torch.tensor([0, 0, 0, 1]),
-        part=torch.tensor([0, 1, 1, 0]),
-        kinds=("policy", "edited"),
-        parts=("shape", "relation"),
+@pytest.mark.parametrize(("name", "steps"), [("full", 500), ("hpsv3", 800)])
+def test_the_build_trains_as_the_configs_say(name: str, steps: int) -> None:
+    config = load(ROOT / "configs" / "reward" / "pocket" / f"{name}.yaml")
+    work = Path("work")
+    built = (
+        dit_reward_config(work, Path("policy"), seed=0, steps=steps)
+        if name == "full"
+        else hpsv3_config(work, seed=0, steps=steps)
     )
-    report = accuracy(torch.tensor([3.0, 2.0, 2.0, 1.0]), table)  # the second pair is a tie, the last is wrong
-    assert report.overall == Agreement(correct=2, total=4)
-    assert report.by_kind == {"policy": Agreement(correct=2, total=3), "edited": Agreement(correct=0, total=1)}
-    assert report.by_part["policy"] == {
-        "shape": Agreement(correct=1, total=1),
-        "relation": Agreement(correct=1, total=2),
-    }
-    assert report.shares() == {
-        "all": 0.5,
-        "policy": 0.6667,
-        "policy/shape": 1.0,
-        "policy/relation": 0.5,
-        "edited": 0.0,
-        "edited/shape": 0.0,
-    }
-    low, high = Agreement(correct=80, total=100).interval()
-    assert (round(low, 4), round(high, 4)) == (0.7112, 0.8666)
-    assert Agreement(correct=0, total=0).interval() == (0.0, 1.0)
-    with pytest.raises(ValueError, match=r"needs finite scores, got 2 that are not among 8"):
-        accuracy(torch.tensor([3.0, math.nan, 2.0, 1.0]), table)
-    with pytest.raises(ValueError, match="must have one length"):
-        PreferencePairs(**{**vars(table), "part": torch.tensor([0])})
-
-
-def test_losses_and_learning_rates() -> None:
-    loss = bradley_terry_loss(torch.tensor([1.0, 0.0]), torch.tensor([0.0, 0.0]))
-    torch.testing.assert_close(loss, (torch.log1p(torch.exp(torch.tensor(-1.0))) + math.log(2)) / 2)
-    scale = lr_scale(("head.",), 0.1)
-    assert (scale("head.mlp.0.weight"), scale("transformer.head.weight")) == (1.0, 0.1)
-
-
-def test_shares_of_the_pairs_are_nested() -> None:
-    table = pairs(list(range(0, 40, 2)), list(range(1, 40, 2)), [i // 2 for i in range(20)])
-    quarter, half = first_groups(table, 0.25), first_groups(table, 0.5)
-    assert (len(quarter), len(half), len(first_groups(table, 1.0))) == (4, 10, 20)
-    assert set(quarter.group.tolist()) < set(half.group.tolist())
-
-
-@pytest.mark.parametrize("mode", ["full", "frozen"])
-def test_training_on_a_table_lowers_the_loss(
-    tables: tuple[SampleTable, SampleTable], tmp_path: Path, mode: str
-) -> None:
-    table = replace(tables[0], total=tables[0].latents.float().mean((1, 2, 3)))  # a label that latents show plainly
-    made = pipeline()
-    config = dit_reward_config(dict(made.vae.config), text_length=28)
-    assert config.latent_space == "vae16x8-scale0.9-shift0.1"
-    torch.manual_seed(0)
-    model = DiTRewardModel(made.transformer, config)
-    train = train_full if mode == "full" else train_frozen
-    found = pairs_of(table, margin=0.0)
-    plan = FitPlan(steps=25, lr=3e-3, warmup=2)
-    record = train(model, table, found, name="tiny", seed=0, checkpoint=tmp_path / "tiny.pt", plan=plan)
-    assert 0.6 < record.losses[0] < 0.8
-    assert sum(record.losses[-3:]) / 3 < 0.6
-    assert accuracy(score_latents(model, table), found).overall.share > 0.7
-
-
-def test_scores_are_centred_on_the_policys_own_samples(tables: tuple[SampleTable, SampleTable]) -> None:
-    layer = torch.nn.Linear(3, 2)
-    layer.weight.data.zero_()
-    layer.bias.data.copy_(torch.tensor([5.0, 7.0]))
-    scores = torch.where(tables[0].kind == 0, 4.0, 100.0)
-    centre(layer, scores, tables[0])
-    assert layer.bias.tolist() == [1.0, 7.0]
+    differing = {key.split(".")[0] for key in diff_configs(config, built)}
+    assert differing <= {"run", "data", "model", "export"}
+    assert (built.model.kind, built.model.mode) == (config.model.kind, config.model.mode)
 
 
 def test_the_packaged_rewards_prefer_true_renderings() -> None:
@@ -309,11 +238,12 @@ def test_a_work_folder_belongs_to_one_build(tmp_path: Path) -> None:
 def test_a_smaller_build_does_a_share_of_every_stage() -> None:
     full, small = BuildPlan(), BuildPlan().scaled(0.1)
     assert BuildPlan().scaled(1.0) == full
-    for name in ("vae", "policy", "captions", "dit_reward", "dit_reward_frozen", "hpsv3"):
+    for name in ("vae", "policy", "captions"):
         one, two = vars(full)[name], vars(small)[name]
         assert two.steps == round(one.steps / 10)
         assert two.lr == one.lr
-    assert (small.policy_images, small.growth_steps) == (round(full.policy_images / 10), 30)
+    assert small.policy_images == round(full.policy_images / 10)
+    assert (small.rewards.dit_reward, small.rewards.hpsv3) == (50, 80)
     assert vars(small.pairs) == {key: round(value / 10) for key, value in vars(full.pairs).items()}
     for share in (0.0, 1.5, float("nan")):
         with pytest.raises(UserError, match=r"--scale must lie in \(0, 1\], got"):

@@ -1,0 +1,82 @@
+"""The commands `flowrl reward train | prepare`."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from flowrl.cli_verb import Verb
+from flowrl.core.errors import UserError
+
+_OVERRIDES_HELP = "a key of the config and its value, such as optim.epochs=1; lists are given whole"
+
+
+def _train_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("config", metavar="CONFIG", nargs="?", help="a YAML file; with --resume, the one in DIR")
+    parser.add_argument("overrides", metavar="key=value", nargs="*", help=_OVERRIDES_HELP)
+    parser.add_argument("--resume", metavar="DIR", type=Path, help="go on from its last whole checkpoint")
+
+
+def _train(args: argparse.Namespace) -> int:
+    from rewards.training.config import load
+
+    config, overrides = args.config, list(args.overrides)
+    if config and "=" in config and not Path(config).exists():
+        config, overrides = None, [config, *overrides]
+    if not config and not args.resume:
+        raise UserError("reward train: name a config, such as configs/reward/pocket/full.yaml, or use --resume DIR")
+    if args.resume:
+        begun = args.resume / "config.yaml"
+        if not begun.is_file():
+            raise UserError(f"--resume {args.resume}: holds no training: there is no {begun}")
+        overrides = [f"run.name={args.resume.name}", *overrides, f"run.dir={args.resume}", "run.overwrite=false"]
+        config = config or begun
+    loaded = load(config, overrides)
+    from rewards.training.run import train_reward
+
+    reward = train_reward(loaded, resume=args.resume is not None)
+    print(f"reward: {reward}" if reward else f"stopped; go on with: flowrl reward train --resume {loaded.run.dir}")
+    return 0 if reward else 1
+
+
+def _prepare_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("config", metavar="CONFIG", help="the YAML file of a reward training")
+    parser.add_argument("overrides", metavar="key=value", nargs="*", help=_OVERRIDES_HELP)
+    parser.add_argument(
+        "--part", metavar="I/N", default="0/1", help="one of N parts, 0 to N-1, to share the work among processes"
+    )
+
+
+def _prepare(args: argparse.Namespace) -> int:
+    from rewards.training.config import load
+
+    part, _, count = args.part.partition("/")
+    if not (part.isdigit() and count.isdigit() and int(part) < int(count)):
+        raise UserError(f"--part must read I/N with I from 0 to N-1, such as 0/8, got {args.part!r}")
+    config = load(args.config, args.overrides)
+    from rewards.training.data import prepare_stores
+
+    whole = prepare_stores(config, part=int(part), num_parts=int(count))
+    print(
+        f"prepared: {config.data.store}"
+        if whole
+        else f"part {args.part} of {config.data.store} is done; others are not"
+    )
+    return 0
+
+
+REWARD_VERBS = {
+    "reward train": Verb(
+        summary="train a reward model on preference pairs, or resume a training",
+        example="flowrl reward train configs/reward/pocket/full.yaml optim.epochs=1\n"
+        "  accelerate launch --config_file zero2.yaml -m flowrl reward train configs/reward/sd35-large-full.yaml",
+        add_arguments=_train_arguments,
+        run=_train,
+    ),
+    "reward prepare": Verb(
+        summary="turn the images and prompts of preference pairs into latents and text conditions, once",
+        example="flowrl reward prepare configs/reward/sd35-large-full.yaml --part 0/8",
+        add_arguments=_prepare_arguments,
+        run=_prepare,
+    ),
+}

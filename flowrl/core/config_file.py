@@ -1,0 +1,120 @@
+"""From a YAML file and overrides to an instance of a configuration's dataclass, with errors that say how to mend them.
+
+Needs no torch, so that a configuration is read and checked at once.
+"""
+
+from __future__ import annotations
+
+import difflib
+import io
+import re
+from pathlib import Path
+from typing import Any, TypeVar
+
+import yaml
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from flowrl.core.config_tree import ConfigError, all_keys, check_tree
+
+Schema = TypeVar("Schema")
+
+
+def read_config(
+    schema: type[Schema], path: Path, overrides: list[str], *, name_key: str = "", name: str = ""
+) -> Schema:
+    """Read a YAML file over the defaults of `schema`, then `key=value` overrides over both; raises ConfigError.
+
+    Where `name_key` (such as "run.name") is empty after that, it becomes `name`, before references to it are resolved.
+    """
+    trees = [_read_file(schema, path), *(_read_override(schema, override) for override in overrides)]
+    try:
+        merged = OmegaConf.merge(OmegaConf.structured(schema), *trees)
+        if name_key and not OmegaConf.select(merged, name_key):
+            OmegaConf.update(merged, name_key, name)
+        config = OmegaConf.to_object(merged)
+    except OmegaConfBaseException as error:  # what is left after check_tree: references to other keys
+        raise ConfigError(f"{path}: {error.full_key}: {str(error).splitlines()[0]}") from None
+    assert isinstance(config, schema)
+    return config
+
+
+def dump_config(config: Any) -> str:
+    """The resolved configuration as YAML."""
+    return str(OmegaConf.to_yaml(OmegaConf.structured(config), resolve=True))
+
+
+def flat_config(config: Any) -> dict[str, Any]:
+    """Every full key of a configuration with its resolved value."""
+    flat: dict[str, Any] = {}
+
+    def walk(prefix: str, node: Any) -> None:
+        if isinstance(node, dict):
+            for key, value in node.items():
+                walk(f"{prefix}.{key}" if prefix else str(key), value)
+        else:
+            flat[prefix] = node
+
+    walk("", OmegaConf.to_container(OmegaConf.structured(config), resolve=True))
+    return flat
+
+
+def diff_configs(left: Any, right: Any) -> dict[str, tuple[Any, Any]]:
+    """The keys in which two configurations differ, with both values."""
+    flat_left, flat_right = flat_config(left), flat_config(right)
+    keys = sorted(flat_left.keys() | flat_right.keys())
+    return {key: (flat_left.get(key), flat_right.get(key)) for key in keys if flat_left.get(key) != flat_right.get(key)}
+
+
+def top_level_keys(path: Path) -> set[str]:
+    """The sections that a YAML file names, by which one kind of configuration is told from another; empty if none."""
+    try:
+        tree = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError):
+        return set()  # reading it as a configuration says what is wrong
+    return set(map(str, tree)) if isinstance(tree, dict) else set()
+
+
+def _read_file(schema: type, path: Path) -> dict[Any, Any]:
+    try:
+        text = path.read_text(encoding="utf-8")
+        tree = OmegaConf.to_container(OmegaConf.load(io.StringIO(text)))
+        check_tree(schema, tree)
+    except FileNotFoundError:
+        raise ConfigError(f"{path}: no such config file{_closest_config(path)}") from None
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{path}: is not UTF-8 text ({error}); save it as UTF-8") from None
+    except yaml.YAMLError as error:
+        reason = " ".join(str(error).split()).replace('"<file>"', path.name)
+        raise ConfigError(f"{path}: is not valid YAML: {reason}") from None
+    except OSError as error:  # a directory, no permission, or a file that is one number and no more
+        raise ConfigError(
+            f"{path}: cannot be read as a config file: {error.strerror or 'it must hold sections with keys'}"
+        ) from None
+    except ConfigError as error:
+        raise ConfigError(f"{path}: {error}") from None
+    assert isinstance(tree, dict)
+    return tree
+
+
+def _read_override(schema: type, override: str) -> dict[Any, Any]:
+    key, equals, text = override.partition("=")
+    if not equals or not re.fullmatch(r"\w+(\.\w+)*", key):
+        raise ConfigError(f"override {override!r} must read key=value, for example run.steps=20")
+    try:
+        parsed: Any = OmegaConf.to_container(OmegaConf.from_dotlist([f"value={text}"]))
+    except yaml.YAMLError:
+        raise ConfigError(f"{key}: the value {text!r} is not valid YAML; put it in quotes") from None
+    tree = parsed["value"]
+    if all_keys(schema).get(key) is str and not isinstance(tree, str | list | dict):
+        tree = text  # run.name=007 means what it says, not the number 7
+    for part in reversed(key.split(".")):
+        tree = {part: tree}
+    check_tree(schema, tree)
+    return dict(tree)
+
+
+def _closest_config(path: Path) -> str:
+    others = [str(other) for other in Path("configs").glob("**/*.yaml")]
+    close = difflib.get_close_matches(str(path), others, n=1, cutoff=0.7)
+    return f"; did you mean {close[0]}?" if close else ""

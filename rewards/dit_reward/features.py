@@ -1,0 +1,87 @@
+"""Pooled features of a prepared set's samples under a frozen backbone, computed once and kept on disk."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import asdict
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file, save_file
+from tqdm import tqdm
+
+from flowrl.core.weight_files import check_safetensors
+from rewards.data.store import PreferenceStore
+from rewards.dit_reward.model import DiTRewardModel, sample_noise
+from rewards.training.scoring import fixed_seeds
+
+_PER_SHARD = 2048  # samples
+
+
+class FeatureShards:
+    """The features [N, K, F] float32 of a set's N samples at K noise levels, mapped from files of one folder.
+
+    Noise is keyed by prompt, so that the samples of a comparison share it.
+    """
+
+    def __init__(self, folder: Path, num_samples: int) -> None:
+        self._folder = folder
+        self._num_shards = -(-num_samples // _PER_SHARD)
+        self._shards: list[torch.Tensor] = []
+
+    def _path(self, number: int) -> Path:
+        return self._folder / f"{number:05d}.safetensors"
+
+    def compute(
+        self,
+        model: DiTRewardModel,
+        store: PreferenceStore,
+        *,
+        batch_size: int,
+        device: torch.device,
+        rank: int,
+        world: int,
+    ) -> None:
+        """Write the shards that are not there, this rank's share of them."""
+        self._folder.mkdir(parents=True, exist_ok=True)
+        missing = [n for n in range(self._num_shards) if not self._path(n).is_file()][rank::world]
+        net = model.to(device).eval()
+        for number in tqdm(missing, desc="features", unit="shard", mininterval=2, disable=rank > 0):
+            stop = min((number + 1) * _PER_SHARD, len(store.shape))
+            rows = torch.arange(number * _PER_SHARD, stop)
+            features = torch.empty(0)
+            for shape in torch.unique(store.shape[rows]).tolist():
+                for part in rows[store.shape[rows] == shape].split(batch_size):
+                    found = pooled(net, store, part, device)
+                    features = torch.zeros(len(rows), *found.shape[1:]) if not len(features) else features
+                    features[part - rows[0]] = found
+            aside = self._path(number).with_suffix(f".{rank}")
+            save_file({"features": features.half()}, aside)
+            aside.replace(self._path(number))
+
+    def rows(self, samples: torch.Tensor) -> torch.Tensor:
+        """The features [n, K, F] float32 of samples [n]."""
+        if not self._shards:
+            for number in range(self._num_shards):
+                check_safetensors(self._path(number))
+                self._shards.append(load_file(self._path(number))["features"])
+        found = [self._shards[row // _PER_SHARD][row % _PER_SHARD] for row in samples.tolist()]
+        return torch.stack(found).float()
+
+
+@torch.no_grad()
+def pooled(model: DiTRewardModel, store: PreferenceStore, samples: torch.Tensor, device: torch.device) -> torch.Tensor:
+    """The pooled features [n, K, F] float32 on the CPU of samples [n] of one shape, at each of the model's K levels."""
+    latents = store.tensors("latents", samples)
+    condition = store.conditions(store.prompt[samples])
+    noise = sample_noise(fixed_seeds(store.prompt[samples]), tuple(latents.shape[1:]))
+    latents, noise, embeds, text = (t.to(device) for t in (latents, noise, condition.embeds, condition.pooled))
+    levels = [model.features(latents, noise, embeds, text, sigma) for sigma in model.config.sigmas]
+    return torch.stack(levels, 1).float().cpu()
+
+
+def features_name(model: DiTRewardModel, part: str, backbone: str) -> str:
+    """A folder's name for the features of one part of the data: another backbone or head config gives another name."""
+    key = json.dumps([asdict(model.config), backbone], sort_keys=True)
+    return f"{part}-{hashlib.sha256(key.encode()).hexdigest()[:12]}"

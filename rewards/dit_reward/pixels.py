@@ -1,0 +1,105 @@
+"""DiT-Reward on images: the policy's VAE and text encoders first, then the same network on latents.
+
+The pixel interface of arXiv 2606.23626 (Table 2): slower, and for images that did not come from a sampler.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+
+from flowrl.core.dtypes import torch_dtype
+from flowrl.core.errors import CheckpointError
+from flowrl.core.weight_files import read_json
+from flowrl.models.sd3 import SD3
+from flowrl.types import RewardInput, TextCondition
+from rewards.data.buckets import BucketPlan, cover
+from rewards.dit_reward.layout import load_config
+from rewards.dit_reward.reward import DiTReward
+from rewards.files import POCKET, pocket_folder, resolve
+
+_TEXTS = 256  # conditions kept: 333 tokens of width 4096 are 5 MB in float32
+
+
+class DiTRewardPixels:
+    """Scores images with a DiT-Reward folder; each is brought to the nearest aspect-ratio bucket of `image_size`.
+
+    `encoders` is the diffusers folder with the VAE and the text encoders, by default the reward's base; `image_size` 0
+    takes images as they are. Raises `rewards.files.CheckpointError` when a folder cannot be loaded.
+    """
+
+    name = "dit_reward_pixels"
+    input_kind: Literal["latent", "pixel"] = "pixel"
+    latent_space: str | None = None
+
+    def __init__(
+        self,
+        path: str = POCKET,
+        encoders: str = "",
+        device: str = "cpu",
+        dtype: str = "float32",
+        batch_size: int = 16,
+        base: str = "",
+        image_size: int = 0,
+    ) -> None:
+        folder = _encoder_folder(path, encoders)
+        self._latents = DiTReward(path=path, device=device, dtype=dtype, batch_size=batch_size, base=base)
+        self.module = self._latents.module
+        self.batch_size = batch_size
+        self._images = SD3.load_image_encoder(folder, device=device)
+        self._buckets = BucketPlan(image_size=image_size) if image_size else None
+        self._texts = SD3.load_encoder(
+            folder,
+            max_sequence_length=self._latents.config.text_length - _clip_length(folder),
+            dtype=torch_dtype(dtype),
+            device=device,
+        )
+        self._condition = lru_cache(maxsize=_TEXTS)(self._texts.encode)
+
+    @staticmethod
+    def check(options: Mapping[str, Any]) -> str | None:
+        """None: it reads no latents; raises CheckpointError when the files that `options` name are not whole, or the
+        encoders are of another latent space than the reward.
+        """
+        path = options.get("path", POCKET)
+        space = DiTReward.check({key: value for key, value in options.items() if key in ("path", "base")})
+        folder = _encoder_folder(path, options.get("encoders", ""))
+        SD3.check(folder)
+        if SD3.latent_space(folder) != space:
+            raise CheckpointError(
+                f"{folder}: makes latents of {SD3.latent_space(folder)}, but {path} was trained on {space}; "
+                "give the model that it was trained with as the option encoders"
+            )
+        return None
+
+    def __call__(self, batch: RewardInput) -> torch.Tensor:
+        """Scores [B] float32 of pixels [B, 3, H, W] in [0, 1]; raises ValueError when the batch has none, or when the
+        VAE makes no latents of their size.
+        """
+        if batch.pixels is None:
+            raise ValueError("dit_reward_pixels scores images: the batch must hold pixels")
+        pixels = batch.pixels
+        if self._buckets is not None:
+            pixels = cover(pixels, self._buckets.size_for(*pixels.shape[2:]))
+        conditions = [self._condition(prompt) for prompt in batch.prompts]
+        condition = TextCondition(
+            embeds=torch.cat([one.embeds for one in conditions]), pooled=torch.cat([one.pooled for one in conditions])
+        )
+        latents = self._images.encode(pixels)
+        return self._latents(
+            RewardInput(prompts=batch.prompts, seeds=batch.seeds, latents=latents.cpu(), condition=condition)
+        )
+
+
+def _encoder_folder(path: str, encoders: str) -> Path:
+    named = encoders or (POCKET if path == POCKET else load_config(resolve(path, DiTReward.name)).base)
+    return pocket_folder("sd35") if named == POCKET else Path(named)
+
+
+def _clip_length(folder: Path) -> int:
+    """The tokens of the CLIP encoders, which stand before those of T5."""
+    return int(read_json(folder / "text_encoder" / "config.json")["max_position_embeddings"])

@@ -1,0 +1,103 @@
+"""The prepared sets that a configuration trains and validates on, made from its sources where they are not there."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import torch
+
+from flowrl.core.config_tree import ConfigError
+from flowrl.core.dtypes import torch_dtype
+from flowrl.models.sd3 import SD3
+from rewards.data.buckets import BucketPlan
+from rewards.data.prepare import Encoders, check_choices, prepare
+from rewards.data.store import INFO, PreferenceStore
+from rewards.files import pocket_folder
+from rewards.training.config import POCKET, RewardTrainConfig
+
+PARTS = ("train", "validation")
+
+
+def open_stores(config: RewardTrainConfig) -> tuple[PreferenceStore, PreferenceStore]:
+    """The sets of `data.store`; one that is not whole is prepared first, unless several processes are at work.
+
+    Raises ConfigError when there is nothing to prepare it from or it was prepared otherwise, CheckpointError when files
+    are torn.
+    """
+    missing = [part for part in PARTS if not (Path(config.data.store) / part / INFO).is_file()]
+    if missing and int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise ConfigError(
+            f"data.store={config.data.store} has no whole {missing[0]} set; prepare it before training on several "
+            "devices: flowrl reward prepare CONFIG"
+        )
+    if missing:
+        prepare_stores(config)
+    data = config.data
+    for part, sources in zip(PARTS, (data.train, data.validation), strict=True):
+        if sources:
+            check_choices(Path(data.store) / part, sources, _buckets(config), torch_dtype(data.dtype))
+    train, validation = (PreferenceStore(Path(config.data.store) / part) for part in PARTS)
+    return train, validation
+
+
+def prepare_stores(config: RewardTrainConfig, *, part: int = 0, num_parts: int = 1) -> bool:
+    """Make the sets of `data.store`, or a part of them; returns whether they are whole now."""
+    data = config.data
+    given = dict(zip(PARTS, (data.train, data.validation), strict=True))
+    for name, sources in given.items():
+        if not sources and not (Path(data.store) / name / INFO).is_file():
+            raise ConfigError(
+                f"data.store={data.store} has no whole {name} set, and data.{name} names nothing to prepare it from"
+            )
+    encoders = _encoders(config)
+    whole = True
+    for name, sources in given.items():
+        if not sources:
+            continue
+        whole &= prepare(
+            Path(data.store) / name,
+            sources,
+            encoders,
+            _buckets(config),
+            encode_batch=data.encode_batch,
+            max_bad_share=data.max_bad_share,
+            part=part,
+            num_parts=num_parts,
+        )
+    return whole
+
+
+def _encoders(config: RewardTrainConfig) -> Encoders:
+    """The policy's own VAE and text encoders; none for a pixel reward."""
+    dtype = torch_dtype(config.data.dtype)
+    if config.model.kind == "hpsv3":
+        return Encoders(name="", latent_space="", image=None, text=None, dtype=dtype)
+    folder = pocket_folder("sd35") if config.model.path == POCKET else Path(config.model.path)
+    SD3.check(folder)
+    device = _device(config)
+    on_cpu = device == "cpu"
+    text = SD3.load_encoder(
+        folder,
+        max_sequence_length=config.data.max_sequence_length,
+        dtype=torch.float32 if on_cpu else torch.bfloat16,
+        device=device,
+    )
+    return Encoders(
+        name=config.model.path,
+        latent_space=SD3.latent_space(folder),
+        image=SD3.load_image_encoder(folder, device=device).encode,
+        text=text.encode,
+        dtype=dtype,
+    )
+
+
+def _buckets(config: RewardTrainConfig) -> BucketPlan:
+    data = config.data
+    return BucketPlan(image_size=data.image_size, step=data.bucket_step, max_aspect=data.max_aspect)
+
+
+def _device(config: RewardTrainConfig) -> str:
+    if config.data.device != "auto":
+        return config.data.device
+    return "cuda" if torch.cuda.is_available() else "cpu"

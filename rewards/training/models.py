@@ -1,0 +1,90 @@
+"""Makes the reward model that a configuration trains."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from accelerate import PartialState
+
+from flowrl.core.config_tree import ConfigError
+from flowrl.models.sd3 import SD3
+from rewards.data.store import PreferenceStore
+from rewards.dit_reward.features import FeatureShards, features_name
+from rewards.dit_reward.model import DiTRewardConfig, DiTRewardModel
+from rewards.dit_reward.training import DiTRewardTraining, FrozenDiTRewardTraining, check_store, new_model
+from rewards.files import pocket_folder
+from rewards.hpsv3.training import HPSv3Training
+from rewards.training.config import POCKET, RewardTrainConfig
+from rewards.training.trainable import TrainableReward
+
+
+def make_trainable(config: RewardTrainConfig, stores: list[PreferenceStore], features: Path) -> TrainableReward:
+    """The model, ready to be trained on the first of the prepared sets; a frozen backbone's features are computed in
+    `features`, for all sets. Raises CheckpointError or ConfigError when model and data do not fit.
+    """
+    seed = config.run.seed
+    if config.model.kind == "hpsv3":
+        return HPSv3Training(_folder(config, "hpsv3"), seed=seed)
+    folder = _folder(config, "sd35")
+    SD3.check(folder)
+    info = stores[0].info
+    for store in stores:
+        check_store(store.info, SD3.latent_space(folder), store.folder)
+    model = new_model(
+        folder / "transformer",
+        dit_reward_config(config, text_length=info.text_length, latent_space=info.latent_space),
+        pretrained=config.model.init == "pretrained",
+        seed=seed,
+    )
+    if config.model.mode != "frozen" or config.dit_reward.pooling != "mean":
+        model.gradient_checkpointing = config.model.gradient_checkpointing
+        return DiTRewardTraining(model, config.model.mode, lora_rank=config.model.lora_rank, seed=seed)
+    return FrozenDiTRewardTraining(model, computed_features(config, model, stores, features))
+
+
+def computed_features(
+    config: RewardTrainConfig, model: DiTRewardModel, stores: list[PreferenceStore], root: Path
+) -> dict[Path, FeatureShards]:
+    """The features of all samples of the sets under a frozen backbone, computed where they are not there yet."""
+    processes = PartialState()
+    found = {}
+    for store in stores:
+        name = features_name(model, store.folder.name, f"{config.model.path}-{config.model.init}-{config.run.seed}")
+        shards = FeatureShards(root / name, len(store.shape))
+        shards.compute(
+            model,
+            store,
+            batch_size=config.eval.batch_size,
+            device=processes.device,
+            rank=processes.process_index,
+            world=processes.num_processes,
+        )
+        found[store.folder] = shards
+    processes.wait_for_everyone()
+    model.to("cpu")
+    return found
+
+
+def dit_reward_config(config: RewardTrainConfig, *, text_length: int, latent_space: str) -> DiTRewardConfig:
+    """The DiT-Reward that a configuration describes; raises ConfigError naming the section when it cannot be."""
+    section = config.dit_reward
+    try:
+        return DiTRewardConfig(
+            text_length=text_length,
+            layers=tuple(section.layers),
+            sigmas=tuple(section.sigmas),
+            head_dims=tuple(section.head_dims),
+            activation=section.activation,
+            feature_norm=section.feature_norm,
+            text_features=section.text_features,
+            pooling=section.pooling,
+            uncertainty=config.loss.kind == "uncertainty",
+            latent_space=latent_space,
+            base=config.model.path,
+        )
+    except ValueError as error:
+        raise ConfigError(f"dit_reward: {error}") from None
+
+
+def _folder(config: RewardTrainConfig, name: str) -> Path:
+    return pocket_folder(name) if config.model.path == POCKET else Path(config.model.path)

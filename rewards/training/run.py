@@ -1,0 +1,170 @@
+"""Wires a configuration into data, a reward model and the training loop, and leaves a reward folder."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+
+import torch
+
+from flowrl.core import checkpoint
+from flowrl.core.config_file import dump_config
+from flowrl.core.config_tree import ConfigError
+from flowrl.core.dtypes import torch_dtype
+from rewards.data.pairs import PairTable
+from rewards.data.store import PreferenceStore
+from rewards.training.batches import ComparisonBatcher
+from rewards.training.config import RewardTrainConfig
+from rewards.training.data import open_stores
+from rewards.training.folder import TrainingFolder, claim
+from rewards.training.log import open_log
+from rewards.training.loop import RewardTrainer
+from rewards.training.models import make_trainable
+from rewards.training.scoring import Accuracy, score_samples
+from rewards.training.session import Session, join_processes
+from rewards.training.trainable import TrainableReward
+
+_CENTRED_OVER = 4096  # samples
+
+
+def train_reward(config: RewardTrainConfig, *, resume: bool) -> Path | None:
+    """Train as configured, with whatever processes were launched; returns the reward folder, or None when a signal
+    ended the training before its end.
+    """
+    processes = join_processes()
+    train, validation = open_stores(config)
+    folder = claim(config, resume=resume) if processes.is_main_process else TrainingFolder(path=Path(config.run.dir))
+    processes.wait_for_everyone()
+    trainable = make_trainable(config, [train, validation], folder.features)
+    pairs = _training_pairs(config, train)
+    batcher = ComparisonBatcher(
+        pairs,
+        train.shape,
+        batch_size=config.optim.batch_size,
+        seed=config.run.seed,
+        source_weights=[_weight(config, name) for name in pairs.sources],
+    )
+    validation_pairs = _validation_pairs(config, validation)
+    session = Session(trainable, config, batch_size=batcher.batch_size)
+    start_from, problems = checkpoint.newest(folder.checkpoints) if resume else (None, [])
+    if problems:
+        raise ConfigError(f"{folder.checkpoints}: {'; '.join(problems)}; remove what cannot be read, then resume again")
+    log = None
+    if session.is_main:
+        done = checkpoint.step_of(start_from) if start_from else 0
+        log = open_log(folder.path, resumed_step=done - 1 if resume else None)
+        if not resume:
+            log.text("config", 0, f"```\n{dump_config(config)}```")
+    try:
+        trainer = RewardTrainer(
+            config=config,
+            session=session,
+            train=train,
+            validation=validation,
+            validation_pairs=validation_pairs,
+            batcher=batcher,
+            log=log,
+            checkpoints=folder.checkpoints,
+        )
+        stopped = trainer.fit(start_from)
+        if stopped is not None:
+            return None
+        if trainer.last is None:  # resumed after the last step
+            trainer.evaluate()
+    finally:
+        if log is not None:
+            log.close()
+    assert trainer.last is not None
+    _export(config, session, trainable, validation, folder, trainer.last)
+    return folder.reward
+
+
+def _export(
+    config: RewardTrainConfig,
+    session: Session,
+    trainable: TrainableReward,
+    validation: PreferenceStore,
+    folder: TrainingFolder,
+    reached: Accuracy,
+) -> None:
+    """Write the reward folder and its accuracy, which the main process does while the others wait."""
+    shift = 0.0
+    if config.export.centre:
+        samples = torch.arange(min(len(validation.shape), _CENTRED_OVER))
+        shift = float(score_samples(session, validation, samples, batch_size=config.eval.batch_size).mean())
+    state = session.state_dict()
+    if not session.is_main:
+        session.accelerator.wait_for_everyone()
+        return
+    bias = _name_of(trainable.module, trainable.output_layer()) + ".bias"
+    state[bias] = state[bias].clone()
+    state[bias][0] -= shift
+    notes = (
+        config.export.notes or f"Trained with `flowrl reward train`; the configuration is beside it, in {folder.path}."
+    )
+    trainable.save(
+        folder.reward,
+        state,
+        dtype=torch_dtype(config.export.dtype),
+        notes=_card(notes, reached),
+        whole=config.export.whole,
+    )
+    folder.validation.write_text(json.dumps(asdict(reached), indent=2) + "\n", encoding="utf-8")
+    session.accelerator.wait_for_everyone()
+
+
+def _card(notes: str, reached: Accuracy) -> str:
+    lines = [notes, "", f"Accuracy on {reached.pairs:,} validation pairs: {100 * reached.overall:.1f} %."]
+    lines += [f"- {name}: {100 * share:.1f} %" for name, share in (reached.by_source | reached.by_category).items()]
+    return "\n".join(lines)
+
+
+def _name_of(module: torch.nn.Module, part: torch.nn.Module) -> str:
+    return next(name for name, found in module.named_modules() if found is part)
+
+
+def _training_pairs(config: RewardTrainConfig, store: PreferenceStore) -> PairTable:
+    """The pairs to train on: a share of the comparisons, with or without ties."""
+    pairs = store.pairs
+    if config.loss.ties == "drop":
+        pairs = pairs.select(~pairs.tie)
+    pairs = share_of(pairs, config.data.share)
+    if len(pairs) == 0:
+        raise ConfigError(
+            f"{store.folder}: holds no pair to train on with loss.ties={config.loss.ties} and "
+            f"data.share={config.data.share}"
+        )
+    return pairs
+
+
+def _validation_pairs(config: RewardTrainConfig, store: PreferenceStore) -> PairTable:
+    """The pairs to validate on; some must have a winner."""
+    pairs = first_comparisons(store.pairs, config.eval.max_comparisons)
+    if bool(pairs.tie.all()):
+        raise ConfigError(
+            f"{store.folder}: holds no pair with a winner to validate on, in {len(pairs)} pairs with "
+            f"eval.max_comparisons={config.eval.max_comparisons}"
+        )
+    return pairs
+
+
+def share_of(pairs: PairTable, share: float) -> PairTable:
+    """The pairs of a random share of the comparisons; a smaller share is part of a larger one."""
+    if share == 1:
+        return pairs
+    comparisons = torch.unique(pairs.comparison)
+    order = torch.randperm(len(comparisons), generator=torch.Generator().manual_seed(0))
+    return pairs.select(torch.isin(pairs.comparison, comparisons[order[: max(1, round(share * len(comparisons)))]]))
+
+
+def first_comparisons(pairs: PairTable, count: int) -> PairTable:
+    """The pairs of the first `count` comparisons; 0 = all."""
+    if count == 0:
+        return pairs
+    return pairs.select(torch.isin(pairs.comparison, torch.unique(pairs.comparison)[:count]))
+
+
+def _weight(config: RewardTrainConfig, source: str) -> float:
+    """How often the comparisons of a source are seen in an epoch."""
+    return next((one.weight for one in config.data.train if one.title == source), 1.0)

@@ -1,0 +1,63 @@
+"""What a training needs to go on exactly: the weights that learn, the optimizer, the average, the step."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import torch
+
+from flowrl.core import checkpoint
+from flowrl.core.errors import CheckpointError
+from rewards.training.average import MovingAverage
+from rewards.training.session import Session
+
+_STATE = "state.pt"
+_SHARDED = "sharded"
+
+
+def save_state(root: Path, step: int, session: Session, average: MovingAverage, *, keep: int) -> None:
+    """Write checkpoint `step`, whole or not at all; frozen weights are not in it. Every rank must call it."""
+    if session.is_sharded:
+        # DeepSpeed's own files come first, each rank's; without a manifest beside them they are not a checkpoint.
+        session.network.save_checkpoint(
+            str(root.parent / _SHARDED), tag=f"step_{step:06d}", exclude_frozen_parameters=True
+        )
+    session.accelerator.wait_for_everyone()
+    if not session.is_main:
+        return
+
+    def write(folder: Path) -> None:
+        state: dict[str, object] = {"step": step}
+        if not session.is_sharded:
+            state |= {
+                "weights": {name: p.detach() for name, p in session.learning.items()},
+                "optimizer": session.optimizer.state_dict(),
+                "average": average.values,
+            }
+        torch.save(state, folder / _STATE)
+
+    checkpoint.save(root, step, write, keep=keep)
+    for old in (root.parent / _SHARDED).glob("step_*"):
+        if not (root / old.name).is_dir():
+            shutil.rmtree(old)
+
+
+def load_state(folder: Path, session: Session, average: MovingAverage) -> int:
+    """Go on from a checkpoint; returns how many steps were done. Raises CheckpointError when it does not fit."""
+    state = torch.load(folder / _STATE, weights_only=True, map_location="cpu")
+    if session.is_sharded != ("weights" not in state):
+        raise CheckpointError(
+            f"{folder}: was written {'with' if 'weights' not in state else 'without'} DeepSpeed; go on the same way"
+        )
+    if session.is_sharded:
+        session.network.load_checkpoint(str(folder.parent.parent / _SHARDED), tag=folder.name, load_module_strict=False)
+        return int(state["step"])
+    if state["weights"].keys() != session.learning.keys():
+        raise CheckpointError(f"{folder}: holds other weights than those that learn now; start a training anew")
+    with torch.no_grad():
+        for name, parameter in session.learning.items():
+            parameter.copy_(state["weights"][name])
+    session.optimizer.load_state_dict(state["optimizer"])
+    average.load(state["average"])
+    return int(state["step"])
