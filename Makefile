@@ -16,7 +16,7 @@ STAMP := $(VENV)/.setup.stamp
 TRAIN = $(BIN)/flowrl train configs/$(PROFILE)/$(1).yaml $(if $(RUN),run.name=$(RUN)) $(ARGS)
 IS_NEW_ENOUGH := -c 'import sys; sys.exit(sys.version_info < (3, 11))'
 
-.PHONY: help setup rl-ditreward rl-hpsv3 compare report tensorboard pocket
+.PHONY: help setup rl-ditreward rl-hpsv3 compare report tensorboard pocket reward-table
 .PHONY: test test-all test-gpu lint format check-configs clean distclean
 
 help: ## List the targets
@@ -77,6 +77,9 @@ tensorboard: $(STAMP) ## Watch the runs under runs/ in a browser
 
 pocket: $(STAMP) ## Rebuild the pocket checkpoints from nothing (hours; resumes when interrupted)
 	$(BIN)/flowrl pocket build $(ARGS)
+
+reward-table: $(STAMP) ## Train every reward of the pocket table and measure them side by side (over an hour; resumes)
+	FLOWRL=$(BIN)/flowrl PYTHON=$(BIN)/python experiments/0002-pocket-rewards/run.sh
 
 test: $(STAMP) ## Run the tests: CPU, no network, under five minutes on two cores
 	$(BIN)/python -m pytest -m "not slow and not gpu" $(ARGS)

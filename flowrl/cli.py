@@ -12,9 +12,13 @@ from pathlib import Path
 
 from flowrl import __version__
 from flowrl.cli_pocket import POCKET_VERBS
+from flowrl.cli_reward import REWARD_VERBS
+from flowrl.cli_reward_eval import REWARD_EVAL_VERBS
+from flowrl.cli_reward_use import REWARD_USE_VERBS
+from flowrl.cli_score import SCORE_VERBS
 from flowrl.cli_verb import Verb, check_output
 from flowrl.core.errors import UserError
-from flowrl.signals import Stopped
+from flowrl.core.signals import Stopped
 
 _OVERRIDES_HELP = "a key of the config and its value, such as optim.lr=1e-4; lists are given whole"
 
@@ -247,5 +251,9 @@ VERBS = {
         add_arguments=_report_arguments,
         run=_report,
     ),
+    **REWARD_VERBS,
+    **REWARD_EVAL_VERBS,
+    **REWARD_USE_VERBS,
+    **SCORE_VERBS,
     **POCKET_VERBS,
 }

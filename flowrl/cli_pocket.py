@@ -35,6 +35,31 @@ def _build(args: argparse.Namespace) -> int:
     return 0
 
 
+def _preferences_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--out",
+        metavar="DIR",
+        type=Path,
+        default=Path("runs/pocket-preferences"),
+        help="the folder to fill, or to go on with (default %(default)s)",
+    )
+    parser.add_argument("--seed", type=int, default=1, help="the seed (default 1, that of the embedded rewards)")
+    parser.add_argument("--scale", metavar="SHARE", type=float, default=1.0, help="make a share of it (default 1)")
+
+
+def _preferences(args: argparse.Namespace) -> int:
+    from flowrl.pocket.build_plan import BuildPlan
+    from flowrl.pocket.locate import checkpoint
+    from flowrl.pocket.preference_store import draw_preferences, make_captioner
+
+    plan = BuildPlan().scaled(args.scale)
+    args.out.mkdir(parents=True, exist_ok=True)
+    draw_preferences(args.out, checkpoint("sd35"), seed=args.seed, plan=plan.pairs)
+    make_captioner(args.out, seed=args.seed, plan=plan.captions)
+    print(args.out)
+    return 0
+
+
 def _images_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--out", metavar="FILE", type=Path, default=Path("pocket.png"), help="the PNG to write (default %(default)s)"
@@ -67,6 +92,13 @@ POCKET_VERBS = {
         example="flowrl pocket build --work /tmp/pocket-work --out /tmp/pocket",
         add_arguments=_build_arguments,
         run=_build,
+    ),
+    "pocket preferences": Verb(
+        summary="draw preference pairs of the embedded policy, to train rewards on (20 minutes), or go on with it",
+        example="flowrl pocket preferences --out runs/pocket-preferences\n"
+        "  flowrl reward train configs/reward/pocket/full.yaml",
+        add_arguments=_preferences_arguments,
+        run=_preferences,
     ),
     "pocket info": Verb(
         summary="say how the embedded models were made and how good they are",

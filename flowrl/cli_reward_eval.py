@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from flowrl.cli_verb import Verb
+from flowrl.core.errors import UserError
 
 if TYPE_CHECKING:
     from flowrl.protocols import Reward
@@ -64,7 +65,7 @@ def _encoders(config: EvaluationConfig, device: str) -> tuple[LatentInputs | Non
     """The encoders of the policy and the name of its latent space, where a policy is named."""
     section = config.encoders
     if not section.path:
-        return None, _NO_SPACE
+        return None, _stored_space(config)
     from flowrl.registry import resolve
     from rewards.data.buckets import BucketPlan
     from rewards.evaluation.latent_inputs import EncoderSetting, LatentInputs
@@ -80,6 +81,19 @@ def _encoders(config: EvaluationConfig, device: str) -> tuple[LatentInputs | Non
         device=device,
     )
     return LatentInputs(family, setting), family.latent_space(path)
+
+
+def _stored_space(config: EvaluationConfig) -> str:
+    """The latent space of the prepared sets, which need no encoders."""
+    from rewards.data.store import load_info
+
+    prepared = [Path(benchmark.prepared) for benchmark in config.benchmarks if benchmark.prepared]
+    spaces = {space: folder for folder in prepared if (space := load_info(folder).latent_space)}
+    if len(spaces) > 1:
+        raise UserError(
+            f"benchmarks: prepared sets must be of one latent space, got {' and '.join(map(str, spaces.values()))}"
+        )
+    return next(iter(spaces), _NO_SPACE)
 
 
 def _folder(section: EncoderSection) -> Path:

@@ -12,7 +12,7 @@ import torch
 
 from flowrl.actors.roles import Actors
 from flowrl.config import EvalSection
-from flowrl.run_dir import write_atomically
+from flowrl.core.atomic_file import write_atomically
 from flowrl.samples import write_sheet
 from flowrl.types import Metric, Prompt, RolloutRequest, SamplingPlan, Scores, StepKind
 

@@ -7,7 +7,6 @@ from pathlib import Path
 
 import torch
 
-from flowrl import checkpoint
 from flowrl.actors.device import ModelSpec
 from flowrl.actors.encoder import Encoder
 from flowrl.actors.fused import Fused
@@ -25,16 +24,17 @@ from flowrl.actors.rollout import Rollout
 from flowrl.actors.scorer import Scorer
 from flowrl.config import POCKET, ConfigError, RunConfig, diff, dump, load
 from flowrl.console import Console
+from flowrl.core import checkpoint
+from flowrl.core.signals import StopRequest, stop_at_once
 from flowrl.data import PromptOrder, read_prompts
 from flowrl.evaluate import Evaluator
-from flowrl.metrics import MetricLog
+from flowrl.metrics import run_log
 from flowrl.pocket.locate import checkpoint as pocket_checkpoint
 from flowrl.pocket.prompt_sets import prompt_file
 from flowrl.protocols import Algorithm
 from flowrl.registry import resolve
 from flowrl.report.run_report import write_report
 from flowrl.run_dir import RunDir, begin, claim, release
-from flowrl.signals import StopRequest, stop_at_once
 from flowrl.trainer import Trainer
 from flowrl.types import Prompt
 
@@ -107,7 +107,7 @@ def _train(
         resumed_step = None
         if resume:  # without a checkpoint nothing that was logged counts
             resumed_step = -1 if start_from is None else checkpoint.step_of(start_from)
-        with MetricLog(folder.path, resumed_step=resumed_step) as log:
+        with run_log(folder.path, resumed_step=resumed_step) as log:
             if not resume:
                 log.text("config", 0, f"```\n{dump(config)}```")
             trainer = Trainer(

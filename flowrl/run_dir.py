@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
-import errno
-import fcntl
-import json
-import os
 import shutil
-import tempfile
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO
 
 from flowrl.config import ConfigError, RunConfig, dump
-from flowrl.core.file_mode import apply_umask
-from flowrl.environment import Environment, environment, read_environments
+from flowrl.core.atomic_file import write_atomically
+from flowrl.core.environment import environment, read_environments, write_environments
+from flowrl.core.folder_lock import make_writable, take_lock
 
 LATEST = "latest"
 # What a run writes, and so all that starting anew in its directory may delete.
@@ -22,7 +18,7 @@ _CONTENTS = (
     *("config.yaml", "env.json", "metrics.jsonl", "tb", "samples", "evaluations", "checkpoints", "lora"),
     "report.html",
 )
-_LOCK = ".lock"
+LOCK = ".lock"
 # What an earlier run left waits in _BEFORE until the new one has a figure to show. It is moved there and back by way of
 # _MOVING, and goes by way of _TRASH: each of these appears and vanishes at once, so that a kill at any moment loses
 # nothing, and what stands beside _BEFORE is the new run's alone.
@@ -81,8 +77,8 @@ def claim(config: RunConfig, *, resume: bool = False, needed_bytes: int = _LEAST
         raise ConfigError(f"run.dir={path} must hold a run to resume, but there is no {path / 'config.yaml'}")
     if not resume and not interrupted:
         _refuse_to_overwrite(path, overwrite=config.run.overwrite)
-    _make_writable(path)
-    lock = _take_lock(path)
+    make_writable(path, "run.dir")
+    lock = take_lock(path, "run.dir", LOCK)
     if interrupted:
         _restore(path)
         if resume:
@@ -125,8 +121,8 @@ def release(folder: RunDir) -> None:
     _restore(folder.path)
     if folder.lock is None:
         return
-    if [child.name for child in folder.path.iterdir()] == [_LOCK]:
-        (folder.path / _LOCK).unlink()
+    if [child.name for child in folder.path.iterdir()] == [LOCK]:
+        (folder.path / LOCK).unlink()
         folder.path.rmdir()
     folder.lock.close()
 
@@ -135,7 +131,7 @@ def _refuse_to_overwrite(path: Path, *, overwrite: bool) -> None:
     if path.exists() and not path.is_dir():
         raise ConfigError(f"run.dir={path} must be a directory, but a file of that name exists; use another run.name")
     contents = {child.name for child in path.iterdir()} if path.exists() else set()
-    if not contents - {_LOCK, _TRASH}:
+    if not contents - {LOCK, _TRASH}:
         return
     if not contents & {*_CONTENTS, _BEFORE}:
         raise ConfigError(
@@ -153,40 +149,6 @@ def _refuse_to_overwrite(path: Path, *, overwrite: bool) -> None:
 
 def _has_content(path: Path) -> bool:
     return any(path.iterdir()) if path.is_dir() else path.is_file() and path.stat().st_size > 0
-
-
-def _make_writable(path: Path) -> None:
-    try:
-        path.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=path):
-            pass
-    except OSError as error:
-        raise ConfigError(
-            f"run.dir={path} must be writable: {error.strerror or error}; use another run.dir or change its rights"
-        ) from None
-
-
-def _take_lock(path: Path) -> IO[str] | None:
-    """Keep two processes from writing one run; the system gives the lock back when its holder ends, however."""
-    lock = (path / _LOCK).open("a+", encoding="utf-8")
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
-        lock.seek(0)
-        holder = lock.read().strip()
-        lock.close()
-        if error.errno not in (errno.EWOULDBLOCK, errno.EACCES):
-            return None  # a file system without locks
-        if holder == str(os.getpid()):
-            return None  # an earlier run of this process, which has ended
-        raise ConfigError(
-            f"run.dir={path} must be written by one process, but process {holder} is writing to it; "
-            f"wait for it, stop it, or use another run.name"
-        ) from None
-    lock.truncate(0)
-    lock.write(str(os.getpid()))
-    lock.flush()
-    return lock
 
 
 def _moved(path: Path) -> bool:
@@ -223,25 +185,3 @@ def _check_space(path: Path, needed_bytes: int) -> None:
             f"run.dir={path} needs {needed_bytes / _MIB:,.0f} MiB of free disk space, its disk has "
             f"{free / _MIB:,.0f} MiB; free some, or use another run.dir"
         )
-
-
-def write_atomically(path: Path, content: bytes) -> None:
-    """Write a file so that readers see all of it or none of it, also after a crash."""
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    aside = Path(name)
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        apply_umask(aside)
-        aside.replace(path)
-    except BaseException:
-        aside.unlink(missing_ok=True)
-        raise
-
-
-def write_environments(path: Path, starts: list[Environment]) -> None:
-    """Write the first start of a run, with the later ones under `resumes`."""
-    first, *rest = [asdict(start) for start in starts]
-    write_atomically(path, (json.dumps(first | {"resumes": rest}, indent=2) + "\n").encode())

@@ -5,18 +5,18 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from flowrl import checkpoint
 from flowrl.actors.roles import Actors
 from flowrl.clock import Clock
 from flowrl.config import RunConfig
 from flowrl.console import Console
+from flowrl.core import checkpoint
+from flowrl.core.signals import StopRequest
 from flowrl.data import PromptOrder
 from flowrl.evaluate import Evaluator
 from flowrl.memory import MemoryMeter
 from flowrl.metrics import MetricLog, reduce
 from flowrl.protocols import Algorithm
 from flowrl.run_dir import RunDir, settle
-from flowrl.signals import StopRequest
 from flowrl.summary import advantage_metrics, check_valid, score_metrics
 from flowrl.types import Metric, RolloutRequest, SamplingPlan
 

@@ -10,13 +10,13 @@ from typing import Any
 
 import pytest
 
-from flowrl import checkpoint
+from flowrl.core import checkpoint
 from flowrl.config import ConfigError, RewardSpec
 from flowrl.data import PromptOrder
 from flowrl.run import run_training
 from flowrl.summary import RewardError
 from flowrl.types import Prompt
-from tests.cheap_rewards import LATENT
+from tests.cheap_rewards import LATENT, LATENT_KEY
 from tests.integration.runs import TinyRun, TinyRuns, same, unequal
 
 EVERY = {"eval__every": 3, "checkpoint__every": 1, "checkpoint__keep": 9}
@@ -136,7 +136,7 @@ def test_a_reward_that_fails_on_too_many_samples_stops_the_run_before_they_are_t
         run_training(config)
     run = TinyRun(folder=tmp_path / "run")
     assert [row["step"] for row in run.metrics] == [0]
-    assert run.metrics[0][f"eval/{LATENT}/invalid"] == 0.5
+    assert run.metrics[0][f"eval/{LATENT_KEY}/invalid"] == 0.5
     assert checkpoint.newest(run.folder / "checkpoints") == (None, [])
 
 
@@ -144,7 +144,7 @@ def test_failures_that_are_allowed_are_masked_and_counted(runs: TinyRuns) -> Non
     reward = RewardSpec(name=LATENT, options={"nan_every": 3})
     run = runs.run(rewards__train=[reward], rewards__max_invalid_fraction=0.5, run__steps=2, eval__every=0)
     for row in run.metrics[1:]:
-        assert row[f"reward/{LATENT}/invalid"] == 0.5
+        assert row[f"reward/{LATENT_KEY}/invalid"] == 0.5
         assert row["policy/grad_norm"] > 0
     assert all(tensor.isfinite().all() for tensor in run.adapter.values())
 

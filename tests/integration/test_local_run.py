@@ -21,13 +21,13 @@ from flowrl.run import model_spec, run_evaluation, run_training, start_actors
 from flowrl.samples import load_png
 from flowrl.types import RolloutRequest, Trajectory
 from tests import tiny
-from tests.cheap_rewards import BRIGHT, LATENT
+from tests.cheap_rewards import BRIGHT, BRIGHT_KEY, LATENT, LATENT_KEY
 from tests.integration.runs import TinyRun, TinyRuns, same, unequal
 
 STEP_KEYS = {
-    f"reward/{LATENT}/mean",
-    f"reward/{LATENT}/std",
-    f"reward/{LATENT}/invalid",
+    f"reward/{LATENT_KEY}/mean",
+    f"reward/{LATENT_KEY}/std",
+    f"reward/{LATENT_KEY}/invalid",
     "reward/total/mean",
     "policy/loss",
     "policy/kl",
@@ -54,7 +54,7 @@ def test_a_run_leaves_what_others_rely_on(runs: TinyRuns) -> None:
     for row in run.metrics[1:]:
         assert STEP_KEYS <= row.keys()
     for row in (run.metrics[0], run.metrics[5]):
-        assert {f"eval/{name}/mean" for name in (LATENT, BRIGHT)} <= row.keys()
+        assert {f"eval/{name}/mean" for name in (LATENT_KEY, BRIGHT_KEY)} <= row.keys()
     left = {path.name for path in run.folder.iterdir()}
     assert {"config.yaml", "env.json", "metrics.jsonl", "tb", "samples", "checkpoints", "lora", "report.html"} <= left
     assert sorted(path.name for path in (run.folder / "checkpoints").iterdir()) == ["step_000003", "step_000005"]
@@ -87,7 +87,7 @@ def test_the_same_configuration_gives_the_same_bits_and_another_seed_others(runs
 def test_a_gpu_gives_the_numbers_of_the_cpu_to_rounding(runs: TinyRuns) -> None:
     cpu, gpu = runs.run(), runs.run(placement__device="cuda", gate__max_ratio_absdev=1e-5)
     for row, other in zip(cpu.metrics, gpu.metrics, strict=True):
-        for key in (f"reward/{LATENT}/mean", f"eval/{LATENT}/mean", f"eval/{BRIGHT}/mean", "policy/kl"):
+        for key in (f"reward/{LATENT_KEY}/mean", f"eval/{LATENT_KEY}/mean", f"eval/{BRIGHT_KEY}/mean", "policy/kl"):
             if key in row:
                 assert other[key] == pytest.approx(row[key], rel=1e-2, abs=1e-5)
 
@@ -96,7 +96,7 @@ def test_a_run_of_no_steps_evaluates_and_no_more(runs: TinyRuns) -> None:
     run = runs.run(run__steps=0)
     [row] = run.metrics
     full = runs.run().metrics[0]
-    assert row[f"eval/{LATENT}/mean"] == full[f"eval/{LATENT}/mean"]
+    assert row[f"eval/{LATENT_KEY}/mean"] == full[f"eval/{LATENT_KEY}/mean"]
     assert not [key for key in row if key.startswith(("reward/", "policy/"))]
     assert all(not tensor.any() for name, tensor in run.adapter.items() if ".lora_B." in name)
 
@@ -138,7 +138,7 @@ def test_an_exported_adapter_evaluates_as_it_did_when_its_run_ended(runs: TinyRu
     config = runs.config(tmp_path / "evaluation", run__steps=0)
     assert run_evaluation(config, run.folder / "lora") == 0
     [row] = TinyRun(folder=tmp_path / "evaluation").metrics
-    for name in (LATENT, BRIGHT):
+    for name in (LATENT_KEY, BRIGHT_KEY):
         assert row[f"eval/{name}/mean"] == run.metrics[5][f"eval/{name}/mean"] != run.metrics[0][f"eval/{name}/mean"]
 
 
@@ -148,7 +148,7 @@ def test_parts_of_a_group_train_as_the_whole_does_but_for_rounding(runs: TinyRun
     whole, parts = runs.run(**changes), runs.run(rollout__samples_per_forward=2, **changes)
     assert [row["policy/ratio_absdev_max"] for row in parts.metrics[1:]] == [0.0, 0.0]
     for one, other in zip(whole.metrics[1:], parts.metrics[1:], strict=True):
-        assert one[f"reward/{LATENT}/mean"] == pytest.approx(other[f"reward/{LATENT}/mean"], rel=1e-4)
+        assert one[f"reward/{LATENT_KEY}/mean"] == pytest.approx(other[f"reward/{LATENT_KEY}/mean"], rel=1e-4)
 
 
 @pytest.mark.parametrize(
@@ -173,7 +173,7 @@ def test_every_published_variant_starts_at_ratio_1_and_moves_the_adapter(
 def test_evaluating_the_moving_average_leaves_training_alone(runs: TinyRuns) -> None:
     plain, averaged = runs.run(eval__every=2), runs.run(eval__every=2, eval__weights="ema")
     assert same(plain.adapter, averaged.adapter)
-    key = f"eval/{LATENT}/mean"
+    key = f"eval/{LATENT_KEY}/mean"
     for one, other in zip(plain.metrics, averaged.metrics, strict=True):
         assert one.get("policy/loss") == other.get("policy/loss")
     assert plain.metrics[0][key] == averaged.metrics[0][key]
@@ -182,7 +182,7 @@ def test_evaluating_the_moving_average_leaves_training_alone(runs: TinyRuns) -> 
 
 def test_a_run_without_a_grid_evaluates_all_the_same(runs: TinyRuns) -> None:
     run = runs.run(run__steps=0, eval__grid_prompts=0)
-    key = f"eval/{LATENT}/mean"
+    key = f"eval/{LATENT_KEY}/mean"
     assert run.metrics[0][key] == runs.run(run__steps=0).metrics[0][key]
     assert list((run.folder / "samples").iterdir()) == []
 
@@ -198,7 +198,7 @@ def test_a_policy_learns_a_latent_reward_in_less_than_100_updates(runs: TinyRuns
     )
     first, last = run.metrics[0], run.metrics[30]
     assert last["policy/version"] == 60
-    gain = last[f"eval/{LATENT}/mean"] - first[f"eval/{LATENT}/mean"]
+    gain = last[f"eval/{LATENT_KEY}/mean"] - first[f"eval/{LATENT_KEY}/mean"]
     assert gain > 0.1  # of 2.1, with a spread between samples of 0.2
     assert max(row["policy/ratio_absdev_max"] for row in run.metrics[1:]) == 0.0
 
@@ -224,7 +224,7 @@ def test_matched_runs_differ_in_the_reward_and_in_nothing_else(runs: TinyRuns, t
         runs.run(),
         runs.run(rewards__train=[RewardSpec(name=BRIGHT)], rewards__watch=[RewardSpec(name=LATENT)]),
     )
-    for name in (LATENT, BRIGHT):
+    for name in (LATENT_KEY, BRIGHT_KEY):
         assert latent.metrics[0][f"eval/{name}/mean"] == bright.metrics[0][f"eval/{name}/mean"]
     assert not same(latent.adapter, bright.adapter)
 

@@ -18,13 +18,13 @@ from flowrl.config import GateSection, OptimSection, RewardSpec
 from flowrl.types import PolicyWeights, Scores, Trajectory
 from rewards.dit_reward import DiTReward
 from tests import tiny
-from tests.cheap_rewards import BRIGHT
+from tests.cheap_rewards import BRIGHT, BRIGHT_KEY
 from tests.measured_scorer import MeasuredScorer
 from tests.unreliable import Unreliable
 
 pytestmark = pytest.mark.ray
 
-DIT, HALF = "dit_reward", "rewards.dit_reward:DiTReward"  # two names, so that both can be there at once
+DIT, HALF = "dit_reward", "half"
 
 
 @pytest.fixture(scope="module")
@@ -57,7 +57,7 @@ def test_a_reward_spread_over_two_ranks_scores_as_one_that_is_whole(
         "model": tiny.model_spec(sd3_folder),
         "train": [RewardSpec(name=DIT, options={"path": str(tiny_reward), "batch_size": 2})],
         "watch": [
-            RewardSpec(name=HALF, options={"path": str(tiny_reward), "dtype": "bfloat16"}),
+            RewardSpec(name=DIT, label=HALF, options={"path": str(tiny_reward), "dtype": "bfloat16"}),
             RewardSpec(name=BRIGHT),
         ],
         "timeout_s": 60.0,
@@ -65,8 +65,8 @@ def test_a_reward_spread_over_two_ranks_scores_as_one_that_is_whole(
     whole = scores_of(LocalRuntime(), {**arguments, "sharded": False}, groups, size=1)
     sharded = scores_of(ray, {**arguments, "sharded": True}, groups, size=2)
     for one, other in zip(whole, sharded, strict=True):
-        assert one.per_reward.keys() == other.per_reward.keys() == {DIT, HALF, BRIGHT}
-        for name in (DIT, HALF, BRIGHT):
+        assert one.per_reward.keys() == other.per_reward.keys() == {DIT, HALF, BRIGHT_KEY}
+        for name in (DIT, HALF, BRIGHT_KEY):
             assert torch.equal(one.per_reward[name], other.per_reward[name])
         assert torch.equal(one.total, other.total)
         assert 0 < (one.per_reward[DIT] - one.per_reward[HALF]).abs().max() < 0.02

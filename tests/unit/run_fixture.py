@@ -11,8 +11,7 @@ from pathlib import Path
 from PIL import Image, ImageDraw, ImageFilter
 
 from flowrl.config import EvalSection, RewardSpec, RewardsSection, RunConfig, RunSection, dump
-from flowrl.environment import Environment
-from flowrl.run_dir import write_environments
+from flowrl.core.environment import Environment, write_environments
 
 PROMPTS = [
     "a large red circle above a small blue square on sand",

@@ -355,6 +355,7 @@ def test_a_family_of_commands_lists_its_own(capsys: pytest.CaptureFixture[str]) 
     assert captured.out == captured.err
     assert [line.split()[:2] for line in captured.out.splitlines() if line.startswith("  ")] == [
         ["pocket", "build"],
+        ["pocket", "preferences"],
         ["pocket", "info"],
         ["pocket", "images"],
     ]

@@ -13,11 +13,11 @@ from page_reader import Page
 from run_fixture import PROMPTS, FakeRun, environment, write_run
 
 from flowrl.config import ConfigError
+from flowrl.core.environment import write_environments
 from flowrl.metrics import read_metrics
 from flowrl.report.comparison import write_comparison
 from flowrl.report.run_record import read_run
 from flowrl.report.verdict import comparison_verdict, mismatches
-from flowrl.run_dir import write_environments
 
 _DIT = FakeRun(steps=20, every=10, prompts=tuple(PROMPTS[:3]), columns=2)
 _HPS = replace(_DIT, name="hpsv3", reward="hpsv3", other="dit_reward", oracle_gain=-0.1)

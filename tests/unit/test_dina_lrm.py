@@ -18,6 +18,7 @@ from flowrl.core.seeds import generator
 from flowrl.protocols import CheckableReward, ShardableReward
 from flowrl.types import RewardInput, TextCondition
 from rewards.dina_lrm import DiNaLRM, layout
+from rewards.lora_files import LoraSettings, lora_shapes
 from rewards.dina_lrm.head import RewardHead
 from rewards.dina_lrm.model import Backbone, nearest_level, sample_noise
 from tests.published import dina_lrm as published
@@ -262,8 +263,8 @@ def test_the_published_sizes() -> None:
     assert sum(parameter.numel() for parameter in backbone.parameters()) == 1_232_739_840
     assert sum(parameter.numel() for parameter in head.parameters()) == 139_296_003
     assert {key: tuple(value.shape) for key, value in head.state_dict().items()} == published.head_shapes(1536)
-    settings = layout.LoraSettings(rank=64, alpha=128, targets=tuple(published.TARGETS))
-    shapes = layout.lora_shapes(backbone, settings)
+    settings = LoraSettings(rank=64, alpha=128, targets=tuple(published.TARGETS))
+    shapes = lora_shapes(backbone, settings)
     assert shapes == published.lora_shapes(1536, 64)
     assert len(shapes) == 288  # A and B of 12 layers in each of 12 blocks
     assert sum(rows * columns for rows, columns in shapes.values()) == 28_311_552

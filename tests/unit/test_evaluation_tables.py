@@ -163,7 +163,9 @@ def test_the_shipped_configuration_is_the_papers_table() -> None:
         ({"protocols": ["pairs", "pairs"]}, r"benchmarks\[0\]\.protocols: the name 'pairs' must be there once"),
         ({"protocols": ["tie_aware"]}, r"benchmarks\[0\]\.validation must name a source: tie_aware find"),
         ({"test_set": "hpd"}, r"benchmarks\[0\]\.test_set: unknown test set 'hpd'; did you mean 'hpdv"),
-        ({"sources": []}, r"benchmarks\[0\]\.sources must name at least one source"),
+        ({"sources": []}, r"benchmarks\[0\] must name either sources or a prepared set, got neither"),
+        ({"prepared": "here"}, r"benchmarks\[0\] must name either sources or a prepared set, got both"),
+        ({"pair_sources": ["one"]}, r"benchmarks\[0\]\.pair_sources is for a prepared set, and must be left out"),
         (
             {"sources": [{"format": "jsonl", "path": "x", "share": 0.5}]},
             r"sources\[0\]\.share is for training, and must",

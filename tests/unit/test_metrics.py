@@ -14,7 +14,7 @@ import torch
 from run_fixture import FakeRun, evaluation_values, training_values
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from flowrl.metrics import GLOSSARY, MetricLog, describe, entry, read_metrics, reduce
+from flowrl.metrics import GLOSSARY, describe, entry, read_metrics, reduce, run_log
 from flowrl.types import Metric
 
 
@@ -95,7 +95,7 @@ def test_reduce_refuses_mixed_reductions() -> None:
 
 
 def test_log_writes_the_same_numbers_to_both_places(tmp_path: Path) -> None:
-    with MetricLog(tmp_path) as log:
+    with run_log(tmp_path) as log:
         log.log(0, {"eval/oracle/mean": 0.58})
         log.log(1, {"policy/kl": 0.25, "reward/total/mean": -1.5})
         assert lines(tmp_path)[1] == {
@@ -112,20 +112,20 @@ def test_log_writes_the_same_numbers_to_both_places(tmp_path: Path) -> None:
 
 
 def test_log_refuses_what_nobody_explained(tmp_path: Path) -> None:
-    with MetricLog(tmp_path) as log, pytest.raises(KeyError, match="policy/surprise"):
+    with run_log(tmp_path) as log, pytest.raises(KeyError, match="policy/surprise"):
         log.log(0, {"policy/surprise": 1.0})
     assert lines(tmp_path) == []
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
 def test_log_refuses_what_is_not_finite(tmp_path: Path, value: float) -> None:
-    with MetricLog(tmp_path) as log, pytest.raises(ValueError, match=r"policy/grad_norm of step 3 must be finite"):
+    with run_log(tmp_path) as log, pytest.raises(ValueError, match=r"policy/grad_norm of step 3 must be finite"):
         log.log(3, {"policy/kl": 0.1, "policy/grad_norm": value})
     assert lines(tmp_path) == []
 
 
 def test_an_undefined_mean_is_null_and_absent_when_read(tmp_path: Path) -> None:
-    with MetricLog(tmp_path) as log:
+    with run_log(tmp_path) as log:
         log.log(1, {"reward/hpsv3/mean": math.nan, "reward/hpsv3/invalid": 1.0})
         with pytest.raises(ValueError, match="finite"):
             log.log(2, {"reward/hpsv3/mean": math.inf})
@@ -136,7 +136,7 @@ def test_an_undefined_mean_is_null_and_absent_when_read(tmp_path: Path) -> None:
 
 
 def test_steps_are_logged_once_and_in_order(tmp_path: Path) -> None:
-    with MetricLog(tmp_path) as log:
+    with run_log(tmp_path) as log:
         log.log(2, {"policy/kl": 0.1})
         for step in (2, 1):
             with pytest.raises(ValueError, match=f"got step {step} after step 2"):
@@ -144,13 +144,13 @@ def test_steps_are_logged_once_and_in_order(tmp_path: Path) -> None:
 
 
 def test_resume_forgets_later_steps_and_a_torn_line(tmp_path: Path) -> None:
-    with MetricLog(tmp_path) as log:
+    with run_log(tmp_path) as log:
         for step in range(6):
             log.log(step, {"policy/kl": float(step), "reward/a/mean": math.nan})
     kept = (tmp_path / "metrics.jsonl").read_text().splitlines()[:4]
     with (tmp_path / "metrics.jsonl").open("a") as file:
         file.write('{"step": 6, "poli')
-    with MetricLog(tmp_path, resumed_step=3) as log:
+    with run_log(tmp_path, resumed_step=3) as log:
         assert (tmp_path / "metrics.jsonl").read_text().splitlines() == kept  # to the byte, nulls included
         with pytest.raises(ValueError, match="got step 3 after step 3"):
             log.log(3, {"policy/kl": 0.0})
@@ -174,7 +174,7 @@ def test_read_metrics_drops_a_torn_last_line_alone(tmp_path: Path) -> None:
 def test_images_text_and_the_layout_reach_tensorboard(tmp_path: Path) -> None:
     grid = torch.zeros(3, 64, 128, dtype=torch.uint8)
     grid[0] = 255
-    with MetricLog(tmp_path) as log:
+    with run_log(tmp_path) as log:
         log.log(0, {"policy/kl": 0.0})
         log.images("samples", 0, grid)
         log.text("config", 0, "run.seed: 0")

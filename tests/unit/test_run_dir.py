@@ -15,8 +15,9 @@ import pytest
 from run_fixture import FakeRun, config_of, write_run
 
 from flowrl.config import ConfigError, RunConfig, load
-from flowrl.environment import environment, read_environments
-from flowrl.run_dir import RunDir, begin, claim, release, settle, write_atomically
+from flowrl.core.atomic_file import write_atomically
+from flowrl.core.environment import environment, read_environments
+from flowrl.run_dir import RunDir, begin, claim, release, settle
 
 _RUN = FakeRun(steps=4, every=2, prompts=("a large red circle on sand",))
 

@@ -1,0 +1,43 @@
+"""The command `flowrl reward probe`."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from flowrl.cli_verb import Verb
+
+
+def _probe_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("config", metavar="CONFIG", type=Path, help="a YAML file: backbone, preference set, heads")
+    parser.add_argument(
+        "overrides",
+        metavar="key=value",
+        nargs="*",
+        help="a key of the config and its value, such as head.steps=500; lists are given whole",
+    )
+
+
+def _probe(args: argparse.Namespace) -> int:
+    from rewards.probe.config import load
+
+    config = load(args.config, args.overrides)
+    from rewards.probe.report import PAGE, singles_table
+    from rewards.probe.run import probe
+
+    result = probe(config)
+    print(singles_table(result))
+    if result.best_pair is not None:
+        print(f"best pair: {result.best_pair.label}, {100 * result.best_pair.accuracy:.1f} %")
+    print(Path(config.out) / PAGE)
+    return 0
+
+
+PROBE_VERBS = {
+    "reward probe": Verb(
+        summary="train small heads on single layers and pairs of layers of a frozen backbone: which know most",
+        example="flowrl reward probe configs/reward/pocket/probe.yaml head.seeds=1",
+        add_arguments=_probe_arguments,
+        run=_probe,
+    ),
+}

@@ -1,0 +1,75 @@
+"""An evaluation on a prepared set: what is stored is what the rewards read."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from diffusers import StableDiffusion3Pipeline
+
+from flowrl import cli
+from flowrl.core.errors import UserError
+from flowrl.core.seeds import derive
+from flowrl.models.sd3 import SD3
+from flowrl.pocket.locate import checkpoint
+from flowrl.pocket.preference_store import write_store
+from flowrl.pocket.preferences import SetPlan, build_table, pairs_of
+from flowrl.types import RewardInput
+from rewards.data.store import PreferenceStore
+from rewards.dit_reward import DiTReward
+from rewards.evaluation.score_prepared import open_prepared
+
+
+@pytest.fixture(scope="module")
+def prepared(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("prepared")
+    policy = checkpoint("sd35")
+    plan = SetPlan(policy_train=1, edited_train=1, policy_test=2, edited_test=2)
+    pipeline = StableDiffusion3Pipeline.from_pretrained(policy)
+    table = build_table(pipeline, folder / "drawn", test=True, seed=3, plan=plan)
+    write_store(folder / "set", table, pairs_of(table, margin=0.02), latent_space=SD3.latent_space(policy))
+    return folder / "set"
+
+
+def config(folder: Path, prepared: Path, **benchmark: object) -> Path:
+    entry = {"name": "pocket", "prepared": str(prepared), "protocols": ["rankings_pooled"], **benchmark}
+    rewards = [{"name": "dit_reward", "label": "latent"}, {"name": "hpsv3", "label": "pixel"}]
+    file = folder / "eval.yaml"
+    file.write_text(json.dumps({"rewards": rewards, "benchmarks": [entry], "out": str(folder / "out")}))
+    return file
+
+
+def test_figures_are_those_of_the_rewards_own_scores(prepared: Path, tmp_path: Path) -> None:
+    assert cli.main(["reward", "eval", str(config(tmp_path, prepared))]) == 0
+    result = json.loads((tmp_path / "out" / "result.json").read_text())
+    (figures,) = [one["protocols"][0]["figures"] for one in result["benchmarks"]]
+    store = PreferenceStore(prepared)
+    rows = torch.arange(len(store.shape))
+    prompts = tuple(store.prompts[row] for row in store.prompt)
+    scores = DiTReward()(
+        RewardInput(
+            prompts=prompts,
+            seeds=torch.tensor([derive("evaluation", 0, prompt) for prompt in prompts]),
+            latents=store.tensors("latents", rows),
+            condition=store.conditions(store.prompt),
+        )
+    )
+    expected = (scores[store.pairs.winner] > scores[store.pairs.loser]).double().mean().item()
+    assert figures[0]["label"] == "latent"
+    assert figures[0]["accuracy"] == pytest.approx(expected)
+    assert figures[1]["accuracy"] > 0.6
+
+
+def test_the_sources_of_pairs_can_be_chosen(prepared: Path) -> None:
+    store, edited = open_prepared(str(prepared), ["edited"])
+    assert {store.info.sources[source] for source in edited.source.tolist()} == {"edited"}
+    assert 0 < len(edited) < len(store.pairs)
+    with pytest.raises(UserError, match=r"has no pairs of 'edits'; its sources: rollout, policy, edited"):
+        open_prepared(str(prepared), ["edits"])
+
+
+def test_a_set_that_is_not_whole_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["reward", "eval", str(config(tmp_path, tmp_path))]) == 2
+    assert "not a prepared preference set, or not a whole one" in capsys.readouterr().err

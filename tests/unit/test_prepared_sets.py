@@ -1,0 +1,393 @@
+"""Prepared preference sets: what is stored of the published formats, interruptions, parts, broken images, torn files."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+
+from flowrl.core.config_tree import ConfigError
+from flowrl.core.errors import CheckpointError, UserError
+from flowrl.core.folder_lock import take_lock
+from flowrl.models.sd3 import SD3
+from flowrl.types import TextCondition
+from rewards.data import prepare as prepare_module
+from rewards.data.buckets import BucketPlan, fit
+from rewards.data.comparison import ImageRef
+from rewards.data.images import ImageReader
+from rewards.data.prepare import Encoders, check_choices, prepare
+from rewards.data.source import DataSource
+from rewards.data.store import PreferenceStore
+from rewards.training.batches import ComparisonBatcher
+from tests import preference_files as files
+
+BUCKETS = BucketPlan(image_size=48, step=16)
+SIZES = {(48, 48), (32, 64), (64, 32)}
+
+
+def pixel_encoders() -> Encoders:
+    return Encoders(name="", latent_space="", image=None, text=None, dtype=torch.float32)
+
+
+def brightness(pixels: torch.Tensor) -> torch.Tensor:
+    """A stand-in for a VAE where only the bookkeeping is under test: the mean of each 8 x 8 block, twice."""
+    blocks = torch.nn.functional.avg_pool2d(pixels.mean(1, keepdim=True), 8)
+    return torch.cat([blocks, -blocks], 1)
+
+
+def words(text: str) -> TextCondition:
+    """A condition that tells texts apart."""
+    digest = torch.tensor(list(hashlib.sha256(text.encode()).digest()), dtype=torch.float32)
+    return TextCondition(embeds=digest.reshape(1, 4, 8), pooled=digest[None, :5])
+
+
+def cheap_encoders(
+    image: Callable[[torch.Tensor], torch.Tensor] = brightness, text: Callable[[str], TextCondition] = words
+) -> Encoders:
+    return Encoders(name="cheap", latent_space="blocks", image=image, text=text, dtype=torch.float16)
+
+
+def fill(folder: Path, sources: list[DataSource], encoders: Encoders | None = None, **changes: float | int) -> bool:
+    settings = {"encode_batch": 3, "max_bad_share": 0.01, **changes}
+    return prepare(folder, sources, encoders or cheap_encoders(), BUCKETS, **settings)
+
+
+def all_formats(root: Path) -> list[DataSource]:
+    return [
+        DataSource(format="hpdv3", path=str(files.write_hpdv3(root / "hpdv3"))),
+        DataSource(format="hpdv2", path=str(files.write_hpdv2_train(root / "hpdv2", seed=1))),
+        DataSource(format="image_reward", path=str(files.write_image_reward(root / "image_reward", seed=2))),
+        DataSource(format="jsonl", path=str(files.write_jsonl(root / "jsonl", seed=3)), weight=0.5),
+        DataSource(format="pick_a_pic", path=str(files.write_pick_a_pic(root / "pick", seed=4))),
+    ]
+
+
+def jsonl(folder: Path, num: int = 8) -> DataSource:
+    return DataSource(format="jsonl", path=str(files.write_jsonl(folder, num=num)))
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+@pytest.fixture
+def small_shards(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Shards of five, so that a few images make many."""
+    monkeypatch.setattr(prepare_module, "_PER_SHARD", 5)
+
+
+@pytest.fixture(scope="module")
+def mixture(tmp_path_factory: pytest.TempPathFactory, sd3_folder: Path) -> tuple[Path, list[DataSource]]:
+    """All formats as a pixel set and as a latent set of the tiny policy's own encoders; read them only."""
+    root = tmp_path_factory.mktemp("mixture")
+    sources = all_formats(root)
+    text = SD3.load_encoder(sd3_folder, max_sequence_length=14, dtype=torch.float32, device="cpu")
+    policy = Encoders(
+        name="tiny",
+        latent_space=SD3.latent_space(sd3_folder),
+        image=SD3.load_image_encoder(sd3_folder, device="cpu").encode,
+        text=text.encode,
+        dtype=torch.float32,
+    )
+    assert fill(root / "latents", sources, policy)
+    assert fill(root / "pixels", sources, pixel_encoders())
+    return root, sources
+
+
+def test_the_pairs_are_those_of_the_files(mixture: tuple[Path, list[DataSource]]) -> None:
+    root, sources = mixture
+    store = PreferenceStore(root / "pixels")
+    assert store.info.sources == ("hpdv3", "hpdv2", "image_reward", "jsonl", "pick_a_pic")
+    assert store.info.holds == ("pixels",)
+    assert set(store.info.categories) == {"", "animal", "other"}
+    assert (store.info.latent_space, store.info.text_length, store.info.encoders) == ("", 0, "")
+    pairs = store.pairs
+    by_source = [pairs.select(pairs.source == number) for number in range(5)]
+    assert [len(one) for one in by_source] == [8, 8, 24, 8, 14]
+    assert [int(one.tie.sum()) for one in by_source] == [0, 0, 4, 2, 4]
+    assert len(torch.unique(by_source[2].comparison)) == 4  # of six pairs each
+    # The brighter image is the preferred one, whatever the format, and both answer one prompt.
+    mean = torch.stack([store.tensors("pixels", torch.tensor([row])).mean() for row in range(store.info.num_samples)])
+    decided = ~pairs.tie
+    assert (mean[pairs.winner] > mean[pairs.loser])[decided].all()
+    assert torch.equal(store.prompt[pairs.winner], store.prompt[pairs.loser])
+    assert all(store.prompts[row].startswith("a ") for row in store.prompt.tolist())
+    statistics = json.loads((root / "pixels" / "statistics.json").read_text())
+    assert [one["pairs"] + one["ties"] for one in statistics["sources"]] == [8, 8, 24, 8, 14]
+    assert "pick_a_pic" in (root / "pixels" / "statistics.md").read_text()
+
+
+def test_pixels_are_the_bucketed_images_to_a_byte(mixture: tuple[Path, list[DataSource]]) -> None:
+    root, _ = mixture
+    store = PreferenceStore(root / "pixels")
+    row = int(store.pairs.winner[0])
+    better = json.loads((root / "hpdv3" / "train.json").read_text())[0]
+    image = ImageReader().pixels(ImageRef(path=str(root / "hpdv3" / better["path1"])))
+    size = BUCKETS.size_for(*image.shape[1:])
+    expected = (255 * fit(image, size)).round() / 255
+    assert torch.equal(store.tensors("pixels", torch.tensor([row]))[0], expected)
+    assert store.prompts[int(store.prompt[row])] == better["prompt"]
+
+
+def test_latents_and_conditions_are_the_policys_own(mixture: tuple[Path, list[DataSource]], sd3_folder: Path) -> None:
+    root, _ = mixture
+    store = PreferenceStore(root / "latents")
+    assert store.info.latent_space == SD3.latent_space(sd3_folder)
+    assert store.info.text_length == 28
+    assert store.info.encoders == "tiny"
+    encoder = SD3.load_image_encoder(sd3_folder, device="cpu")
+    text = SD3.load_encoder(sd3_folder, max_sequence_length=14, dtype=torch.float32, device="cpu")
+    rows = json.loads((root / "hpdv3" / "train.json").read_text())
+    hpdv3 = store.pairs.select(store.pairs.source == 0)
+    for number in (0, 2, 5):  # one of each shape of image
+        for name, sample in (("path1", hpdv3.winner[number]), ("path2", hpdv3.loser[number])):
+            image = ImageReader().pixels(ImageRef(path=str(root / "hpdv3" / rows[number][name])))
+            latents = encoder.encode(fit(image, BUCKETS.size_for(*image.shape[1:]))[None])
+            torch.testing.assert_close(store.tensors("latents", sample[None]), latents, rtol=1e-4, atol=1e-5)
+        condition = text.encode(rows[number]["prompt"])
+        found = store.conditions(store.prompt[hpdv3.winner[number]][None])
+        torch.testing.assert_close(found.embeds, condition.embeds)
+        torch.testing.assert_close(found.pooled, condition.pooled)
+
+
+def test_aspects_end_in_buckets_that_can_be_dealt(mixture: tuple[Path, list[DataSource]]) -> None:
+    store = PreferenceStore(mixture[0] / "pixels")
+    shapes = {}
+    for number in torch.unique(store.shape).tolist():
+        rows = (store.shape == number).nonzero()[:, 0]
+        shapes[number] = tuple(store.tensors("pixels", rows).shape[2:])  # stacks only what has one shape
+    assert set(shapes.values()) == SIZES
+    batcher = ComparisonBatcher(store.pairs, store.shape, batch_size=4, seed=0)
+    for step in range(batcher.num_steps(1)):
+        for micro in batcher.micro_batches(batcher.at(step), size=4):
+            assert len(torch.unique(store.shape[micro.samples])) == 1
+
+
+class Killed(BaseException):
+    """Ends a run where it stands, as a signal would."""
+
+
+def test_a_run_that_is_ended_after_any_shard_goes_on_to_the_same_bytes(tmp_path: Path, small_shards: None) -> None:
+    sources = [jsonl(tmp_path / "data", num=20)]
+    assert fill(tmp_path / "whole", sources)
+    expected = contents(tmp_path / "whole")
+    num_shards = len([name for name in expected if name.startswith("samples/")])
+    assert num_shards >= 8
+    ended, resumptions = tmp_path / "ended", 0
+    done = False
+    while not done:
+        calls = {"image": 0, "text": 0}
+
+        def image(pixels: torch.Tensor, calls: dict[str, int] = calls) -> torch.Tensor:
+            calls["image"] += 1
+            if calls["image"] > 3:  # two batches make a shard: this ends one after another, in its middle
+                raise Killed
+            return brightness(pixels)
+
+        def text(prompt: str, calls: dict[str, int] = calls) -> TextCondition:
+            calls["text"] += 1
+            if calls["text"] > 7:
+                raise Killed
+            return words(prompt)
+
+        try:
+            done = fill(ended, sources, cheap_encoders(image, text))
+        except Killed:
+            resumptions += 1
+            assert not (ended / "store.json").exists()
+            with pytest.raises(CheckpointError, match=r"not a prepared preference set, or not a whole one"):
+                PreferenceStore(ended)
+    assert resumptions >= num_shards
+    assert contents(ended) == expected
+    assert fill(ended, sources)  # and once more changes nothing
+    assert contents(ended) == expected
+
+
+def test_leavings_of_a_killed_process_are_cleared_away(tmp_path: Path, small_shards: None) -> None:
+    sources = [jsonl(tmp_path / "data")]
+    assert fill(tmp_path / "whole", sources)
+    assert not fill(tmp_path / "killed", sources, part=0, num_parts=2)
+    (tmp_path / "killed" / "samples" / "00001.4711").write_bytes(b"half a shard")
+    (tmp_path / "killed" / "tables.4711").write_bytes(b"")
+    assert fill(tmp_path / "killed", sources)
+    assert contents(tmp_path / "killed") == contents(tmp_path / "whole")
+
+
+def test_two_parts_make_what_one_run_makes(tmp_path: Path, small_shards: None) -> None:
+    sources = [jsonl(tmp_path / "data", num=20)]
+    assert fill(tmp_path / "whole", sources)
+    assert not fill(tmp_path / "parts", sources, part=0, num_parts=2)
+    assert not (tmp_path / "parts" / "store.json").exists()
+    halves = sorted(path.name for path in (tmp_path / "parts" / "samples").iterdir())
+    assert halves[:2] == ["00000.safetensors", "00002.safetensors"]
+    assert not fill(tmp_path / "parts", sources, part=0, num_parts=2)  # again: nothing to do
+    assert fill(tmp_path / "parts", sources, part=1, num_parts=2)
+    assert contents(tmp_path / "parts") == contents(tmp_path / "whole")
+
+
+def test_one_part_is_prepared_by_one_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    sources = [jsonl(tmp_path / "data")]
+    own = tmp_path / "set" / ".scan-0"
+    fill(tmp_path / "set", sources, part=1, num_parts=2)
+    own.mkdir()
+    held = take_lock(own, "data.store")
+    assert held is not None
+    held.truncate(0)
+    held.write("1")  # as another process would have it
+    held.flush()
+    with pytest.raises(ConfigError, match=r"data.store=.*\.scan-0 must be written by one process, but process 1 is"):
+        fill(tmp_path / "set", sources)
+    held.close()
+    assert fill(tmp_path / "set", sources)
+
+
+def cut(path: Path) -> None:
+    """Cut an image off after its header."""
+    data = path.read_bytes()
+    path.write_bytes(data[: len(data) // 3])
+
+
+def test_an_image_cut_off_after_its_header_is_counted_named_and_left_out(tmp_path: Path, small_shards: None) -> None:
+    source = jsonl(tmp_path / "data", num=12)
+    bad = tmp_path / "data" / "images" / "00003-0.jpg"
+    cut(bad)
+    assert fill(tmp_path / "set", [source], max_bad_share=0.1)
+    store = PreferenceStore(tmp_path / "set")
+    assert len(store.pairs) == 11
+    (reason,) = json.loads((tmp_path / "set" / "broken.json").read_text()).values()
+    assert "00003-0.jpg: damaged or not usable" in reason
+    (number,) = map(int, json.loads((tmp_path / "set" / "broken.json").read_text()))
+    assert number not in torch.cat([store.pairs.winner, store.pairs.loser])
+    assert store.info.num_samples == 24
+    # The others are as they were.
+    cut_shard, row = int(store.shard[number]), int(store._row[number])
+    with safe_open(tmp_path / "set" / "samples" / f"{cut_shard:05d}.safetensors", framework="pt") as shard:
+        latents = shard.get_tensor("latents")
+    assert [float(one.abs().sum()) > 0 for one in latents] == [place != row for place in range(len(latents))]
+
+
+def test_too_many_broken_images_are_an_error_that_names_them(tmp_path: Path) -> None:
+    source = jsonl(tmp_path / "data", num=12)
+    for row in (1, 3, 5):
+        cut(tmp_path / "data" / "images" / f"{row:05d}-0.jpg")
+    with pytest.raises(UserError, match=r"3 of 24 images are broken, more than data.max_bad_share=0.1; .*00001-0.jpg"):
+        fill(tmp_path / "set", [source], max_bad_share=0.1)
+    assert not (tmp_path / "set" / "store.json").exists()
+    assert fill(tmp_path / "set", [source], max_bad_share=0.2)
+
+
+def test_an_empty_file_of_pairs_is_an_error(tmp_path: Path) -> None:
+    (tmp_path / "pairs.jsonl").write_text("")
+    with pytest.raises(UserError, match=r"pairs.jsonl: no comparison is left of 0 rows"):
+        fill(tmp_path / "set", [DataSource(format="jsonl", path=str(tmp_path / "pairs.jsonl"))])
+
+
+def other_texts(prompt: str) -> TextCondition:
+    condition = words(prompt)
+    return TextCondition(embeds=condition.embeds[:, :3], pooled=condition.pooled)
+
+
+@pytest.mark.parametrize("whole", [True, False])
+@pytest.mark.parametrize(
+    ("change", "key"),
+    [
+        ({"sources": {"min_confidence": 0.5}}, "sources"),
+        ({"buckets": {"max_aspect": 1.5}}, "buckets"),
+        ({"encoders": {"dtype": torch.bfloat16}}, "dtype"),
+        ({"encoders": {"name": "other"}}, "encoders"),
+        ({"encoders": {"latent_space": "other"}}, "latent_space"),
+        ({"encoders": {"text": other_texts}}, "text_length"),
+    ],
+)
+def test_other_settings_in_the_same_folder_are_refused(
+    tmp_path: Path, change: dict[str, dict[str, object]], key: str, whole: bool, small_shards: None
+) -> None:
+    source = jsonl(tmp_path / "data", num=4)
+    assert fill(tmp_path / "set", [source], part=0, num_parts=1 if whole else 2) == whole
+    before = contents(tmp_path / "set")
+    with pytest.raises(ConfigError, match=rf"was prepared with other data settings \({key}\); remove it"):
+        prepare(
+            tmp_path / "set",
+            [replace(source, **change.get("sources", {}))],
+            replace(cheap_encoders(), **change.get("encoders", {})),
+            replace(BUCKETS, **change.get("buckets", {})),
+            encode_batch=3,
+            max_bad_share=0.01,
+        )
+    assert contents(tmp_path / "set") == before
+
+
+def test_weights_of_sources_may_change_after_the_set_was_made(tmp_path: Path) -> None:
+    source = jsonl(tmp_path / "data", num=4)
+    assert fill(tmp_path / "set", [source])
+    assert fill(tmp_path / "set", [replace(source, weight=3.0)])
+    check_choices(tmp_path / "set", [replace(source, weight=3.0)], BUCKETS, torch.float16)
+    with pytest.raises(ConfigError, match=r"other data settings \(sources\)"):
+        check_choices(tmp_path / "set", [replace(source, share=0.5)], BUCKETS, torch.float16)
+
+
+def test_a_folder_of_other_things_is_left_alone(tmp_path: Path) -> None:
+    (tmp_path / "set").mkdir()
+    (tmp_path / "set" / "thesis.txt").write_text("precious")
+    with pytest.raises(ConfigError, match=r"set: holds other files; set data.store to a new or empty folder"):
+        fill(tmp_path / "set", [jsonl(tmp_path / "data")])
+    assert contents(tmp_path / "set") == {"thesis.txt": b"precious"}
+
+
+@pytest.fixture
+def made(tmp_path: Path) -> Path:
+    assert fill(tmp_path / "set", [jsonl(tmp_path / "data")])
+    return tmp_path / "set"
+
+
+def test_torn_files_are_named(made: Path) -> None:
+    rows = torch.arange(2)
+    store = PreferenceStore(made)
+    shard = made / "samples" / "00000.safetensors"
+    shard.write_bytes(shard.read_bytes()[:-4])
+    with pytest.raises(CheckpointError, match=r"samples/00000.safetensors: truncated or damaged"):
+        store.tensors("latents", rows)
+    text = made / "conditions" / "00000.safetensors"
+    text.unlink()
+    with pytest.raises(CheckpointError, match=r"conditions/00000.safetensors: this file is missing"):
+        store.conditions(rows)
+    tables = made / "tables.safetensors"
+    tables.write_bytes(b"nothing of the kind")
+    with pytest.raises(CheckpointError, match=r"tables.safetensors: not a safetensors file"):
+        PreferenceStore(made)
+
+
+def test_tables_that_lack_a_column_are_named(made: Path) -> None:
+    tables = load_file(made / "tables.safetensors")
+    del tables["pair_weight"]
+    save_file(tables, made / "tables.safetensors")
+    with pytest.raises(CheckpointError, match=r"tables.safetensors: has no pair_weight"):
+        PreferenceStore(made)
+
+
+def test_store_json_must_be_there_and_of_this_version(made: Path) -> None:
+    info = json.loads((made / "store.json").read_text())
+    (made / "store.json").write_text(json.dumps(info | {"version": 2}))
+    with pytest.raises(CheckpointError, match=r"must say format 'flowrl_preferences' and version 1; prepare it again"):
+        PreferenceStore(made)
+    (made / "store.json").write_text(json.dumps({key: value for key, value in info.items() if key != "holds"}))
+    with pytest.raises(CheckpointError, match=r"missing keys \['holds'\], unknown keys \[\]"):
+        PreferenceStore(made)
+    (made / "store.json").write_text("{")
+    with pytest.raises(CheckpointError, match=r"store.json: not valid JSON"):
+        PreferenceStore(made)
+    (made / "store.json").unlink()
+    with pytest.raises(CheckpointError, match=r"not a prepared preference set, or not a whole one"):
+        PreferenceStore(made)
+
+
+def test_what_a_set_does_not_hold_is_said(made: Path) -> None:
+    with pytest.raises(CheckpointError, match=r"holds latents, not pixels; prepare it again"):
+        PreferenceStore(made).tensors("pixels", torch.arange(1))
