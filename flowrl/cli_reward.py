@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 from pathlib import Path
 
 from flowrl.cli_verb import Verb
@@ -35,7 +36,8 @@ def _train(args: argparse.Namespace) -> int:
     from rewards.training.run import train_reward
 
     reward = train_reward(loaded, resume=args.resume is not None)
-    print(f"reward: {reward}" if reward else f"stopped; go on with: flowrl reward train --resume {loaded.run.dir}")
+    if os.environ.get("RANK", "0") == "0":  # one of the processes that were launched speaks for all
+        print(f"reward: {reward}" if reward else f"stopped; go on with: flowrl reward train --resume {loaded.run.dir}")
     return 0 if reward else 1
 
 
@@ -69,7 +71,7 @@ REWARD_VERBS = {
     "reward train": Verb(
         summary="train a reward model on preference pairs, or resume a training",
         example="flowrl reward train configs/reward/pocket/full.yaml optim.epochs=1\n"
-        "  accelerate launch --config_file zero2.yaml -m flowrl reward train configs/reward/sd35-large-full.yaml",
+        "  accelerate launch --config_file launch/accelerate/zero3.yaml -m flowrl reward train configs/reward/sd35-large-full.yaml",
         add_arguments=_train_arguments,
         run=_train,
     ),

@@ -34,17 +34,18 @@ def sample_seeds(run_seed: int, step: int, prompt_id: int, num_samples: int) -> 
 
 def initial_noise(seeds: torch.Tensor, shape: tuple[int, ...]) -> torch.Tensor:
     """Standard normal start latents [len(seeds), *shape] float32 on the CPU, one stream per sample."""
-    return _normal(seeds, shape, INITIAL_NOISE, 0)
+    return keyed_noise(seeds, shape, INITIAL_NOISE, 0)
 
 
 def step_noise(seeds: torch.Tensor, shape: tuple[int, ...], step_index: int) -> torch.Tensor:
     """Standard normal noise [len(seeds), *shape] float32 of one sampler step on the CPU, one stream per sample."""
-    return _normal(seeds, shape, STEP_NOISE, step_index)
+    return keyed_noise(seeds, shape, STEP_NOISE, step_index)
 
 
-def _normal(seeds: torch.Tensor, shape: tuple[int, ...], stream: str, index: int) -> torch.Tensor:
+def keyed_noise(seeds: torch.Tensor, shape: tuple[int, ...], *stream: int | str) -> torch.Tensor:
+    """Standard normal noise [len(seeds), *shape] float32 on the CPU, row b from (seeds[b], *stream) alone."""
     # Drawn on the CPU on every device, so that a run on a GPU has the noise of the same run elsewhere.
-    return torch.stack([torch.randn(shape, generator=generator(seed, stream, index)) for seed in seeds.tolist()])
+    return torch.stack([torch.randn(shape, generator=generator(seed, *stream)) for seed in seeds.tolist()])
 
 
 @contextmanager

@@ -18,7 +18,7 @@ from diffusers.utils import logging as diffusers_logging
 from transformers.utils import logging as transformers_logging
 
 from flowrl.core.errors import CheckpointError
-from flowrl.core.latent_space import latent_space_name
+from flowrl.core.latent_space import latent_space_of
 from flowrl.core.schedule import flow_match_sigmas
 from flowrl.core.weight_files import check_model_folder, read_json
 from flowrl.models import lora
@@ -201,13 +201,7 @@ class SD3:
     @staticmethod
     def latent_space(path: Path) -> str:
         """The name of the latent space, from the VAE's config."""
-        config = AutoencoderKL.load_config(path / "vae")
-        return latent_space_name(
-            channels=config["latent_channels"],
-            factor=2 ** (len(config["block_out_channels"]) - 1),
-            scaling=config["scaling_factor"],
-            shift=config["shift_factor"],
-        )
+        return latent_space_of(AutoencoderKL.load_config(path / "vae"))
 
     @staticmethod
     def load_policy(path: Path, *, image_size: int, dtype: torch.dtype, device: str) -> SD3Policy:

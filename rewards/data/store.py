@@ -25,6 +25,7 @@ from rewards.data.pairs import PairTable
 
 FORMAT, VERSION = "flowrl_preferences", 1
 INFO, PROMPTS, TABLES = "store.json", "prompts.jsonl", "tables.safetensors"
+_COLUMNS = {"sample_shard", "sample_row", "sample_prompt", "sample_shape"} | {f"pair_{c}" for c in PairTable.COLUMNS}
 _OPEN_SHARDS = 512  # mapped at once; a process may have some 65,000 mappings
 
 
@@ -82,6 +83,8 @@ class PreferenceStore:
         self.info = load_info(folder)
         check_safetensors(folder / TABLES)
         tables = load_file(folder / TABLES)
+        if missing := sorted(_COLUMNS - tables.keys()):
+            raise CheckpointError(f"{folder / TABLES}: has no {', '.join(missing)}; prepare the set again")
         self.shard, self._row = tables["sample_shard"], tables["sample_row"]  # [N] int64 each
         self.prompt = tables["sample_prompt"]  # [N] int64, row of `prompts`
         self.shape = tables["sample_shape"]  # [N] int64: samples of one number have one shape

@@ -17,7 +17,7 @@ from diffusers import FlowMatchEulerDiscreteScheduler, SD3Transformer2DModel
 from safetensors import safe_open
 
 from flowrl.core.errors import CheckpointError
-from flowrl.core.latent_space import latent_space_name
+from flowrl.core.latent_space import latent_space_of
 from flowrl.core.weight_files import check_model_folder, read_json
 from rewards.dina_lrm.model import DiNaConfig, DiNaModel, nearest_level
 from rewards.files import load_strict
@@ -171,11 +171,6 @@ def _latent_space(base: Path) -> str:
     file = base / "vae" / "config.json"
     settings = read_json(file)
     try:
-        return latent_space_name(
-            channels=settings["latent_channels"],
-            factor=2 ** (len(settings["block_out_channels"]) - 1),
-            scaling=settings["scaling_factor"],
-            shift=settings["shift_factor"],
-        )
-    except (KeyError, TypeError) as error:
+        return latent_space_of(settings)
+    except (KeyError, TypeError, ValueError) as error:
         raise CheckpointError(f"{file}: not the VAE of Stable Diffusion 3: {error}") from None

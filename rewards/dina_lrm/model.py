@@ -14,7 +14,7 @@ import torch
 from diffusers import FlowMatchEulerDiscreteScheduler, SD3Transformer2DModel
 from torch import nn
 
-from flowrl.core.seeds import generator
+from flowrl.core.seeds import keyed_noise
 from rewards.dina_lrm.head import RewardHead
 
 _STREAM = "dina_lrm"
@@ -60,7 +60,7 @@ def nearest_level(u: float, scheduler: FlowMatchEulerDiscreteScheduler) -> Noise
 def sample_noise(seeds: torch.Tensor, shape: tuple[int, ...]) -> torch.Tensor:
     """Standard normal noise [B, *shape] float32 on the CPU, row b from seeds[b] alone."""
     # A stream of its own: the sampler, and another reward on the same sample, draw from the same seed.
-    return torch.stack([torch.randn(shape, generator=generator(seed, _STREAM)) for seed in seeds.tolist()])
+    return keyed_noise(seeds, shape, _STREAM)
 
 
 class Backbone(nn.Module):

@@ -18,7 +18,7 @@ from peft import LoraConfig
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
-from flowrl.core.seeds import generator
+from flowrl.core.seeds import keyed_noise
 
 Mode = Literal["frozen", "lora", "full"]
 LORA_TARGETS = [
@@ -82,7 +82,7 @@ class DiTRewardConfig:
 def sample_noise(seeds: torch.Tensor, shape: tuple[int, ...]) -> torch.Tensor:
     """Standard normal noise [B, *shape] float32 on the CPU, row b from seeds[b] alone."""
     # A stream of its own: the sampler drew the sample's initial noise from the same seed.
-    return torch.stack([torch.randn(shape, generator=generator(seed, _STREAM)) for seed in seeds.tolist()])
+    return keyed_noise(seeds, shape, _STREAM)
 
 
 class TokenPool(nn.Module):

@@ -5,6 +5,7 @@ AdamW works element by element, and the loss is a sum over heads, so each head l
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 
 import torch
@@ -38,7 +39,7 @@ class HeadBank(nn.Module):
         draws = [generator(seed, "probe", *probe) for probe in probes]
         sizes = [width * places.shape[1], *dims, 1]
         self.weights, self.biases = nn.ParameterList(), nn.ParameterList()
-        for before, after in zip(sizes[:-1], sizes[1:], strict=True):
+        for before, after in itertools.pairwise(sizes):
             bound = before**-0.5
             self.weights.append(_uniform(draws, (before, after), bound))  # [H, before, after]
             self.biases.append(_uniform(draws, (1, after), bound))

@@ -41,7 +41,9 @@ def draw_depth(result: ProbeResult, path: Path) -> None:
     for place, one in zip(places, result.singles, strict=True):
         axis.plot([place] * len(one.by_seed), [100 * seed for seed in one.by_seed], ".", color=_GREY, markersize=4)
     best = result.singles.index(result.best_single)
-    axis.plot(best, means[best], "o", color=_MARK, markersize=9, label=f"best layer: {result.best_single.label}")
+    axis.plot(
+        best, means[best], "o", color=_MARK, markersize=9, zorder=3, label=f"best layer: {result.best_single.label}"
+    )
     if result.best_pair is not None:
         label = f"best pair: {result.best_pair.label}"
         axis.axhline(100 * result.best_pair.accuracy, linestyle="--", linewidth=1, color=_GREY, label=label)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -26,6 +27,17 @@ from rewards.probe.similarity import layer_similarity
 PROTOCOL = "rankings_pooled"  # every pair that people did not tie counts once
 
 
+@dataclass(frozen=True, kw_only=True)
+class ProbeData:
+    """What heads are trained and measured on; both features are standardised by those of the training samples."""
+
+    train: LayerFeatures
+    train_pairs: PairTable
+    validation: LayerFeatures
+    validation_pairs: PairTable
+    prompt: torch.Tensor  # [M] int64, of each validation pair
+
+
 def probe(config: ProbeConfig) -> ProbeResult:
     """Probe as configured, and write the tables and plots in `config.out`; features of an earlier run are used again.
 
@@ -38,26 +50,21 @@ def probe(config: ProbeConfig) -> ProbeResult:
         if store.pairs.tie.all():
             raise UserError(f"{store.folder}: holds no pair of which one is preferred")
     reader, layers = open_backbone(config, [train, validation])
+    singles: list[Probe] = [(layer,) for layer in layers]
     pairs = chosen_pairs(config, layers)
-    out = Path(config.out)
-    if out.exists() and not out.is_dir():
-        raise UserError(f"out: {out} must be a folder, but a file of that name exists")
-    out.mkdir(parents=True, exist_ok=True)
-    (out / "config.yaml").write_text(dump_config(config), encoding="utf-8")
+    _make_folder(config)
     learned = layer_features(config, reader, layers, train, device)
     judged = layer_features(config, reader, layers, validation, device)
     reader.to("cpu")
-    readings = Readings(
-        config,
+    data = ProbeData(
         train=learned.standardised(learned).to(device),
-        validation=judged.standardised(learned).to(device),
         train_pairs=train.pairs,
+        validation=judged.standardised(learned).to(device),
         validation_pairs=validation.pairs,
+        prompt=validation.prompt[validation.pairs.winner],
     )
-    similarity = layer_similarity(judged, validation.prompt)
-    prompt = validation.prompt[validation.pairs.winner]
-    singles, single_credits = _figures(config, readings, [(layer,) for layer in layers], prompt)
-    doubles, double_credits = _figures(config, readings, pairs, prompt) if pairs else ((), [])
+    seeds = credits_by_seed(config, data, singles) + credits_by_seed(config, data, pairs)
+    figures, differences = _measure(config, data, [*singles, *pairs], seeds)
     counted = ~validation.pairs.tie
     result = ProbeResult(
         backbone=config.model.path,
@@ -67,67 +74,76 @@ def probe(config: ProbeConfig) -> ProbeResult:
         steps=config.head.steps,
         num_train_pairs=int((~train.pairs.tie).sum()),
         num_pairs=int(counted.sum()),
-        num_prompts=len(prompt[counted].unique()),
-        singles=singles,
-        pairs=doubles,
-        differences=_differences(config, singles, single_credits, doubles, double_credits, prompt),
-        similarity=similarity,
+        num_prompts=len(data.prompt[counted].unique()),
+        singles=figures[: len(singles)],
+        pairs=figures[len(singles) :],
+        differences=differences,
+        similarity=layer_similarity(judged, validation.prompt),
         draws=config.draws,
     )
-    write_report(result, out)
+    write_report(result, Path(config.out))
     return result
 
 
-class Readings:
-    """Trains the heads of probes and credits them on validation pairs."""
-
-    def __init__(
-        self,
-        config: ProbeConfig,
-        *,
-        train: LayerFeatures,
-        validation: LayerFeatures,
-        train_pairs: PairTable,
-        validation_pairs: PairTable,
-    ) -> None:
-        self._config = config
-        self._train, self._validation = train, validation
-        self._train_pairs = train_pairs
-        self.pairs = validation_pairs
-
-    def credits(self, probes: Sequence[Probe]) -> list[list[Credits]]:
-        """What the heads of each probe earn on each validation pair: for each probe, of each seed."""
-        config, protocol = self._config, find_protocol(PROTOCOL)
-        found: list[list[Credits]] = [[] for _ in probes]
-        for seed in range(config.seed, config.seed + config.head.seeds):
-            for start in range(0, len(probes), config.head.at_once):
-                some = probes[start : start + config.head.at_once]
-                bank = train_heads(some, self._train, self._train_pairs, config.head, seed=seed)
-                for place, scores in enumerate(score_heads(bank, self._validation), start):
-                    found[place].append(protocol.credits(self.pairs, scores))
-        return found
+def credits_by_seed(config: ProbeConfig, data: ProbeData, probes: Sequence[Probe]) -> list[list[Credits]]:
+    """Train the heads of probes of one kind, and say what each earns on each validation pair: by probe, then seed."""
+    protocol, at_once = find_protocol(PROTOCOL), config.head.at_once
+    found: list[list[Credits]] = [[] for _ in probes]
+    for seed in range(config.seed, config.seed + config.head.seeds):
+        for start in range(0, len(probes), at_once):
+            bank = train_heads(probes[start : start + at_once], data.train, data.train_pairs, config.head, seed=seed)
+            for place, scores in enumerate(score_heads(bank, data.validation), start):
+                found[place].append(protocol.credits(data.validation_pairs, scores))
+    return found
 
 
-def _figures(
-    config: ProbeConfig, readings: Readings, probes: Sequence[Probe], prompt: torch.Tensor
-) -> tuple[tuple[ProbeFigure, ...], list[Credits]]:
-    """The figures of probes of one kind, and what each earns on average over its seeds."""
-    by_seed = readings.credits(probes)
-    means = [_mean_credits(seeds) for seeds in by_seed]
-    samples = resample(prompt, means, draws=config.draws, seed=config.seed, name="probe")
-    best = torch.bincount(samples.argmax(1), minlength=len(probes)).double() / len(samples)
+def _measure(
+    config: ProbeConfig, data: ProbeData, probes: Sequence[Probe], by_seed: Sequence[Sequence[Credits]]
+) -> tuple[tuple[ProbeFigure, ...], tuple[Difference, ...]]:
+    """The figures of layers, then pairs; the best layer against the first and the last, and the best pair against it.
+
+    All are resampled with the same draws.
+    """
+    earned = [_mean_credits(seeds) for seeds in by_seed]
+    samples = resample(data.prompt, earned, draws=config.draws, seed=config.seed, name="probe")
+    singles = [place for place, one in enumerate(probes) if len(one) == 1]
+    pairs = [place for place, one in enumerate(probes) if len(one) == 2]
+    shares = _best_shares(samples, singles) | _best_shares(samples, pairs)
     figures = tuple(
         ProbeFigure(
             layers=one,
-            accuracy=mean.accuracy,
-            interval=interval(column),
-            by_seed=tuple(earned.accuracy for earned in seeds),
-            by_source=_by_source(readings.pairs, mean),
-            best_share=float(share),
+            accuracy=earned[place].accuracy,
+            interval=interval(samples[:, place]),
+            by_seed=tuple(credits.accuracy for credits in by_seed[place]),
+            by_source=_by_source(data.validation_pairs, earned[place]),
+            best_share=shares[place],
         )
-        for one, mean, column, seeds, share in zip(probes, means, samples.unbind(1), by_seed, best, strict=True)
+        for place, one in enumerate(probes)
     )
-    return figures, means
+
+    def best(places: Sequence[int]) -> int:
+        return max(places, key=lambda place: figures[place].accuracy)
+
+    wanted = [(best(singles), singles[0]), (best(singles), singles[-1])]
+    wanted += [(best(pairs), best(singles))] if pairs else []
+    differences = tuple(
+        Difference(
+            first=figures[one].label,
+            second=figures[other].label,
+            paired=paired_difference(earned[one], earned[other], samples[:, one], samples[:, other]),
+        )
+        for one, other in wanted
+        if one != other
+    )
+    return figures, differences
+
+
+def _best_shares(samples: torch.Tensor, places: Sequence[int]) -> dict[int, float]:
+    """In what share of the draws [draws, R] each of some columns is the best of them."""
+    if not places:
+        return {}
+    counts = torch.bincount(samples[:, places].argmax(1), minlength=len(places))
+    return dict(zip(places, (counts.double() / len(samples)).tolist(), strict=True))
 
 
 def _mean_credits(seeds: Sequence[Credits]) -> Credits:
@@ -138,36 +154,18 @@ def _mean_credits(seeds: Sequence[Credits]) -> Credits:
 def _by_source(pairs: PairTable, earned: Credits) -> dict[str, float]:
     found = {}
     for number, name in enumerate(pairs.sources):
-        own = earned.weight * (pairs.source == number)
-        if own.any():
-            found[name] = float((earned.credit * own).sum() / own.sum())
+        own = Credits(credit=earned.credit, weight=earned.weight * (pairs.source == number), equal=0)
+        if own.weight.any():
+            found[name] = own.accuracy
     return found
 
 
-def _differences(
-    config: ProbeConfig,
-    singles: Sequence[ProbeFigure],
-    single_credits: Sequence[Credits],
-    pairs: Sequence[ProbeFigure],
-    pair_credits: Sequence[Credits],
-    prompt: torch.Tensor,
-) -> tuple[Difference, ...]:
-    """The best layer against the first and the last, and the best pair against the best layer."""
-    figures, earned = [*singles, *pairs], [*single_credits, *pair_credits]
-    best = max(range(len(singles)), key=lambda place: singles[place].accuracy)
-    wanted = [(best, 0), (best, len(singles) - 1)]
-    if pairs:
-        wanted.append((max(range(len(singles), len(figures)), key=lambda place: figures[place].accuracy), best))
-    samples = resample(prompt, earned, draws=config.draws, seed=config.seed, name="probe")
-    return tuple(
-        Difference(
-            first=figures[one].label,
-            second=figures[other].label,
-            paired=paired_difference(earned[one], earned[other], samples[:, one], samples[:, other]),
-        )
-        for one, other in wanted
-        if one != other
-    )
+def _make_folder(config: ProbeConfig) -> None:
+    out = Path(config.out)
+    if out.exists() and not out.is_dir():
+        raise UserError(f"out: {out} must be a folder, but a file of that name exists")
+    out.mkdir(parents=True, exist_ok=True)
+    (out / "config.yaml").write_text(dump_config(config), encoding="utf-8")
 
 
 def _device(config: ProbeConfig) -> torch.device:

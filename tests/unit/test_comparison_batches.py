@@ -91,9 +91,8 @@ def test_the_order_of_the_rows_of_the_table_does_not_matter_to_the_members() -> 
     for batch in epoch(found, 0):
         for micro in found.micro_batches(torch.tensor(batch), size=1):
             number = int(micro.comparison[0])
-            pairs_of = {
-                (int(micro.samples[w]), int(micro.samples[r])) for w, r in zip(micro.winner, micro.loser, strict=True)
-            }
+            winner, loser = micro.samples[micro.winner].tolist(), micro.samples[micro.loser].tolist()
+            pairs_of = set(zip(winner, loser, strict=True))
             assert pairs_of == {(3 * number + w, 3 * number + r) for w, r in ((0, 1), (0, 2), (1, 2))}
 
 

@@ -12,14 +12,14 @@ from diffusers import SD3Transformer2DModel
 from flowrl.core.errors import CheckpointError
 from flowrl.types import RewardInput, TextCondition
 from rewards.dit_reward import DiTReward, layout
-from rewards.dit_reward.model import DiTRewardConfig, DiTRewardModel, sample_noise
+from rewards.dit_reward.model import LORA_TARGETS, DiTRewardConfig, DiTRewardModel, Mode, sample_noise
 from rewards.files import resolve
-from rewards.training import bradley_terry_loss
+from rewards.training.losses import bradley_terry_loss
 
 LENGTH = 5
 
 
-def tiny_transformer(num_layers: int = 6) -> SD3Transformer2DModel:
+def tiny_transformer(num_layers: int = 6, dual: tuple[int, ...] = ()) -> SD3Transformer2DModel:
     torch.manual_seed(0)
     net = SD3Transformer2DModel(
         sample_size=16,
@@ -34,22 +34,28 @@ def tiny_transformer(num_layers: int = 6) -> SD3Transformer2DModel:
         pooled_projection_dim=20,
         pos_embed_max_size=32,
         qk_norm="rms_norm",
+        dual_attention_layers=dual,
     )
     return net.requires_grad_(False)
 
 
 def tiny_config(
-    layers: tuple[int, ...] = (1, 3, 5), sigma: float = 0.1, text_features: bool = False, pooling: str = "mean"
+    layers: tuple[int, ...] = (1, 3, 5),
+    sigmas: tuple[float, ...] = (0.1,),
+    text_features: bool = False,
+    pooling: str = "mean",
+    uncertainty: bool = False,
 ) -> DiTRewardConfig:
     return DiTRewardConfig(
         layers=layers,
-        sigma=sigma,
+        sigmas=sigmas,
         head_dims=(16, 8),
         text_length=LENGTH,
         latent_space="tiny",
         base="tiny",
         text_features=text_features,
         pooling=pooling,
+        uncertainty=uncertainty,
     )
 
 
@@ -101,13 +107,13 @@ def test_taps_are_the_block_outputs_of_the_transformers_own_forward() -> None:
     )
     for handle in handles:
         handle.remove()
-    taps = model.taps(latents, noise, embeds, pooled)
+    taps = model.taps(latents, noise, embeds, pooled, 0.1)
     assert [tap.shape for tap in taps] == [(3, 16, 32)] * 3
     for tap, index in zip(taps, (1, 3, 5), strict=True):
         assert torch.equal(tap, seen[index])
     features = torch.cat([seen[index].mean(1) for index in (1, 3, 5)], 1)
     assert features.shape == (3, 96)
-    assert torch.equal(model.features(latents, noise, embeds, pooled), features)
+    assert torch.equal(model.features(latents, noise, embeds, pooled, 0.1), features)
 
 
 def test_nothing_runs_after_the_last_tapped_block() -> None:
@@ -124,7 +130,7 @@ def test_nothing_runs_after_the_last_tapped_block() -> None:
 
 def test_text_features_add_the_text_tokens_that_enter_each_tap() -> None:
     model = tiny_model(tiny_config(text_features=True))
-    taps = model.taps(*inputs())
+    taps = model.taps(*inputs(), 0.1)
     assert [tuple(tap.shape) for tap in taps] == [(3, 16, 32)] * 3 + [(3, LENGTH, 32)] * 3
     assert model.head.mlp[0].in_features == 6 * 32
 
@@ -132,14 +138,14 @@ def test_text_features_add_the_text_tokens_that_enter_each_tap() -> None:
 def test_attention_pooling_starts_as_the_mean() -> None:
     mean, attention = tiny_model(), tiny_model(tiny_config(pooling="attention"))
     data = inputs()
-    torch.testing.assert_close(mean.features(*data), attention.features(*data))
+    torch.testing.assert_close(mean.features(*data, 0.1), attention.features(*data, 0.1))
     with torch.no_grad():
         attention.head.pools[0].query.weight.fill_(1.0)
-    assert not torch.allclose(mean.features(*data), attention.features(*data))
+    assert not torch.allclose(mean.features(*data, 0.1), attention.features(*data, 0.1))
 
 
 def test_sigma_zero_reads_the_clean_latents() -> None:
-    model = tiny_model(tiny_config(sigma=0.0))
+    model = tiny_model(tiny_config(sigmas=(0.0,)))
     latents, noise, embeds, pooled = inputs()
     scores = model(latents, noise, embeds, pooled)
     assert torch.equal(scores, model(latents, torch.zeros_like(noise), embeds, pooled))
@@ -198,7 +204,7 @@ def test_a_sample_that_is_not_finite_scores_nan_and_spoils_no_other(folder: Path
 
 
 @pytest.mark.parametrize("mode", ["full", "lora", "frozen"])
-def test_training_learns_a_toy_preference(mode: str) -> None:
+def test_training_learns_a_toy_preference(mode: Mode) -> None:
     model = tiny_model()
     model.train_only(mode, lora_rank=4)
     latents, noise, embeds, pooled = inputs(8)
@@ -209,7 +215,8 @@ def test_training_learns_a_toy_preference(mode: str) -> None:
     optimizer = torch.optim.Adam([p for p in model.parameters() if p.requires_grad], lr=3e-3)
     losses = []
     for _ in range(30):
-        loss = bradley_terry_loss(model(better, noise, embeds, pooled), model(latents, noise, embeds, pooled))
+        scores = model(better, noise, embeds, pooled), model(latents, noise, embeds, pooled)
+        loss = bradley_terry_loss(*scores).mean()
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
@@ -218,15 +225,89 @@ def test_training_learns_a_toy_preference(mode: str) -> None:
     assert losses[-1] < 0.35
 
 
+def gradients(model: DiTRewardModel) -> dict[str, float]:
+    """The largest gradient of each parameter that has one, when all scores depend on the loss."""
+    model(*inputs()).pow(2).sum().backward()
+    return {name: float(p.grad.abs().max()) for name, p in model.named_parameters() if p.grad is not None}
+
+
+LAST_AND_INNER = pytest.mark.parametrize("layers", [(1, 5), (0, 3), (0,)])
+WITH_TEXT_OR_NOT = pytest.mark.parametrize("text_features", [False, True])
+
+
+@LAST_AND_INNER
+@WITH_TEXT_OR_NOT
+@pytest.mark.parametrize("dual", [(), (0, 1, 3)])
+def test_all_that_a_score_depends_on_learns_and_nothing_else(
+    layers: tuple[int, ...], text_features: bool, dual: tuple[int, ...]
+) -> None:
+    config = tiny_config(layers=layers, text_features=text_features)
+    everything = DiTRewardModel(tiny_transformer(dual=dual), config)
+    everything.requires_grad_(True)
+    moved = {name for name, size in gradients(everything).items() if size > 0}
+    model = DiTRewardModel(tiny_transformer(dual=dual), config)
+    model.train_only("full")
+    learning = {name for name, p in model.named_parameters() if p.requires_grad}
+    assert gradients(model).keys() == learning
+    assert learning == moved
+
+
+@LAST_AND_INNER
+@WITH_TEXT_OR_NOT
+def test_adapters_stand_wherever_a_score_depends_on_a_target(layers: tuple[int, ...], text_features: bool) -> None:
+    config = tiny_config(layers=layers, text_features=text_features)
+    everything = DiTRewardModel(tiny_transformer(), config)
+    everything.requires_grad_(True)
+    moved = {name.removesuffix(".weight") for name, size in gradients(everything).items() if size > 0}
+    targets = {name for name in moved if name.endswith(tuple(LORA_TARGETS))}
+    model = DiTRewardModel(tiny_transformer(), config)
+    model.train_only("lora", lora_rank=4)
+    learning = {name for name, p in model.named_parameters() if p.requires_grad}
+    adapters = {name for name in learning if ".lora_" in name}
+    assert {name.partition(".lora_")[0] for name in adapters} == targets
+    assert learning - adapters == {name for name, _ in model.named_parameters() if name.startswith("head.")}
+    found = gradients(model)
+    assert found.keys() == learning
+    assert all(found[name] > 0 for name in adapters if ".lora_B." in name)  # A has none while B is zero
+
+
+def test_a_frozen_backbone_gets_no_gradient() -> None:
+    model = tiny_model()
+    model.train_only("frozen")
+    assert all(name.startswith("head.") for name in gradients(model))
+    with pytest.raises(ValueError, match=r"mode must be frozen, lora or full, got 'half'"):
+        model.train_only("half")  # type: ignore[arg-type]
+
+
+def test_outputs_at_several_noise_levels_are_averaged() -> None:
+    several = tiny_model(tiny_config(sigmas=(0.0, 0.1, 0.4)))
+    levels = [tiny_model(tiny_config(sigmas=(sigma,)))(*inputs()) for sigma in (0.0, 0.1, 0.4)]
+    torch.testing.assert_close(several(*inputs()), torch.stack(levels).mean(0))
+    assert not torch.allclose(levels[0], levels[2], atol=1e-4)
+
+
+def test_a_score_with_its_spread_has_two_outputs_and_the_reward_reads_the_first(tmp_path: Path) -> None:
+    model = tiny_model(tiny_config(uncertainty=True))
+    latents, _, embeds, pooled = inputs()
+    seeds = torch.tensor([5, 6, 7])
+    outputs = model(latents, sample_noise(seeds, (4, 8, 8)), embeds, pooled)
+    assert outputs.shape == (3, 2)
+    assert tiny_model()(*inputs()).shape == (3, 1)
+    layout.save(model, tmp_path, dtype=torch.float32)
+    reward = DiTReward(str(tmp_path))
+    assert reward.config.uncertainty
+    torch.testing.assert_close(reward(batch_of(latents, embeds, pooled, seeds)), outputs[:, 0])
+
+
 def test_gradient_checkpointing_changes_no_number() -> None:
-    gradients = []
+    found = []
     for checkpointing in (False, True):
         model = tiny_model()
         model.train_only("full")
         model.gradient_checkpointing = checkpointing
         model(*inputs()).sum().backward()
-        gradients.append(model.transformer.transformer_blocks[0].attn.to_q.weight.grad)
-    torch.testing.assert_close(gradients[0], gradients[1])
+        found.append(model.transformer.transformer_blocks[0].attn.to_q.weight.grad)
+    torch.testing.assert_close(found[0], found[1])
 
 
 def test_a_saved_folder_gives_the_same_scores(tmp_path: Path) -> None:
@@ -297,8 +378,8 @@ def test_damaged_folders_name_the_file(folder: Path, tmp_path: Path) -> None:
     head.write_bytes((folder / "reward_head.safetensors").read_bytes())
     with pytest.raises(CheckpointError, match=r"layers \(1, 9\) do not exist in a transformer of 6 blocks"):
         DiTReward(str(copy))
-    (copy / "config.json").write_text(json.dumps({**settings, "sigmas": 1}))
-    with pytest.raises(CheckpointError, match=r"unknown keys \['sigmas'\]"):
+    (copy / "config.json").write_text(json.dumps({**settings, "sigma": 1}))
+    with pytest.raises(CheckpointError, match=r"unknown keys \['sigma'\]"):
         DiTReward(str(copy))
 
 
@@ -321,7 +402,14 @@ def test_input_that_does_not_fit_is_refused(folder: Path) -> None:
     ("change", "message"),
     [
         ({"layers": (3, 1)}, r"layers must be ascending"),
-        ({"sigma": 1.0}, r"sigma must lie in \[0, 1\), got 1.0"),
+        ({"layers": (-1, 3)}, r"layers must be ascending"),
+        ({"layers": ()}, r"layers must be ascending"),
+        ({"sigmas": (1.0,)}, r"sigmas must be ascending noise levels in \[0, 1\), got \(1.0,\)"),
+        ({"sigmas": (0.2, 0.1)}, r"sigmas must be ascending"),
+        ({"sigmas": (0.1, 0.1)}, r"sigmas must be ascending"),
+        ({"sigmas": (-0.1, 0.1)}, r"sigmas must be ascending"),
+        ({"sigmas": ()}, r"sigmas must be ascending"),
+        ({"head_dims": (16, 0)}, r"head_dims must be positive widths"),
         ({"activation": "relu"}, r"activation must be one of \['gelu', 'silu'\]"),
         ({"pooling": "max"}, r"pooling must be mean or attention"),
         ({"text_length": 0}, r"text_length must be at least 1"),

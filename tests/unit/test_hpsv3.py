@@ -19,7 +19,6 @@ from rewards.files import CheckpointError
 from rewards.hpsv3 import HPSv3Reward, layout, template
 from rewards.hpsv3.model import HPSv3Model, from_published, to_published, tokenize
 from rewards.hpsv3.preprocess import PatchSpec, patchify, smart_resize
-from rewards.training import uncertainty_loss
 
 SHORT = "a small red circle on sand"
 LONG = "a large green square left of a small pink triangle on slate"
@@ -261,20 +260,6 @@ def test_input_that_does_not_fit_is_refused(folder: Path) -> None:
         reward(RewardInput(prompts=("x <|Reward|>",), seeds=seeds, pixels=pixels(1)))
     with pytest.raises(ValueError, match=r"batch_size must be at least 1, got 0"):
         HPSv3Reward(str(folder), batch_size=0)
-
-
-def test_the_uncertainty_loss_is_the_expected_bradley_terry_loss() -> None:
-    winner, loser = torch.tensor([[1.0, -9.0]]), torch.tensor([[0.0, -9.0]])
-    certain = uncertainty_loss(winner, loser, torch.Generator().manual_seed(0))
-    torch.testing.assert_close(certain, torch.log1p(torch.exp(torch.tensor(-1.0))), rtol=1e-3, atol=0)
-    doubtful = torch.tensor([[1.0, 0.0]], requires_grad=True)
-    loss = uncertainty_loss(doubtful, torch.tensor([[0.0, 0.0]]), torch.Generator().manual_seed(0), draws=200_000)
-    # E[-log sigmoid(1 + sqrt(2) xi)] by Gauss-Hermite quadrature.
-    nodes, weights = np.polynomial.hermite_e.hermegauss(60)
-    expected = float((weights * np.logaddexp(0, -(1 + 2**0.5 * nodes))).sum() / weights.sum())
-    assert abs(loss.item() - expected) < 5e-3
-    loss.backward()
-    assert doubtful.grad[0, 0] < 0 < doubtful.grad[0, 1]
 
 
 def test_captioning_reads_only_what_stands_before() -> None:
