@@ -28,7 +28,7 @@ def require_matplotlib() -> None:
 
 
 def draw_depth(result: ProbeResult, path: Path) -> None:
-    """Accuracy against depth: the mean with its 95 % interval, each seed a dot, the best layer marked."""
+    """Accuracy against depth: the mean over seeds with its 95 % interval, the best layer and the best pair marked."""
     figure = _figure(max(5.0, 0.3 * len(result.singles)), 3.6)
     axis = figure.subplots()
     places = range(len(result.singles))
@@ -38,8 +38,6 @@ def draw_depth(result: ProbeResult, path: Path) -> None:
     axis.errorbar(
         places, means, yerr=[below, above], fmt="o-", color=_LINE, capsize=3, label="one layer, 95 % interval"
     )
-    for place, one in zip(places, result.singles, strict=True):
-        axis.plot([place] * len(one.by_seed), [100 * seed for seed in one.by_seed], ".", color=_GREY, markersize=4)
     best = result.singles.index(result.best_single)
     axis.plot(
         best, means[best], "o", color=_MARK, markersize=9, zorder=3, label=f"best layer: {result.best_single.label}"
@@ -57,14 +55,18 @@ def draw_depth(result: ProbeResult, path: Path) -> None:
 
 
 def draw_pairs(result: ProbeResult, path: Path) -> None:
-    """Accuracy of pairs of layers as a lower triangle, single layers on its diagonal."""
+    """Accuracy of pairs of layers as a lower triangle, single layers on its diagonal.
+
+    The colours begin at the worst pair: a layer that is worse alone would leave one colour for all that are good.
+    """
     layers = [one.layers[0] for one in result.singles]
     matrix = [[float("nan")] * len(layers) for _ in layers]
     for one in (*result.singles, *result.pairs):
         matrix[layers.index(one.layers[-1])][layers.index(one.layers[0])] = 100 * one.accuracy
     figure = _figure(*_square(len(layers)))
     axis = figure.subplots()
-    _matrix(figure, axis, matrix, layers, title="accuracy, %", digits=1)
+    lowest = min(100 * one.accuracy for one in result.pairs)
+    _matrix(figure, axis, matrix, layers, title="accuracy, %", digits=1, lowest=lowest)
     axis.spines[:].set_visible(False)
     figure.savefig(path)
 
@@ -87,10 +89,11 @@ def _matrix(
     *,
     title: str,
     digits: int,
+    lowest: float | None = None,
 ) -> None:
-    """A heat map over layers; the numbers are written in it where there are few."""
-    image = axis.imshow(matrix, cmap="viridis")
-    figure.colorbar(image, ax=axis, shrink=0.85)
+    """A heat map over layers, its colours from `lowest` on; the numbers are written in it where there are few."""
+    image = axis.imshow(matrix, cmap="viridis", vmin=lowest)
+    figure.colorbar(image, ax=axis, shrink=0.85, extend="neither" if lowest is None else "min")
     every = 1 if len(layers) <= 2 * _MOST_WRITTEN else 5
     places = range(0, len(layers), every)
     labels = [layer_label(layers[place]) for place in places]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import math
 import sys
@@ -12,23 +13,13 @@ import torch
 from PIL import Image
 from torch import nn
 
-from flowrl.core.config_tree import ConfigError
+from flowrl.cli_reward_probe import PROBE_VERBS
 from flowrl.core.errors import CheckpointError, UserError
 from rewards.data.pairs import PairTable
 from rewards.data.store import PreferenceStore
 from rewards.dit_reward.features import FeatureShards
 from rewards.dit_reward.model import sample_noise
-from rewards.probe.config import (
-    INPUT,
-    BackboneSection,
-    HeadSection,
-    ProbeConfig,
-    StoreSection,
-    check,
-    chosen_layers,
-    chosen_pairs,
-    load,
-)
+from rewards.probe.config import INPUT, BackboneSection, HeadSection, ProbeConfig, StoreSection
 from rewards.probe.features import LayerFeatures, layer_features, open_backbone
 from rewards.probe.heads import HeadBank, score_heads, train_heads
 from rewards.probe.report import markdown
@@ -202,6 +193,20 @@ def test_a_probe_writes_its_tables_and_plots(tmp_path: Path, sets: Path, sd3_fol
             assert len(set(image.convert("L").tobytes())) > 10, f"{name} is blank"
 
 
+def test_the_command_prints_the_curve_and_says_where_the_rest_is(
+    tmp_path: Path, sets: Path, sd3_folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    verb = PROBE_VERBS["reward probe"]
+    parser = argparse.ArgumentParser()
+    verb.add_arguments(parser)
+    words = [str(ROOT / "configs/reward/pocket/probe.yaml"), f"model.path={sd3_folder}", f"data.store={sets}"]
+    words += [f"out={tmp_path}", "head.steps=2", "head.seeds=1", "layers=[-1,0]", "pairs=listed", "draws=20"]
+    assert verb.run(parser.parse_args(words)) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split("|")[1].strip() for line in lines[2:4]] == ["input", "0"]
+    assert lines[4:] == [str(tmp_path / "table.md")]
+
+
 def test_how_many_heads_are_trained_at_once_changes_nothing(tmp_path: Path, sets: Path, sd3_folder: Path) -> None:
     few, many = config(tmp_path, sets, sd3_folder), config(tmp_path, sets, sd3_folder)
     few.pairs = many.pairs = "listed"
@@ -209,9 +214,7 @@ def test_how_many_heads_are_trained_at_once_changes_nothing(tmp_path: Path, sets
     assert [one.by_seed for one in probe(few).singles] == [one.by_seed for one in probe(many).singles]
 
 
-def test_features_of_an_interrupted_run_are_found_again(
-    tmp_path: Path, sets: Path, sd3_folder: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_features_of_an_interrupted_run_are_found_again(tmp_path: Path, sets: Path, sd3_folder: Path) -> None:
     made = config(tmp_path, sets, sd3_folder)
     made.pairs = "listed"
     first = probe(made)
@@ -268,37 +271,3 @@ def test_without_matplotlib_the_extra_is_named(
 def test_a_set_that_is_not_there_is_named(tmp_path: Path, sd3_folder: Path) -> None:
     with pytest.raises(CheckpointError, match=r"nothing/train: not a prepared preference set"):
         probe(config(tmp_path / "out", tmp_path / "nothing", sd3_folder))
-
-
-def test_the_layers_and_pairs_of_a_config() -> None:
-    made = ProbeConfig(data=StoreSection(store="sets"))
-    assert chosen_layers(made, 2) == (INPUT, 0, 1)
-    assert chosen_pairs(made, (INPUT, 0, 1)) == [(INPUT, 0), (INPUT, 1), (0, 1)]
-    made.layers, made.pairs, made.listed_pairs = [0, 3], "listed", [[0, 3]]
-    assert chosen_layers(made, 4) == (0, 3)
-    assert chosen_pairs(made, (0, 3)) == [(0, 3)]
-    with pytest.raises(ConfigError, match="3 does not exist in a backbone of 3 blocks; use -1 to 2"):
-        chosen_layers(made, 3)
-    made.listed_pairs = [[3, 0]]
-    with pytest.raises(ConfigError, match=r"listed_pairs\[0\] must be two of the layers \[0, 3\], ascending"):
-        chosen_pairs(made, (0, 3))
-
-
-@pytest.mark.parametrize(
-    ("override", "message"),
-    [
-        ("data.store=", "data.store must name the folder"),
-        ("layers=[2,1]", "layers must be ascending"),
-        ("head.dims=[0]", r"head\.dims must be positive"),
-        ("head.seeds=0", r"head\.seeds must be at least 1"),
-        ("model.sigma=1", r"model\.sigma must lie in \[0, 1\)"),
-        ("listed_pairs=[[0,1]]", "read with pairs=listed"),
-    ],
-)
-def test_a_config_that_cannot_be_run_says_which_key(override: str, message: str) -> None:
-    with pytest.raises(ConfigError, match=message):
-        load(ROOT / "configs/reward/pocket/probe.yaml", [override])
-
-
-def test_the_pocket_config_loads() -> None:
-    check(load(ROOT / "configs/reward/pocket/probe.yaml", []))
