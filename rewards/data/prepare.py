@@ -6,7 +6,6 @@ hashes, positions and numbers of what was scanned are held in memory.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import shutil
@@ -22,22 +21,20 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from tqdm import tqdm
 
-from flowrl.core.atomic_file import write_atomically
-from flowrl.core.config_tree import ConfigError
 from flowrl.core.errors import UserError
 from flowrl.core.folder_lock import take_lock
-from flowrl.core.weight_files import read_json
 from flowrl.types import TextCondition
 from rewards.data.buckets import BucketPlan, fit
 from rewards.data.images import BadImage, ImageReader
 from rewards.data.mixture import MixtureScan
 from rewards.data.scan_index import ScanIndex
+from rewards.data.set_origin import begin, check_scan, check_settings
 from rewards.data.source import DataSource
 from rewards.data.statistics import MixtureStatistics
 from rewards.data.store import INFO, PROMPTS, TABLES, StoreInfo, save_info, shard_path
 
 _PER_SHARD = 256  # samples or prompts
-_SETTINGS, _STATISTICS, _BROKEN = "settings.json", "statistics.json", "broken.json"
+_STATISTICS, _BROKEN = "statistics.json", "broken.json"
 _SPARE = 256 * 2**20  # bytes that must stay free
 
 
@@ -77,7 +74,7 @@ def prepare(
     Writes statistics.json and statistics.md of what was used. Raises UserError when the sources are too broken or
     empty, the disk is too small, or the folder was begun with other settings.
     """
-    _begin(folder, _choices(sources, buckets, encoders.dtype) | _made_by(encoders))
+    begin(folder, _choices(sources, buckets, encoders.dtype) | _made_by(encoders))
     if (folder / INFO).is_file():
         return True
     own = folder / f".scan-{part}"
@@ -88,6 +85,7 @@ def prepare(
         for found in tqdm(scan, desc=f"scanning for {folder.name}", unit=" comparisons", mininterval=2):
             index.add(found)
         index.close()
+        check_scan(folder, index.digest())
         work = _Shards(folder, index, encoders, encode_batch)
         work.write_samples(part, num_parts)
         work.write_conditions(part, num_parts)
@@ -105,8 +103,7 @@ def check_choices(folder: Path, sources: list[DataSource], buckets: BucketPlan, 
     """Raise ConfigError where a set was prepared from other sources (their weights apart), in other buckets or as
     another dtype; a set that came without its settings is taken as it is.
     """
-    if (folder / _SETTINGS).is_file():
-        _compare(folder, _choices(sources, buckets, dtype))
+    check_settings(folder, _choices(sources, buckets, dtype))
 
 
 def _check_broken(folder: Path, broken: dict[str, str], num_samples: int, max_bad_share: float) -> None:
@@ -259,30 +256,3 @@ def _made_by(encoders: Encoders) -> dict[str, Any]:
         "latent_space": encoders.latent_space,
         "text_length": encoders.text_length,
     }
-
-
-def _begin(folder: Path, settings: dict[str, Any]) -> None:
-    """Raise ConfigError when the folder holds something else, or a set or a part of one with other settings."""
-    if (folder / _SETTINGS).is_file():
-        _compare(folder, settings)
-        return
-    if (folder / INFO).is_file():
-        return  # a set that was made elsewhere
-    if folder.is_dir() and any(not file.name.startswith(".") for file in folder.iterdir()):
-        raise ConfigError(f"{folder}: holds other files; set data.store to a new or empty folder")
-    folder.mkdir(parents=True, exist_ok=True)
-    write_atomically(folder / _SETTINGS, f"{json.dumps(settings, indent=1)}\n".encode())
-
-
-def _compare(folder: Path, settings: dict[str, Any]) -> None:
-    """Raise ConfigError naming the settings that are not those of settings.json."""
-    wanted = json.loads(json.dumps(settings))
-    held = read_json(folder / _SETTINGS)
-    changed = [key for key, value in wanted.items() if held.get(key) != value]
-    if changed:
-        digest = hashlib.sha256(json.dumps(wanted).encode()).hexdigest()[:8]
-        raise ConfigError(
-            f"{folder}: was prepared with other data settings ({', '.join(changed)}); remove it to prepare anew, set "
-            f"data.store to another folder, such as {folder.parent}-{digest}, or, to use the set as it is, name no "
-            "sources"
-        )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from array import array
 from dataclasses import asdict
@@ -37,6 +38,10 @@ class _LineFile:
 
     def flush(self) -> None:
         self._file.flush()
+
+    def digest(self) -> bytes:
+        with self._path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").digest()
 
     def read(self, number: int) -> object:
         with self._path.open("rb") as file:
@@ -108,6 +113,13 @@ class ScanIndex:
         self._prompts.flush()
         self._sample_of.clear()
         self._prompt_of.clear()
+
+    def digest(self) -> str:
+        """Of all that was found: two scans that found the same have the same."""
+        numbers = [self._sample_prompt.tobytes(), self._sample_size.tobytes()]
+        numbers += [column.tobytes() for column in self._columns.values()]
+        parts = [self._images.digest(), self._prompts.digest(), repr(self.sizes).encode(), *numbers]
+        return hashlib.sha256(b"".join(hashlib.sha256(part).digest() for part in parts)).hexdigest()
 
     @property
     def num_samples(self) -> int:

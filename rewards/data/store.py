@@ -101,10 +101,14 @@ class PreferenceStore:
         lines = (self.folder / PROMPTS).read_text(encoding="utf-8").splitlines()
         return [json.loads(line) for line in lines]
 
-    def tensors(self, name: str, rows: torch.Tensor) -> torch.Tensor:
-        """The "latents" [B, C, h, w] float32 or "pixels" [B, 3, H, W] float32 in [0, 1] of samples of one shape."""
+    def require(self, name: str) -> None:
+        """Raise CheckpointError unless the set holds samples as `name`: "latents" or "pixels"."""
         if name not in self.info.holds:
             raise CheckpointError(f"{self.folder}: holds {' and '.join(self.info.holds)}, not {name}; prepare it again")
+
+    def tensors(self, name: str, rows: torch.Tensor) -> torch.Tensor:
+        """The "latents" [B, C, h, w] float32 or "pixels" [B, 3, H, W] float32 in [0, 1] of samples of one shape."""
+        self.require(name)
         found = []
         for shard, row in zip(self.shard[rows].tolist(), self._row[rows].tolist(), strict=True):
             found.append(self._shard("samples", shard)[name][row])

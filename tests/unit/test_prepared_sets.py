@@ -231,6 +231,23 @@ def test_two_parts_make_what_one_run_makes(tmp_path: Path, small_shards: None) -
     assert contents(tmp_path / "parts") == contents(tmp_path / "whole")
 
 
+def test_every_sample_and_prompt_is_found_in_its_shard(tmp_path: Path, small_shards: None) -> None:
+    assert fill(tmp_path / "set", [jsonl(tmp_path / "data", num=24)])
+    store = PreferenceStore(tmp_path / "set")
+    assert (store.info.num_prompts, store.info.num_samples) == (12, 48)
+    found = store.conditions(torch.arange(12))
+    expected = [words(prompt) for prompt in store.prompts]
+    assert torch.equal(found.embeds.float(), torch.cat([one.embeds for one in expected]))
+    assert torch.equal(found.pooled.float(), torch.cat([one.pooled for one in expected]))
+    lines = (tmp_path / "data" / "pairs.jsonl").read_text().splitlines()
+    for pair, line in enumerate(map(json.loads, lines)):
+        for key, sample in (("preferred", store.pairs.winner[pair]), ("rejected", store.pairs.loser[pair])):
+            image = ImageReader().pixels(ImageRef(path=str(tmp_path / "data" / line[key])))
+            latents = brightness(fit(image, BUCKETS.size_for(*image.shape[1:]))[None])
+            torch.testing.assert_close(store.tensors("latents", sample[None]), latents, rtol=0, atol=1e-3)
+            assert store.prompts[int(store.prompt[sample])] == line["prompt"]
+
+
 def test_one_part_is_prepared_by_one_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     sources = [jsonl(tmp_path / "data")]
     own = tmp_path / "set" / ".scan-0"
@@ -245,6 +262,17 @@ def test_one_part_is_prepared_by_one_process(tmp_path: Path, monkeypatch: pytest
         fill(tmp_path / "set", sources)
     held.close()
     assert fill(tmp_path / "set", sources)
+
+
+def test_sources_that_changed_since_are_refused(tmp_path: Path, small_shards: None) -> None:
+    source = jsonl(tmp_path / "data")
+    assert not fill(tmp_path / "set", [source], part=0, num_parts=2)
+    rows = files.read_rows(Path(source.path))
+    files.write_json(Path(source.path), rows[1:])
+    with pytest.raises(ConfigError, match=r"set: the sources are not what they were when this set was begun"):
+        fill(tmp_path / "set", [source], part=1, num_parts=2)
+    files.write_json(Path(source.path), rows)
+    assert fill(tmp_path / "set", [source], part=1, num_parts=2)
 
 
 def cut(path: Path) -> None:
