@@ -136,10 +136,11 @@ def _show_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _show(args: argparse.Namespace) -> int:
-    from flowrl.config import dump, load
+    from flowrl.config_kinds import load_any
+    from flowrl.core.config_file import dump_config
     from flowrl.find_runs import config_file
 
-    print(dump(load(config_file(args.config), args.overrides)), end="")
+    print(dump_config(load_any(config_file(args.config), args.overrides)), end="")
     sys.stdout.flush()
     return 0
 
@@ -149,7 +150,8 @@ def _check_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _check(args: argparse.Namespace) -> int:
-    from flowrl.config import ConfigError, load
+    from flowrl.config_kinds import load_any
+    from flowrl.core.config_tree import ConfigError
 
     failed = 0
     for path in map(Path, args.configs):
@@ -158,7 +160,7 @@ def _check(args: argparse.Namespace) -> int:
             raise ConfigError(f"{path}: no .yaml file in this folder")
         for file in files:
             try:
-                load(file)
+                load_any(file, [])
                 print(f"ok    {file}")
             except ConfigError as error:
                 failed += 1

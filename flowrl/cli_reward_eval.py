@@ -11,9 +11,9 @@ from flowrl.cli_verb import Verb
 from flowrl.core.errors import UserError
 
 if TYPE_CHECKING:
+    from flowrl.models.latent_inputs import LatentInputs
     from flowrl.protocols import Reward
-    from rewards.evaluation.config import EncoderSection, EvaluationConfig
-    from rewards.evaluation.latent_inputs import LatentInputs
+    from rewards.evaluation.config import EvaluationConfig
 
 _NO_SPACE = "none (encoders.path is not set)"
 
@@ -34,10 +34,11 @@ def _eval(args: argparse.Namespace) -> int:
     config = load(args.config, args.overrides)
     from flowrl.actors.reward_loading import check_rewards, load_reward
     from flowrl.config import RewardSpec
+    from flowrl.core.devices import pick_device
     from rewards.evaluation.run import PAGE, run
     from rewards.evaluation.table import main_table
 
-    device = _device(config)
+    device = pick_device(config.device)
     inputs, space = _encoders(config, device)
     check_rewards([RewardSpec(name=entry.name, options=entry.options) for entry in config.rewards], space, device)
 
@@ -50,35 +51,27 @@ def _eval(args: argparse.Namespace) -> int:
     return 0
 
 
-def _device(config: EvaluationConfig) -> str:
-    import torch
-
-    from flowrl.core.config_tree import ConfigError
-
-    here = torch.cuda.is_available()
-    if config.device == "cuda" and not here:
-        raise ConfigError("device must be cpu or auto on this machine, got 'cuda': there is no GPU that torch can use")
-    return "cuda" if here and config.device != "cpu" else "cpu"
-
-
 def _encoders(config: EvaluationConfig, device: str) -> tuple[LatentInputs | None, str]:
     """The encoders of the policy and the name of its latent space, where a policy is named."""
     section = config.encoders
     if not section.path:
         return None, _stored_space(config)
+    from flowrl.core.buckets import BucketPlan
+    from flowrl.core.dtypes import torch_dtype
+    from flowrl.core.embedded import folder_of
+    from flowrl.models.latent_inputs import EncoderSetting, LatentInputs
     from flowrl.registry import resolve
-    from rewards.data.buckets import BucketPlan
-    from rewards.evaluation.latent_inputs import EncoderSetting, LatentInputs
 
-    path = _folder(section)
+    path = folder_of(section.path, "sd35")
     family, _ = resolve("policy", section.family)
     family.check(path)
+    plan = BucketPlan(image_size=section.image_size, step=section.bucket_step, max_aspect=section.max_aspect)
     setting = EncoderSetting(
         path=path,
         max_sequence_length=section.max_sequence_length,
-        buckets=BucketPlan(image_size=section.image_size, step=section.bucket_step, max_aspect=section.max_aspect),
-        dtype=section.dtype,
+        dtype=torch_dtype(section.dtype),
         device=device,
+        buckets=plan if section.image_size else None,
     )
     return LatentInputs(family, setting), family.latent_space(path)
 
@@ -94,13 +87,6 @@ def _stored_space(config: EvaluationConfig) -> str:
             f"benchmarks: prepared sets must be of one latent space, got {' and '.join(map(str, spaces.values()))}"
         )
     return next(iter(spaces), _NO_SPACE)
-
-
-def _folder(section: EncoderSection) -> Path:
-    from flowrl.config import POCKET
-    from flowrl.pocket.locate import checkpoint
-
-    return checkpoint("sd35") if section.path == POCKET else Path(section.path)
 
 
 REWARD_EVAL_VERBS = {

@@ -6,7 +6,7 @@ import argparse
 import re
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from flowrl.cli_verb import Verb
 from flowrl.core.errors import UserError
@@ -147,26 +147,9 @@ def _made(name: str, words: list[str]) -> Reward:
     """The reward of a name with options key=value."""
     from flowrl.actors.reward_loading import make_reward
     from flowrl.config import RewardSpec
+    from flowrl.core.config_file import parse_options
 
-    return make_reward(RewardSpec(name=name, options=_options(words)))
-
-
-def _options(words: list[str]) -> dict[str, Any]:
-    """Words key=value as options, the values read as in a configuration."""
-    import yaml
-    from omegaconf import OmegaConf
-
-    options: dict[str, Any] = {}
-    for word in words:
-        key, equals, text = word.partition("=")
-        if not equals or not key.isidentifier():
-            raise UserError(f"an option of a reward must read key=value, such as batch_size=8, got {word!r}")
-        try:
-            parsed: Any = OmegaConf.to_container(OmegaConf.from_dotlist([f"value={text}"]))
-        except yaml.YAMLError:
-            raise UserError(f"{key}: the value {text!r} is not valid YAML; put it in quotes") from None
-        options[key] = parsed["value"]
-    return options
+    return make_reward(RewardSpec(name=name, options=parse_options(words)))
 
 
 def _list_arguments(parser: argparse.ArgumentParser) -> None:

@@ -8,6 +8,8 @@ from pathlib import Path
 from flowrl.cli_verb import Verb, check_output
 from flowrl.core.errors import UserError
 
+_SMALLEST_IMAGE = 16  # pixels: one token of the policy
+
 
 def _score_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
@@ -60,7 +62,17 @@ def _policy_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--dtype", choices=("float32", "bfloat16", "float16"), default="float32", help="of the text encoders"
     )
-    parser.add_argument("--device", choices=("cpu", "cuda"), help="default: cuda where there is a GPU, else cpu")
+    parser.add_argument(
+        "--image-size",
+        metavar="PIXELS",
+        type=int,
+        default=0,
+        help="bring images to about so many pixels squared, in buckets of aspect ratio, before latent rewards read "
+        "them, as when the reward was trained (default 0: as they are)",
+    )
+    parser.add_argument(
+        "--device", choices=("auto", "cpu", "cuda"), default="auto", help="auto: cuda where there is a GPU, else cpu"
+    )
 
 
 def _score(args: argparse.Namespace) -> int:
@@ -69,6 +81,8 @@ def _score(args: argparse.Namespace) -> int:
         raise UserError(f"--sheet {args.sheet}: must be a file in a folder that exists")
     if args.max_sequence_length is not None and args.max_sequence_length < 1:
         raise UserError(f"--max-sequence-length must be at least 1, got {args.max_sequence_length}")
+    if args.image_size != 0 and args.image_size < _SMALLEST_IMAGE:
+        raise UserError(f"--image-size must be 0 or at least {_SMALLEST_IMAGE}, got {args.image_size}")
     from flowrl.score.command import Order, score_files
 
     by_suffix = "jsonl" if args.out is not None and args.out.suffix == ".jsonl" else "csv"
@@ -76,13 +90,14 @@ def _score(args: argparse.Namespace) -> int:
         Order(
             places=tuple(map(Path, args.files)),
             rewards=tuple(args.reward),
-            kind="latent" if args.latents else "image",
+            kind="latent" if args.latents else "pixel",
             prompts=args.prompts,
             prompt=args.prompt,
             model=args.model,
             family=args.family,
             max_sequence_length=args.max_sequence_length,
             dtype=args.dtype,
+            image_size=args.image_size,
             device=args.device,
             out=args.out,
             form=args.format or by_suffix,

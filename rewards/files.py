@@ -2,24 +2,22 @@
 
 from __future__ import annotations
 
-import importlib.resources
 from pathlib import Path
 
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
+from flowrl.core.embedded import POCKET, folder_of
 from flowrl.core.errors import CheckpointError
 from flowrl.core.weight_files import read_json
 
-POCKET = "pocket"
+__all__ = ["POCKET", "load_strict", "pocket_folder", "read_shards", "read_tensors", "resolve"]
 
 
 def resolve(path: str, name: str) -> Path:
     """The folder of a checkpoint: `path` itself, or for "pocket" the embedded folder called `name`."""
-    if path == POCKET:
-        return pocket_folder(name)
-    folder = Path(path)
+    folder = folder_of(path, name)
     if not folder.is_dir():
         raise CheckpointError(f"{path}: no such folder; give a {name} checkpoint folder or {POCKET!r}")
     return folder
@@ -27,11 +25,7 @@ def resolve(path: str, name: str) -> Path:
 
 def pocket_folder(name: str) -> Path:
     """The embedded folder called `name`; raises CheckpointError when it is not there."""
-    # By name: rewards stand below the pocket world, which imports them to train its own.
-    folder = Path(str(importlib.resources.files("flowrl.pocket"))) / "checkpoints" / name
-    if not folder.is_dir():
-        raise CheckpointError(f"{folder}: the embedded {name} checkpoint is missing; run `flowrl pocket build`")
-    return folder
+    return folder_of(POCKET, name)
 
 
 def read_tensors(path: Path) -> dict[str, torch.Tensor]:

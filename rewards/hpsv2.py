@@ -16,23 +16,24 @@ from rewards.clip.towers import check_text_folder
 from rewards.published_files import check_torch_file, published_folder, read_torch_file
 
 WEIGHTS = {"2.0": "HPS_v2_compressed.pt", "2.1": "HPS_v2.1_compressed.pt"}  # of xswu/HPSv2
+NAMES = {"2.0": "hpsv2", "2.1": "hpsv2_1"}  # as they are registered
 
 
 class HPSv2Reward(CosineReward):
     """Scores images with the cosine of image and prompt, about 0.20 to 0.35 for the published weights.
 
     `path` is a folder with the published .pt file of the `version`, "2.0" or "2.1", beside config.json and tokenizer
-    files of the CLIP it was trained from. Published: the layout, the plain cosine without logit scale, and images
-    resized whole onto a black square, as the package's own `img_score.py` and `evaluation.py` do. Its repair of broken
-    Unicode and HTML entities in prompts is left out. Raises CheckpointError when the folder cannot be loaded.
+    files of the CLIP it was trained from; `name` says the version. Published: the layout, the plain cosine without
+    logit scale, and images resized whole onto a black square, as the package's own `img_score.py` and `evaluation.py`
+    do. Its repair of broken Unicode and HTML entities in prompts is left out. Raises CheckpointError when the folder
+    cannot be loaded.
     """
 
-    name = "hpsv2"
-
     def __init__(
-        self, path: str, version: str = "2.1", device: str = "cpu", dtype: str = "float32", batch_size: int = 16
+        self, path: str, version: str, device: str = "cpu", dtype: str = "float32", batch_size: int = 16
     ) -> None:
         weights = _weights(version)
+        self.name = NAMES[version]
         source = published_folder(path, weights, self.name) / weights
         tensors = from_open_clip(read_torch_file(source))
         super().__init__(source.parent, tensors, source, base=HUGE, device=device, dtype=dtype, batch_size=batch_size)
@@ -40,8 +41,9 @@ class HPSv2Reward(CosineReward):
     @staticmethod
     def check(options: Mapping[str, Any]) -> str | None:
         """None: it reads no latents; raises CheckpointError when the files that `options` name are not whole."""
-        weights = _weights(options.get("version", "2.1"))
-        folder = published_folder(options["path"], weights, HPSv2Reward.name)
+        version = options["version"]
+        weights = _weights(version)
+        folder = published_folder(options["path"], weights, NAMES[version])
         check_torch_file(folder / weights)
         check_text_folder(folder, HUGE)
         return None

@@ -22,12 +22,11 @@ _PRELOADED = ["flowrl.cli", "rewards.training.run", "rewards.training.loop", "te
 class Launch:
     """Processes that run one command together."""
 
-    kind: Kind
+    kind: Kind  # alone: without a word to accelerate about how the processes meet
     world: int
     words: tuple[str, ...]
     logs: Path  # a folder
     stop_in: int = -1  # the last rank gets a SIGTERM in this step
-    said_world: int = 0  # what the processes are told; 0 = the truth
 
     def run(self) -> list[int]:
         """The exit codes by rank; ends all when one does not end in time."""
@@ -66,9 +65,8 @@ def _run_rank(launch: Launch, rank: int, port: int) -> None:
     log = os.open(launch.logs / f"{rank}.log", os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
     os.dup2(log, 1)
     os.dup2(log, 2)
-    world = launch.said_world or launch.world
     os.environ |= {"OMP_NUM_THREADS": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-    os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(world)}
+    os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(launch.world)}
     if launch.kind == "ddp":
         os.environ |= {"ACCELERATE_USE_CPU": "true"}
     elif launch.kind != "alone":

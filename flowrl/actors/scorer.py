@@ -11,7 +11,7 @@ from flowrl.actors.device import ModelSpec
 from flowrl.actors.reward_loading import load_reward
 from flowrl.actors.sharding import join_gang, shard
 from flowrl.config import RewardSpec
-from flowrl.core.reward_call import RewardInputError, call_reward
+from flowrl.core.reward_call import RewardInputError, score_in_parts
 from flowrl.core.reward_sum import Term, weighted_sum
 from flowrl.protocols import Reward, ShardableReward
 from flowrl.types import RewardInput, Scores, TextCondition, Trajectory
@@ -79,26 +79,24 @@ class Scorer:
 
 
 def _apply(reward: Reward, trajectory: Trajectory, pixels: torch.Tensor | None) -> torch.Tensor:
-    """The scores [G] float32 of a group, `batch_size` samples at a time; raises what `call_reward` raises."""
-    scores = []
-    for part in torch.arange(trajectory.num_samples).split(reward.batch_size):
-        batch = RewardInput(prompts=(trajectory.prompt.text,) * len(part), seeds=trajectory.seeds[part])
-        if reward.input_kind == "latent":
-            condition = TextCondition(
-                embeds=trajectory.condition.embeds.expand(len(part), -1, -1),
-                pooled=trajectory.condition.pooled.expand(len(part), -1),
-            )
-            batch = replace(batch, latents=trajectory.final_latents[part], condition=condition)
-        else:
-            assert pixels is not None
-            batch = replace(batch, pixels=pixels[part])
-        try:
-            scores.append(call_reward(reward, batch))
-        except RewardInputError as error:
-            raise RewardInputError(
-                f"{error}. If it is not meant for such inputs, take it out of rewards.train and rewards.watch"
-            ) from error
-    return torch.cat(scores)
+    """The scores [G] float32 of a group; raises what `score_in_parts` raises."""
+    size = trajectory.num_samples
+    batch = RewardInput(prompts=(trajectory.prompt.text,) * size, seeds=trajectory.seeds)
+    if reward.input_kind == "latent":
+        condition = TextCondition(
+            embeds=trajectory.condition.embeds.expand(size, -1, -1),
+            pooled=trajectory.condition.pooled.expand(size, -1),
+        )
+        batch = replace(batch, latents=trajectory.final_latents, condition=condition)
+    else:
+        assert pixels is not None
+        batch = replace(batch, pixels=pixels)
+    try:
+        return score_in_parts(reward, size, batch.take)
+    except RewardInputError as error:
+        raise RewardInputError(
+            f"{error}. If it is not meant for such inputs, take it out of rewards.train and rewards.watch"
+        ) from error
 
 
 def _diversity(latents: torch.Tensor) -> float:

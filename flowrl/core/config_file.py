@@ -8,6 +8,7 @@ from __future__ import annotations
 import difflib
 import io
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -37,6 +38,29 @@ def read_config(
         raise ConfigError(f"{path}: {error.full_key}: {str(error).splitlines()[0]}") from None
     assert isinstance(config, schema)
     return config
+
+
+def parse_value(text: str, *, key: str) -> Any:
+    """What a value after `key=` on a command line means: YAML as configurations are read, where 1e-3 is a number.
+
+    Raises ConfigError, which begins with `key`, when it is not valid YAML.
+    """
+    try:
+        parsed: Any = OmegaConf.to_container(OmegaConf.from_dotlist([f"value={text}"]))
+    except yaml.YAMLError:
+        raise ConfigError(f"{key}: the value {text!r} is not valid YAML; put it in quotes") from None
+    return parsed["value"]
+
+
+def parse_options(words: Sequence[str]) -> dict[str, Any]:
+    """The options of a reward from words `key=value`; raises ConfigError for one that reads otherwise."""
+    options = {}
+    for word in words:
+        key, equals, text = word.partition("=")
+        if not (equals and key.isidentifier()):
+            raise ConfigError(f"an option of a reward must read key=value, such as batch_size=8, got {word!r}")
+        options[key] = parse_value(text, key=key)
+    return options
 
 
 def dump_config(config: Any) -> str:
@@ -101,11 +125,7 @@ def _read_override(schema: type, override: str) -> dict[Any, Any]:
     key, equals, text = override.partition("=")
     if not equals or not re.fullmatch(r"\w+(\.\w+)*", key):
         raise ConfigError(f"override {override!r} must read key=value, for example run.steps=20")
-    try:
-        parsed: Any = OmegaConf.to_container(OmegaConf.from_dotlist([f"value={text}"]))
-    except yaml.YAMLError:
-        raise ConfigError(f"{key}: the value {text!r} is not valid YAML; put it in quotes") from None
-    tree = parsed["value"]
+    tree = parse_value(text, key=key)
     if all_keys(schema).get(key) is str and not isinstance(tree, str | list | dict):
         tree = text  # run.name=007 means what it says, not the number 7
     for part in reversed(key.split(".")):

@@ -1,6 +1,8 @@
-"""One call of a reward, held to what a reward promises."""
+"""Calls of a reward, each held to what a reward promises."""
 
 from __future__ import annotations
+
+from collections.abc import Callable
 
 import torch
 
@@ -10,7 +12,7 @@ from flowrl.types import RewardInput
 
 
 class RewardInputError(UserError, ValueError):
-    """A reward that cannot score what it is given."""
+    """A reward that cannot score what it is given; the cause is the reward's own error."""
 
 
 def call_reward(reward: Reward, batch: RewardInput) -> torch.Tensor:
@@ -27,3 +29,14 @@ def call_reward(reward: Reward, batch: RewardInput) -> torch.Tensor:
     if scores.shape != (size,):
         raise ValueError(f"reward {reward.name!r} must return one score per sample, [{size}], got {list(scores.shape)}")
     return scores.float().cpu()
+
+
+def score_in_parts(reward: Reward, size: int, take: Callable[[range], RewardInput]) -> torch.Tensor:
+    """The scores [size] float32 of samples, on the CPU, `reward.batch_size` of them in one call.
+
+    `take` gives the samples of some rows when their turn comes, so that no more than a call's are in memory; of a whole
+    batch, it is `batch.take`. Raises what `call_reward` raises.
+    """
+    rows = range(size)
+    step = reward.batch_size
+    return torch.cat([call_reward(reward, take(rows[start : start + step])) for start in range(0, size, step)])

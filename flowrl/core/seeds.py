@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 import torch
@@ -14,6 +14,7 @@ STEP_NOISE = "step"
 PROMPT_ORDER = "prompts"
 WINDOW = "window"
 ADAPTER = "adapter"
+EVALUATION = "evaluation"
 
 
 def derive(*key: int | str) -> int:
@@ -30,6 +31,15 @@ def generator(*key: int | str) -> torch.Generator:
 def sample_seeds(run_seed: int, step: int, prompt_id: int, num_samples: int) -> torch.Tensor:
     """The seeds [num_samples] int64 of the samples of one group."""
     return torch.tensor([derive(run_seed, step, prompt_id, sample) for sample in range(num_samples)])
+
+
+def evaluation_seeds(prompts: Sequence[str], seed: int = 0) -> torch.Tensor:
+    """The seeds [len(prompts)] int64 of samples that no policy drew, where rewards are measured or images scored.
+
+    By the prompt's text alone: the images of one prompt share the noise that a latent reward draws, as within a pair in
+    training, wherever they lie and whatever else is scored.
+    """
+    return torch.tensor([derive(EVALUATION, seed, prompt) for prompt in prompts], dtype=torch.int64)
 
 
 def initial_noise(seeds: torch.Tensor, shape: tuple[int, ...]) -> torch.Tensor:

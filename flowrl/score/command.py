@@ -10,14 +10,16 @@ from pathlib import Path
 from typing import Literal
 
 import torch
-import yaml
 from tqdm import tqdm
 
 from flowrl.actors.device import ModelSpec
 from flowrl.actors.reward_loading import check_rewards, load_reward
-from flowrl.config import POCKET, ModelSection, RewardSpec
+from flowrl.config import POCKET, ConfigError, ModelSection, RewardSpec
 from flowrl.core.atomic_file import write_atomically
-from flowrl.pocket.locate import checkpoint
+from flowrl.core.buckets import BucketPlan
+from flowrl.core.config_file import parse_options
+from flowrl.core.devices import pick_device
+from flowrl.core.embedded import folder_of
 from flowrl.pocket.text import MAX_TOKENS as POCKET_TOKENS
 from flowrl.score.contact_sheet import ContactSheet
 from flowrl.score.inputs import (
@@ -32,7 +34,7 @@ from flowrl.score.inputs import (
 from flowrl.score.output import FORMATS, check_columns
 from flowrl.score.policy_parts import PolicyParts
 from flowrl.score.prompts import own_prompts, read_prompts
-from flowrl.score.run import Judge, Kind, Row, Scored, score
+from flowrl.score.run import Kind, LabelledReward, Row, Scored, score
 
 _PIPELINE_TOKENS = 256  # what diffusers' Stable Diffusion 3 pipeline pads T5 to unless told otherwise
 _SHOWN_PROBLEMS = 20
@@ -47,14 +49,15 @@ class Order:
 
     places: tuple[Path, ...]  # files and folders
     rewards: tuple[str, ...]  # each "[LABEL=]NAME [option=value ...]"
-    kind: Kind = "image"
+    kind: Kind = "pixel"
     prompts: Path | None = None
     prompt: str | None = None  # of all samples
     model: str | None = None  # a diffusers folder or "pocket"
     family: str = "sd3"
     max_sequence_length: int | None = None
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"  # of the text encoders
-    device: str | None = None
+    image_size: int = 0  # pixels of the side of a square, for latents of images; 0 takes images as they are
+    device: str = "auto"
     out: Path | None = None  # None writes to standard output
     form: str = "csv"
     sheet: Path | None = None
@@ -70,9 +73,10 @@ def score_files(order: Order) -> int:
     check_rewards(specs, space, model.device)
     samples = _samples(order, space)
     prompts = _prompts(order, samples)
-    judges = [Judge(label=spec.metric_name, reward=load_reward(spec, space, model.device)) for spec in specs]
+    rewards = [LabelledReward(label=spec.metric_name, reward=load_reward(spec, space, model.device)) for spec in specs]
     sheet = ContactSheet(labels[0]) if order.sheet is not None else None
-    scored = score(samples, prompts, judges, PolicyParts(model), kind=order.kind, with_pixels=sheet is not None)
+    policy = PolicyParts(model, BucketPlan(image_size=order.image_size) if order.image_size else None)
+    scored = score(samples, prompts, rewards, policy, kind=order.kind, with_pixels=sheet is not None)
     rows = _collect(scored, len(samples), sheet)
     table = FORMATS[order.form](rows, labels)
     if order.out is None:
@@ -100,16 +104,10 @@ def read_reward(text: str) -> RewardSpec:
     label, _, name = words[0].rpartition("=") if words else ("", "", "")
     if not name:
         raise InputError(f"--reward {text!r}: must read 'NAME option=value ...', such as 'dit_reward path=FOLDER'")
-    options = {}
-    for word in words[1:]:
-        key, equals, value = word.partition("=")
-        if not (equals and key.isidentifier()):
-            raise InputError(f"--reward {text!r}: {word!r} must read option=value")
-        try:
-            options[key] = yaml.safe_load(value)
-        except yaml.YAMLError:
-            raise InputError(f"--reward {text!r}: {value!r} is not valid YAML") from None
-    return RewardSpec(name=name, label=label, options=options)
+    try:
+        return RewardSpec(name=name, label=label, options=parse_options(words[1:]))
+    except ConfigError as error:
+        raise InputError(f"--reward {text!r}: {error}") from None
 
 
 def _model(order: Order) -> ModelSpec:
@@ -121,13 +119,11 @@ def _model(order: Order) -> ModelSpec:
     section = ModelSection(family=order.family, path=path, dtype=order.dtype, max_sequence_length=tokens)
     spec = ModelSpec(
         section=section,
-        path=checkpoint("sd35") if path == POCKET else Path(path),
+        path=folder_of(path, "sd35"),
         seed=0,
-        device=order.device or ("cuda" if torch.cuda.is_available() else "cpu"),
+        device=pick_device(order.device, key="--device"),
         threads=torch.get_num_threads(),
     )
-    if spec.device == "cuda" and not torch.cuda.is_available():
-        raise InputError(f"--device cuda: torch {torch.__version__} finds no GPU; use --device cpu")
     spec.family.check(spec.path)
     return spec
 

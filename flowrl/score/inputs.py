@@ -9,19 +9,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from PIL import Image
 from safetensors import SafetensorError, safe_open
 
 from flowrl.core.errors import UserError
-from flowrl.core.seeds import derive
+from flowrl.core.images import UnreadableImage, image_pixels, image_size
 
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
 LATENT_SUFFIXES = (".safetensors",)
-_SEED_STREAM = "score"
-# What Pillow raises for files that are torn, are no image, or pretend to be a huge one.
-_IMAGE_ERRORS = (OSError, SyntaxError, ValueError, Image.DecompressionBombError)
 
 
 class InputError(UserError, ValueError):
@@ -40,7 +35,7 @@ class Sample:
     path: Path
     row: int | None = None  # of a latent file that holds several samples
     shape: tuple[int, ...] = ()  # (3, H, W) of an image, (C, h, w) of latents
-    seed: int = 0  # what a reward draws its noise from
+    seed: int | None = None  # that a latent file holds, of the noise that a reward draws; None: that of its prompt
     own_prompt: str | None = None  # that a latent file holds
     problem: str = ""  # why it cannot be read; empty where its header is whole
 
@@ -76,36 +71,31 @@ def _natural(text: str) -> list[tuple[int, str]]:
 
 
 def image_samples(files: Sequence[Path]) -> list[Sample]:
-    """One sample per image file, from its header; the seed comes from the file's name alone, wherever it lies."""
+    """One sample per image file, from its header."""
     samples = []
     for file in files:
         shape: tuple[int, ...] = ()
         problem = ""
         try:
-            with Image.open(file) as image:
-                shape = (3, image.height, image.width)
-                if image.mode[0] in "IF":
-                    problem = f"its pixels are not of 8 bits (mode {image.mode})"
-        except _IMAGE_ERRORS as error:
-            problem = _reason(error)
-        seed = derive(_SEED_STREAM, file.name, 0)
-        samples.append(Sample(name=str(file), path=file, shape=shape, seed=seed, problem=problem))
+            shape = (3, *image_size(file))
+        except UnreadableImage as error:
+            problem = _unread(error)
+        samples.append(Sample(name=str(file), path=file, shape=shape, problem=problem))
     return samples
 
 
 def latent_samples(files: Sequence[Path], latent_space: str) -> list[Sample]:
     """One sample per row of the tensor `latents` of each file; a file that cannot be read is one sample with a problem.
 
-    A file holds `latents` [N, C, h, w] or [C, h, w]; it may hold `seeds` [N] int64, without which they come from the
-    file's name and the row, and in its metadata `prompts`, a JSON list of N texts, and `latent_space`, which must then
-    be the policy's (else InputError).
+    A file holds `latents` [N, C, h, w] or [C, h, w]; it may hold `seeds` [N] int64, and in its metadata `prompts`, a
+    JSON list of N texts, and `latent_space`, which must then be the policy's (else InputError).
     """
     samples = []
     for file in files:
         try:
             samples += _latent_samples(file, latent_space)
         except (OSError, SafetensorError) as error:
-            samples.append(Sample(name=str(file), path=file, problem=_reason(error)))
+            samples.append(Sample(name=str(file), path=file, problem=_unread(error)))
         except _LayoutError as error:
             samples.append(Sample(name=str(file), path=file, problem=str(error)))
     return samples
@@ -133,7 +123,7 @@ def _latent_samples(file: Path, latent_space: str) -> list[Sample]:
         )
     several = len(shape) == 4
     count = shape[0] if several else 1
-    numbers = _seeds(seeds, count, file)
+    numbers = _own_seeds(seeds, count)
     prompts = _own_prompts(metadata.get("prompts"), count)
     return [
         Sample(
@@ -148,9 +138,9 @@ def _latent_samples(file: Path, latent_space: str) -> list[Sample]:
     ]
 
 
-def _seeds(seeds: torch.Tensor | None, count: int, file: Path) -> list[int]:
+def _own_seeds(seeds: torch.Tensor | None, count: int) -> Sequence[int | None]:
     if seeds is None:
-        return [derive(_SEED_STREAM, file.name, row) for row in range(count)]
+        return [None] * count
     if seeds.numel() != count or seeds.dtype != torch.int64:
         raise _LayoutError(f"'seeds' must be [{count}] int64, is {list(seeds.shape)} {seeds.dtype}")
     return [int(seed) for seed in seeds.flatten().tolist()]
@@ -169,17 +159,11 @@ def _own_prompts(text: str | None, count: int) -> Sequence[str | None]:
 
 
 def read_image(sample: Sample) -> torch.Tensor:
-    """The pixels [3, H, W] float32 in [0, 1]; what is transparent lies on white. Raises InputError for a torn file."""
+    """The pixels [3, H, W] float32 in [0, 1]; raises InputError for a torn file."""
     try:
-        with Image.open(sample.path) as file:
-            image: Image.Image = file
-            if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
-                layer = image.convert("RGBA")
-                image = Image.alpha_composite(Image.new("RGBA", layer.size, "white"), layer)
-            pixels = np.array(image.convert("RGB"))
-    except _IMAGE_ERRORS as error:
-        raise InputError(_reason(error)) from error
-    return torch.from_numpy(pixels).permute(2, 0, 1).contiguous().float() / 255
+        return image_pixels(sample.path).float() / 255
+    except UnreadableImage as error:
+        raise InputError(_unread(error)) from error
 
 
 def read_latents(sample: Sample) -> torch.Tensor:
@@ -189,10 +173,10 @@ def read_latents(sample: Sample) -> torch.Tensor:
             latents = tensors.get_slice("latents")
             part: torch.Tensor = latents[:] if sample.row is None else latents[sample.row]
     except (OSError, SafetensorError) as error:
-        raise InputError(_reason(error)) from error
+        raise InputError(_unread(error)) from error
     return part.float()
 
 
-def _reason(error: Exception) -> str:
+def _unread(error: Exception) -> str:
     words = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
     return f"cannot be read: {words or type(error).__name__}"

@@ -9,17 +9,18 @@ from typing import Literal
 
 import torch
 
-from flowrl.core.reward_call import RewardInputError, call_reward
+from flowrl.core.reward_call import RewardInputError, score_in_parts
+from flowrl.core.seeds import evaluation_seeds
 from flowrl.protocols import Reward
 from flowrl.score.inputs import InputError, Sample, read_image, read_latents
 from flowrl.score.policy_parts import PolicyParts
 from flowrl.types import RewardInput
 
-Kind = Literal["image", "latent"]
+Kind = Literal["pixel", "latent"]  # of what lies in the files, as `flowrl.protocols.Reward` calls it
 
 
 @dataclass(frozen=True, kw_only=True)
-class Judge:
+class LabelledReward:
     """A reward, and what its scores are called."""
 
     label: str
@@ -63,7 +64,7 @@ class _Batch:
 def score(
     samples: Sequence[Sample],
     prompts: Sequence[str],
-    judges: Sequence[Judge],
+    rewards: Sequence[LabelledReward],
     policy: PolicyParts,
     *,
     kind: Kind,
@@ -76,9 +77,9 @@ def score(
     """
     for index, sample in enumerate(samples):
         if sample.problem:
-            yield _unreadable(index, sample, prompts[index], len(judges), sample.problem)
-    size = max(judge.reward.batch_size for judge in judges)
-    read = read_image if kind == "image" else read_latents
+            yield _unreadable(index, sample, prompts[index], len(rewards), sample.problem)
+    size = max(one.reward.batch_size for one in rewards)
+    read = read_image if kind == "pixel" else read_latents
     for chosen in _of_one_size(samples, size):
         whole: list[int] = []
         tensors = []
@@ -87,18 +88,25 @@ def score(
                 tensors.append(read(samples[index]))
                 whole.append(index)
             except InputError as error:
-                yield _unreadable(index, samples[index], prompts[index], len(judges), str(error))
+                yield _unreadable(index, samples[index], prompts[index], len(rewards), str(error))
         if not whole:
             continue
         data = torch.stack(tensors)
         batch = _Batch(
             indices=whole,
             prompts=[prompts[index] for index in whole],
-            seeds=torch.tensor([samples[index].seed for index in whole]),
-            pixels=data if kind == "image" else None,
+            seeds=_seeds([samples[index] for index in whole], [prompts[index] for index in whole]),
+            pixels=data if kind == "pixel" else None,
             latents=data if kind == "latent" else None,
         )
-        yield from _score_batch(_converted(batch, judges, policy, with_pixels), samples, judges, policy)
+        yield from _score_batch(_converted(batch, rewards, policy, with_pixels), samples, rewards, policy)
+
+
+def _seeds(samples: Sequence[Sample], prompts: Sequence[str]) -> torch.Tensor:
+    """The seeds [B] int64 that the samples' files hold, else those of their prompts."""
+    of_prompts = evaluation_seeds(prompts)
+    own = [sample.seed for sample in samples]
+    return torch.tensor([other if seed is None else seed for seed, other in zip(own, of_prompts.tolist(), strict=True)])
 
 
 def _of_one_size(samples: Sequence[Sample], size: int) -> Iterator[list[int]]:
@@ -112,28 +120,28 @@ def _of_one_size(samples: Sequence[Sample], size: int) -> Iterator[list[int]]:
             yield places[start : start + size]
 
 
-def _unreadable(index: int, sample: Sample, prompt: str, num_judges: int, problem: str) -> Scored:
-    row = Row(file=sample.name, prompt=prompt, scores=(None,) * num_judges, problems=(problem,))
+def _unreadable(index: int, sample: Sample, prompt: str, num_rewards: int, problem: str) -> Scored:
+    row = Row(file=sample.name, prompt=prompt, scores=(None,) * num_rewards, problems=(problem,))
     return Scored(index=index, row=row, pixels=None)
 
 
-def _converted(batch: _Batch, judges: Sequence[Judge], policy: PolicyParts, with_pixels: bool) -> _Batch:
+def _converted(batch: _Batch, rewards: Sequence[LabelledReward], policy: PolicyParts, with_pixels: bool) -> _Batch:
     """The batch with latents of its images, or images of its latents, where they are needed."""
-    kinds = {judge.reward.input_kind for judge in judges}
+    kinds = {one.reward.input_kind for one in rewards}
     if batch.latents is not None and batch.pixels is None and ("pixel" in kinds or with_pixels):
         return replace(batch, pixels=policy.pixels(batch.latents))
     if batch.pixels is not None and batch.latents is None and "latent" in kinds:
         try:
-            return replace(batch, latents=policy.latents(batch.pixels))
+            return replace(batch, latents=policy.inputs.latents(batch.pixels).cpu())
         except ValueError as error:
             return replace(batch, unfit=str(error))
     return batch
 
 
 def _score_batch(
-    batch: _Batch, samples: Sequence[Sample], judges: Sequence[Judge], policy: PolicyParts
+    batch: _Batch, samples: Sequence[Sample], rewards: Sequence[LabelledReward], policy: PolicyParts
 ) -> Iterator[Scored]:
-    columns = [_scores(batch, judge, policy) for judge in judges]
+    columns = [_scores(batch, range(len(batch.indices)), one, policy) for one in rewards]
     for place, index in enumerate(batch.indices):
         found = [column[place] for column in columns]
         row = Row(
@@ -145,47 +153,31 @@ def _score_batch(
         yield Scored(index=index, row=row, pixels=None if batch.pixels is None else batch.pixels[place])
 
 
-def _scores(batch: _Batch, judge: Judge, policy: PolicyParts) -> list[float | str]:
-    """The score of each sample, or why it has none."""
-    if judge.reward.input_kind == "latent" and batch.unfit:
-        return [f"{judge.label}: {batch.unfit}"] * len(batch.indices)
-    found: list[float | str] = []
-    for part in torch.arange(len(batch.indices)).split(judge.reward.batch_size):
-        found += _scores_of(_input(batch, part, judge.reward, policy), judge)
-    return found
+def _scores(batch: _Batch, rows: range, one: LabelledReward, policy: PolicyParts) -> list[float | str]:
+    """The score of each sample in `rows`, or why it has none.
+
+    Where the reward refuses, each sample is tried by itself, so that the others keep theirs.
+    """
+    if one.reward.input_kind == "latent" and batch.unfit:
+        return [f"{one.label}: {batch.unfit}"] * len(rows)
+
+    def take(part: range) -> RewardInput:
+        return _input(batch, slice(rows[part.start], rows[part.start] + len(part)), one.reward, policy)
+
+    try:
+        values = score_in_parts(one.reward, len(rows), take).tolist()
+    except RewardInputError as error:
+        if len(rows) == 1:
+            return [str(error)]
+        return [value for row in rows for value in _scores(batch, range(row, row + 1), one, policy)]
+    return [value if math.isfinite(value) else f"{one.label}: gave no finite score" for value in values]
 
 
-def _input(batch: _Batch, part: torch.Tensor, reward: Reward, policy: PolicyParts) -> RewardInput:
-    prompts = tuple(batch.prompts[place] for place in part.tolist())
-    given = RewardInput(prompts=prompts, seeds=batch.seeds[part])
+def _input(batch: _Batch, rows: slice, reward: Reward, policy: PolicyParts) -> RewardInput:
+    prompts = tuple(batch.prompts[rows])
+    given = RewardInput(prompts=prompts, seeds=batch.seeds[rows])
     if reward.input_kind == "pixel":
         assert batch.pixels is not None
-        return replace(given, pixels=batch.pixels[part])
+        return replace(given, pixels=batch.pixels[rows])
     assert batch.latents is not None
-    return replace(given, latents=batch.latents[part], condition=policy.condition(prompts))
-
-
-def _scores_of(given: RewardInput, judge: Judge) -> list[float | str]:
-    """The scores of one call; where the reward refuses, each sample is tried by itself, so that others keep theirs."""
-    try:
-        values = call_reward(judge.reward, given).tolist()
-    except RewardInputError as error:
-        if len(given.prompts) == 1:
-            return [str(error)]
-        return [value for place in range(len(given.prompts)) for value in _scores_of(_one(given, place), judge)]
-    return [value if math.isfinite(value) else f"{judge.label}: gave no finite score" for value in values]
-
-
-def _one(given: RewardInput, place: int) -> RewardInput:
-    """One sample of a batch as a batch."""
-    here = slice(place, place + 1)
-    condition = given.condition
-    if condition is not None:
-        condition = replace(condition, embeds=condition.embeds[here], pooled=condition.pooled[here])
-    return RewardInput(
-        prompts=given.prompts[here],
-        seeds=given.seeds[here],
-        latents=None if given.latents is None else given.latents[here],
-        condition=condition,
-        pixels=None if given.pixels is None else given.pixels[here],
-    )
+    return replace(given, latents=batch.latents[rows], condition=policy.inputs.condition(prompts))

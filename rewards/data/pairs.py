@@ -56,6 +56,16 @@ class PairTable:
         columns = {name: vars(self)[name][rows] for name in self.COLUMNS}
         return PairTable(**columns, sources=self.sources, categories=self.categories)
 
+    def first_comparisons(self, count: int) -> PairTable:
+        """The pairs of the first `count` comparisons of each source; 0 = all."""
+        if count == 0:
+            return self
+        kept = torch.zeros(len(self), dtype=torch.bool)
+        for source in torch.unique(self.source).tolist():
+            own = self.source == source
+            kept |= own & torch.isin(self.comparison, torch.unique(self.comparison[own])[:count])
+        return self.select(kept)
+
     def columns(self) -> dict[str, torch.Tensor]:
         """The columns by name, as they are stored."""
         return {name: vars(self)[name].contiguous() for name in self.COLUMNS}

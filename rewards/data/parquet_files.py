@@ -17,6 +17,10 @@ _CELLS = 16  # of a batch of images, each up to some megabytes
 _OPEN_COLUMNS = 4  # the two images of a row, and those of one more file
 
 
+class DamagedCell(ValueError):
+    """A cell of a parquet file whose page is damaged; other cells of the file may be whole."""
+
+
 def open_parquet(path: Path) -> Any:
     """A pyarrow.parquet.ParquetFile; raises UserError without pyarrow, or when the file is missing or damaged."""
     try:
@@ -82,7 +86,11 @@ class ParquetCells:
         self._columns: OrderedDict[tuple[str, str], _Column] = OrderedDict()
 
     def cell(self, path: str, column: str, row: int) -> object:
-        """The value of one cell; raises UserError when the file or the column is missing, damaged or shorter."""
+        """The value of one cell.
+
+        Raises DamagedCell when it cannot be decoded, and UserError when the file is missing, is none, lacks the column
+        or is shorter.
+        """
         key = (path, column)
         if key not in self._columns:
             self._columns[key] = _Column(Path(path), column)
@@ -123,5 +131,6 @@ class _Column:
                 self._batch = next(self._batches).column(0).to_pylist()
         except (ValueError, OSError) as error:
             self._group = -1
-            raise UserError(f"{self._path}: damaged ({error}); copy it again") from None
+            reason = " ".join(str(error).split())
+            raise DamagedCell(f"the file is damaged there ({reason}); copy it again") from None
         return self._batch[row - self._first]

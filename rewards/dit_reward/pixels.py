@@ -6,30 +6,30 @@ The pixel interface of arXiv 2606.23626 (Table 2): slower, and for images that d
 from __future__ import annotations
 
 from collections.abc import Mapping
-from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 
+from flowrl.core.buckets import BucketPlan
 from flowrl.core.dtypes import torch_dtype
+from flowrl.core.embedded import POCKET, folder_of
 from flowrl.core.errors import CheckpointError
 from flowrl.core.weight_files import read_json
+from flowrl.models.latent_inputs import EncoderSetting, LatentInputs
 from flowrl.models.sd3 import SD3
-from flowrl.types import RewardInput, TextCondition
-from rewards.data.buckets import BucketPlan, cover
+from flowrl.types import RewardInput
 from rewards.dit_reward.layout import load_config
 from rewards.dit_reward.reward import DiTReward
-from rewards.files import POCKET, pocket_folder, resolve
-
-_TEXTS = 256  # conditions kept: 333 tokens of width 4096 are 5 MB in float32
+from rewards.files import resolve
 
 
 class DiTRewardPixels:
-    """Scores images with a DiT-Reward folder; each is brought to the nearest aspect-ratio bucket of `image_size`.
+    """Scores images with a DiT-Reward folder; fits `flowrl.protocols.ShardableReward`.
 
-    `encoders` is the diffusers folder with the VAE and the text encoders, by default the reward's base; `image_size` 0
-    takes images as they are. Raises `rewards.files.CheckpointError` when a folder cannot be loaded.
+    `encoders` is the diffusers folder with the VAE and the text encoders, by default the reward's base. Images are
+    brought to the nearest aspect-ratio bucket of `image_size`; 0 takes them as they are. Raises
+    `rewards.files.CheckpointError` when a folder cannot be loaded.
     """
 
     name = "dit_reward_pixels"
@@ -47,18 +47,28 @@ class DiTRewardPixels:
         image_size: int = 0,
     ) -> None:
         folder = _encoder_folder(path, encoders)
-        self._latents = DiTReward(path=path, device=device, dtype=dtype, batch_size=batch_size, base=base)
-        self.module = self._latents.module
+        self._latent_reward = DiTReward(path=path, device=device, dtype=dtype, batch_size=batch_size, base=base)
         self.batch_size = batch_size
-        self._images = SD3.load_image_encoder(folder, device=device)
-        self._buckets = BucketPlan(image_size=image_size) if image_size else None
-        self._texts = SD3.load_encoder(
-            folder,
-            max_sequence_length=self._latents.config.text_length - _clip_length(folder),
-            dtype=torch_dtype(dtype),
-            device=device,
+        self._inputs = LatentInputs(
+            SD3,
+            EncoderSetting(
+                path=folder,
+                max_sequence_length=self._latent_reward.config.text_length - _clip_length(folder),
+                dtype=torch_dtype(dtype),
+                device=device,
+                buckets=BucketPlan(image_size=image_size) if image_size else None,
+            ),
         )
-        self._condition = lru_cache(maxsize=_TEXTS)(self._texts.encode)
+
+    @property
+    def module(self) -> torch.nn.Module:
+        """The network that scores latents, of which a gang may hold parts."""
+        return self._latent_reward.module
+
+    @module.setter
+    def module(self, module: torch.nn.Module) -> None:
+        """Score with this network from now on."""
+        self._latent_reward.module = module
 
     @staticmethod
     def check(options: Mapping[str, Any]) -> str | None:
@@ -82,22 +92,19 @@ class DiTRewardPixels:
         """
         if batch.pixels is None:
             raise ValueError("dit_reward_pixels scores images: the batch must hold pixels")
-        pixels = batch.pixels
-        if self._buckets is not None:
-            pixels = cover(pixels, self._buckets.size_for(*pixels.shape[2:]))
-        conditions = [self._condition(prompt) for prompt in batch.prompts]
-        condition = TextCondition(
-            embeds=torch.cat([one.embeds for one in conditions]), pooled=torch.cat([one.pooled for one in conditions])
-        )
-        latents = self._images.encode(pixels)
-        return self._latents(
-            RewardInput(prompts=batch.prompts, seeds=batch.seeds, latents=latents.cpu(), condition=condition)
+        return self._latent_reward(
+            RewardInput(
+                prompts=batch.prompts,
+                seeds=batch.seeds,
+                latents=self._inputs.latents(batch.pixels),
+                condition=self._inputs.condition(batch.prompts),
+            )
         )
 
 
 def _encoder_folder(path: str, encoders: str) -> Path:
     named = encoders or (POCKET if path == POCKET else load_config(resolve(path, DiTReward.name)).base)
-    return pocket_folder("sd35") if named == POCKET else Path(named)
+    return folder_of(named, "sd35")
 
 
 def _clip_length(folder: Path) -> int:

@@ -44,9 +44,9 @@ class BenchmarkEntry:
     prepared: str = ""  # in place of sources: the folder of a prepared set, with its own latents and conditions
     pair_sources: list[str] = field(default_factory=list)  # of a prepared set: the sources whose pairs count; [] = all
     protocols: list[str] = field(default_factory=lambda: ["pairs"])  # the first is the one of the main table
-    validation: list[DataSource] = field(default_factory=list)  # of tie-aware protocols: where thresholds are found
+    validation: list[DataSource] = field(default_factory=list)  # of tie-aware protocols on sources: for thresholds
     test_set: str = ""  # of the published figures it is shown beside: image_reward, pickscore, hpdv2, hpdv3
-    max_comparisons: int = 0  # the first so many of each source; 0 = all
+    max_comparisons: int = 0  # the first so many usable ones of each source, or source of pairs; 0 = all
 
 
 @dataclass
@@ -56,7 +56,7 @@ class EncoderSection:
     family: str = "sd3"
     path: str = ""  # a diffusers folder, or "pocket"; empty: pixel rewards and prepared sets alone
     max_sequence_length: int = 256  # T5 tokens
-    image_size: int = 512  # images are brought to about this number of pixels squared, in buckets of aspect ratio
+    image_size: int = 512  # images are brought to about so many pixels squared, in buckets of aspect ratio; 0 = not
     bucket_step: int = 64  # pixels, by which the sides of the buckets differ
     max_aspect: float = 2.0
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"  # of the text encoders; the VAE is float32
@@ -92,12 +92,12 @@ def check(config: EvaluationConfig) -> None:
         ("images_per_chunk", config.images_per_chunk, 1),
         ("max_bad", config.max_bad, 0),
         ("encoders.max_sequence_length", config.encoders.max_sequence_length, 1),
-        ("encoders.image_size", config.encoders.image_size, 16),
         ("encoders.bucket_step", config.encoders.bucket_step, 16),
         ("encoders.max_aspect", config.encoders.max_aspect, 1),
     ):
         _require(value >= least, f"{key} must be at least {least}, got {value}")
-    step = config.encoders.bucket_step
+    size, step = config.encoders.image_size, config.encoders.bucket_step
+    _require(size == 0 or size >= 16, f"encoders.image_size must be at least 16, or 0, got {size}")
     _require(step % 16 == 0, f"encoders.bucket_step must be a multiple of 16, the pixels of one token, got {step}")
     _require(bool(config.rewards), "rewards must name at least one reward, got none")
     _require(bool(config.benchmarks), "benchmarks must name at least one benchmark, got none")
@@ -128,6 +128,15 @@ def _check_benchmark(benchmark: BenchmarkEntry, key: str) -> None:
         f"{key}.pair_sources is for a prepared set, and must be left out here, got {benchmark.pair_sources}",
     )
     needing = [name for name in benchmark.protocols if PROTOCOLS[name].tie_measure]
+    _require(
+        not benchmark.prepared or not needing,
+        f"{key}.protocols: {' and '.join(needing)} need validation pairs, which a prepared set does not have; name "
+        "sources and validation, or other protocols",
+    )
+    _require(
+        not benchmark.prepared or not benchmark.validation,
+        f"{key}.validation is for sources, and must be left out beside a prepared set",
+    )
     _require(
         bool(benchmark.validation) or not needing,
         f"{key}.validation must name a source: {' and '.join(needing)} find their thresholds on other pairs than they "

@@ -2,26 +2,24 @@
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-import torch
 from tqdm import tqdm
 
 from flowrl.core.config_file import dump_config
 from flowrl.core.errors import UserError
-from rewards.data.comparison import Comparison, Row
+from flowrl.models.latent_inputs import LatentInputs
+from rewards.data.comparison import Comparison, Row, fault_of
 from rewards.data.source import DataSource, open_source
 from rewards.evaluation.config import BenchmarkEntry, EvaluationConfig
-from rewards.evaluation.contestant import Contestant, MakeReward
-from rewards.evaluation.latent_inputs import LatentInputs
+from rewards.evaluation.identity import encoders_identity, file_stamp, source_identity
+from rewards.evaluation.labelled_reward import LabelledReward, MakeReward
 from rewards.evaluation.measure import Measurement
 from rewards.evaluation.protocols import find_protocol
 from rewards.evaluation.result import BenchmarkResult, Coverage, EvaluationResult, RewardDescription
-from rewards.evaluation.score_cache import file_stamp
 from rewards.evaluation.score_comparisons import ScoredComparisons, ScoringPass
 from rewards.evaluation.score_prepared import open_prepared, score_prepared
 from rewards.evaluation.table import markdown
@@ -33,7 +31,8 @@ def run(config: EvaluationConfig, *, make: MakeReward, inputs: LatentInputs | No
     """Evaluate, and write config.yaml, result.json and result.md in `config.out`.
 
     `make` loads a reward by name and options; `inputs` are the encoders for latent rewards. Scores that an earlier run
-    left in `config.out` are not made again. Raises UserError when data or a reward cannot be used.
+    left in `config.out` are not made again, but for those of a reward behind a server. Raises UserError when data or a
+    reward cannot be used.
     """
     out = Path(config.out)
     if out.exists() and not out.is_dir():
@@ -52,21 +51,22 @@ class Evaluation:
     def __init__(self, config: EvaluationConfig, *, make: MakeReward, inputs: LatentInputs | None) -> None:
         self._config = config
         self._inputs = inputs
-        self._contestants = [
-            Contestant(label=entry.title, name=entry.name, options=entry.options, make=make) for entry in config.rewards
+        self._rewards = [
+            LabelledReward(label=entry.title, name=entry.name, options=entry.options, make=make)
+            for entry in config.rewards
         ]
 
     def run(self) -> EvaluationResult:
         """All benchmarks, in the order of the configuration."""
         config = self._config
         if not config.together:
-            for contestant in self._contestants:
+            for reward in self._rewards:
                 for benchmark in config.benchmarks:
-                    self._score_all(benchmark, [contestant])
-                contestant.release()
+                    self._score_all(benchmark, [reward])
+                reward.release()
         return EvaluationResult(
             rewards=tuple(
-                RewardDescription(label=one.label, name=one.name, options=one.options) for one in self._contestants
+                RewardDescription(label=one.label, name=one.name, options=one.options) for one in self._rewards
             ),
             benchmarks=tuple(self._benchmark(benchmark) for benchmark in config.benchmarks),
             draws=config.draws,
@@ -74,7 +74,7 @@ class Evaluation:
         )
 
     def _benchmark(self, benchmark: BenchmarkEntry) -> BenchmarkResult:
-        scored, validation = self._score_all(benchmark, self._contestants)
+        scored, validation = self._score_all(benchmark, self._rewards)
         measurement = Measurement(
             labels=tuple(entry.title for entry in self._config.rewards),
             scales=tuple(entry.probability_scale for entry in self._config.rewards),
@@ -91,25 +91,25 @@ class Evaluation:
         )
 
     def _score_all(
-        self, benchmark: BenchmarkEntry, contestants: Sequence[Contestant]
+        self, benchmark: BenchmarkEntry, rewards: Sequence[LabelledReward]
     ) -> tuple[ScoredComparisons, ScoredComparisons | None]:
         limit = benchmark.max_comparisons
         if benchmark.prepared:
-            return self._score_prepared(benchmark, contestants), None
-        scored = self._score(benchmark.name, benchmark.sources, limit, contestants)
+            return self._score_prepared(benchmark, rewards), None
+        scored = self._score(benchmark.name, benchmark.sources, limit, rewards)
         if not benchmark.validation:
             return scored, None
-        return scored, self._score(f"{benchmark.name}, validation", benchmark.validation, 0, contestants)
+        return scored, self._score(f"{benchmark.name}, validation", benchmark.validation, 0, rewards)
 
     def _score(
-        self, name: str, sources: Sequence[DataSource], limit: int, contestants: Sequence[Contestant]
+        self, name: str, sources: Sequence[DataSource], limit: int, rewards: Sequence[LabelledReward]
     ) -> ScoredComparisons:
         with ExitStack() as stack:
             context = self._context(sources)
             folder = Path(self._config.out) / "scores"
-            caches = [stack.enter_context(one.cache(folder, sources[0].title, context)) for one in contestants]
+            caches = [stack.enter_context(one.cache(folder, sources[0].title, context)) for one in rewards]
             scoring = ScoringPass(
-                contestants,
+                rewards,
                 caches,
                 inputs=self._inputs,
                 seed=self._config.seed,
@@ -119,44 +119,51 @@ class Evaluation:
             total = sum(1 for _ in rows_of(sources, limit))
             bar = stack.enter_context(tqdm(desc=name, total=total, unit="row"))
             scored = scoring.run(rows_of(sources, limit), bar.update)
-        check_scored(name, scored, [one.label for one in contestants])
+        check_scored(name, scored, [one.label for one in rewards])
         return scored
 
-    def _score_prepared(self, benchmark: BenchmarkEntry, contestants: Sequence[Contestant]) -> ScoredComparisons:
+    def _score_prepared(self, benchmark: BenchmarkEntry, rewards: Sequence[LabelledReward]) -> ScoredComparisons:
         store, table = open_prepared(benchmark.prepared, benchmark.pair_sources)
-        if benchmark.max_comparisons:
-            kept = torch.unique(table.comparison)[: benchmark.max_comparisons]
-            table = table.select(torch.isin(table.comparison, kept))
+        table = table.first_comparisons(benchmark.max_comparisons)
         context = {"prepared": file_stamp(store.folder), "seed": self._config.seed}
         folder = Path(self._config.out) / "scores"
         with ExitStack() as stack:
-            caches = [stack.enter_context(one.cache(folder, store.folder.name, context)) for one in contestants]
+            caches = [stack.enter_context(one.cache(folder, store.folder.name, context)) for one in rewards]
             scored = score_prepared(
                 benchmark.name,
                 store,
                 table,
-                contestants,
+                rewards,
                 caches,
                 seed=self._config.seed,
                 images_per_chunk=self._config.images_per_chunk,
             )
-        check_scored(benchmark.name, scored, [one.label for one in contestants])
+        check_scored(benchmark.name, scored, [one.label for one in rewards])
         return scored
 
     def _context(self, sources: Sequence[DataSource]) -> dict[str, Any]:
         """What scores depend on beside the reward."""
-        files = [{"format": one.format, "path": one.path, "images": one.images} for one in sources]
-        context: dict[str, Any] = {"sources": files, "seed": self._config.seed}
+        context: dict[str, Any] = {"sources": [source_identity(one) for one in sources], "seed": self._config.seed}
         if self._inputs is not None:
-            context |= {"encoders": self._inputs.identity}
+            context |= {"encoders": encoders_identity(self._inputs.setting)}
         return context
 
 
 def rows_of(sources: Sequence[DataSource], limit: int) -> Iterator[Row]:
-    """The rows of all sources, the first `limit` of each (0: all), without what their filters leave out."""
+    """The rows of all sources without what their filters leave out, up to the `limit`-th comparison of each (0: all).
+
+    Rows that cannot be used, or say nothing about a preference, do not count.
+    """
     for source in sources:
-        kept = (row for row in open_source(source) if not isinstance(row, Comparison) or _is_kept(row, source))
-        yield from itertools.islice(kept, limit or None)
+        taken = 0
+        for row in open_source(source):
+            if isinstance(row, Comparison):
+                if not _is_kept(row, source):
+                    continue
+                taken += not fault_of(row)
+            yield row
+            if limit and taken == limit:
+                break
 
 
 def check_scored(name: str, scored: ScoredComparisons, labels: Sequence[str]) -> None:

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import math
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Self, TextIO
 
 from flowrl.core.errors import UserError
 
@@ -17,14 +16,17 @@ class ScoreCache:
     """A JSONL file: a first line that says whose scores these are, then one line for each chunk that was scored.
 
     A last line that an interruption cut off is dropped when the file is opened. NaN, the score of a sample that the
-    reward cannot score, is kept as null.
+    reward cannot score, is kept as null. Without a path, scores are kept in memory alone.
     """
 
-    def __init__(self, path: Path, identity: Mapping[str, Any]) -> None:
+    def __init__(self, path: Path | None, identity: Mapping[str, Any]) -> None:
         self.path = path
         self._scores: dict[str, float] = {}
+        self._file: TextIO | None = None
+        if path is None:
+            return
         if path.exists():
-            self._read()
+            self._read(path)
         path.parent.mkdir(parents=True, exist_ok=True)
         self._file = path.open("a", encoding="utf-8")
         if path.stat().st_size == 0:
@@ -34,7 +36,8 @@ class ScoreCache:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._file.close()
+        if self._file is not None:
+            self._file.close()
 
     def __contains__(self, key: str) -> bool:
         return key in self._scores
@@ -43,18 +46,20 @@ class ScoreCache:
         return self._scores[key]
 
     def add(self, scores: Mapping[str, float]) -> None:
-        """Keep the scores of one chunk, by key; they are on disk when this returns."""
+        """Keep the scores of one chunk, by key; they are on disk, where there is a path, when this returns."""
         self._write({"scores": {key: score if math.isfinite(score) else None for key, score in scores.items()}})
         self._scores |= scores
 
     def _write(self, line: dict[str, Any]) -> None:
+        if self._file is None:
+            return
         self._file.write(json.dumps(line) + "\n")
         self._file.flush()
         os.fsync(self._file.fileno())
 
-    def _read(self) -> None:
+    def _read(self, path: Path) -> None:
         whole = 0  # bytes up to the last whole line
-        with self.path.open("rb") as file:
+        with path.open("rb") as file:
             for number, line in enumerate(file, 1):
                 if not line.endswith(b"\n"):
                     break
@@ -64,16 +69,8 @@ class ScoreCache:
                     self._scores |= {key: math.nan if score is None else float(score) for key, score in scores.items()}
                 except (ValueError, KeyError, TypeError, AttributeError):
                     raise UserError(
-                        f"{self.path}: line {number} is damaged; delete the file, and its images are scored again"
+                        f"{path}: line {number} is damaged; delete the file, and its images are scored again"
                     ) from None
                 whole += len(line)
-        with self.path.open("r+b") as file:
+        with path.open("r+b") as file:
             file.truncate(whole)
-
-
-def file_stamp(path: Path) -> str:
-    """A digest of name, size and time of each file at a path, a file or a folder; empty when nothing is there."""
-    files = [path] if path.is_file() else sorted(path.rglob("*")) if path.is_dir() else []
-    stats = [(str(file.relative_to(path)), file.stat()) for file in files if file.is_file()]
-    listed = [f"{name} {stat.st_size} {stat.st_mtime_ns}" for name, stat in stats]
-    return hashlib.blake2b("\n".join(listed).encode(), digest_size=8).hexdigest() if listed else ""

@@ -14,11 +14,11 @@ import numpy as np
 import torch
 
 from flowrl.core.errors import UserError
+from flowrl.models.latent_inputs import LatentInputs
 from rewards.data.comparison import BadRow, Comparison, Row, SkippedRow, fault_of
 from rewards.data.images import BadImage, ImageReader
-from rewards.evaluation.contestant import Contestant, Item, OpenedItem
 from rewards.evaluation.judged_pairs import JudgedPairs, JudgedPairsBuilder
-from rewards.evaluation.latent_inputs import LatentInputs
+from rewards.evaluation.labelled_reward import LabelledReward, OpenedSample, Sample
 from rewards.evaluation.score_cache import ScoreCache
 
 _NAMED = 20  # faults that are kept by name
@@ -77,7 +77,7 @@ class ScoringPass:
 
     def __init__(
         self,
-        contestants: Sequence[Contestant],
+        rewards: Sequence[LabelledReward],
         caches: Sequence[ScoreCache],
         *,
         inputs: LatentInputs | None,
@@ -85,15 +85,15 @@ class ScoringPass:
         max_bad: int,
         images_per_chunk: int,
     ) -> None:
-        self._contestants = contestants
+        self._rewards = rewards
         self._caches = caches
         self._inputs = inputs
         self._seed = seed
         self._images_per_chunk = images_per_chunk
         self._reader = ImageReader()
         self._pairs = JudgedPairsBuilder()
-        self._rows: dict[str, int] = {}  # key of an item -> row of the score table
-        self._scores = [array("d") for _ in contestants]
+        self._rows: dict[str, int] = {}  # key of a sample -> row of the score table
+        self._scores = [array("d") for _ in rewards]
         self._broken = array("b")
         self._bad_rows = Faults(what="rows", limit=max_bad)
         self._bad_images = Faults(what="images", limit=max_bad)
@@ -109,7 +109,7 @@ class ScoringPass:
             advance(num_rows)
         return ScoredComparisons(
             pairs=self._pairs.build(),
-            scores=torch.from_numpy(np.array(self._scores, dtype=np.float64)).reshape(len(self._contestants), -1),
+            scores=torch.from_numpy(np.array(self._scores, dtype=np.float64)).reshape(len(self._rewards), -1),
             broken=torch.from_numpy(np.array(self._broken, dtype=np.bool_)),
             num_comparisons=self._pairs.num_comparisons,
             bad_rows=self._bad_rows,
@@ -117,9 +117,9 @@ class ScoringPass:
             skipped_rows=self._skipped,
         )
 
-    def _chunks(self, rows: Iterable[Row]) -> Iterator[tuple[int, dict[str, Item]]]:
-        """New items by key, some images at a time, and how many rows they took; pairs are collected on the way."""
-        chunk: dict[str, Item] = {}
+    def _chunks(self, rows: Iterable[Row]) -> Iterator[tuple[int, dict[str, Sample]]]:
+        """New samples by key, some images at a time, and how many rows they took; pairs are collected on the way."""
+        chunk: dict[str, Sample] = {}
         num_rows = 0
         for row in rows:
             num_rows += 1
@@ -128,11 +128,11 @@ class ScoringPass:
                 continue
             keys = []
             for image in comparison.images:
-                item = Item(prompt=comparison.prompt, image=image)
-                key = item.key
+                sample = Sample(prompt=comparison.prompt, image=image)
+                key = sample.key
                 if key not in self._rows:
                     self._rows[key] = len(self._rows)
-                    chunk[key] = item
+                    chunk[key] = sample
                 keys.append(self._rows[key])
             self._pairs.add(comparison, keys)
             if len(chunk) >= self._images_per_chunk:
@@ -152,22 +152,22 @@ class ScoringPass:
             return None
         return row
 
-    def _score(self, chunk: dict[str, Item]) -> None:
+    def _score(self, chunk: dict[str, Sample]) -> None:
         missing = [[key for key in chunk if key not in cache] for cache in self._caches]
         needed = set().union(*missing)
-        opened = self._open({key: item for key, item in chunk.items() if key in needed})
-        for contestant, cache, keys in zip(self._contestants, self._caches, missing, strict=True):
+        opened = self._open({key: sample for key, sample in chunk.items() if key in needed})
+        for reward, cache, keys in zip(self._rewards, self._caches, missing, strict=True):
             if wanted := [opened[key] for key in keys if key in opened]:
-                cache.add(contestant.score(wanted, self._inputs, self._seed))
+                cache.add(reward.score(wanted, self._inputs, self._seed))
         for column, cache in zip(self._scores, self._caches, strict=True):
             column.extend(cache[key] if key in cache else math.nan for key in chunk)
         self._broken.extend(key in needed and key not in opened for key in chunk)
 
-    def _open(self, items: dict[str, Item]) -> dict[str, OpenedItem]:
+    def _open(self, samples: dict[str, Sample]) -> dict[str, OpenedSample]:
         opened = {}
-        for key, item in items.items():
+        for key, sample in samples.items():
             try:
-                opened[key] = OpenedItem(item=item, key=key, pixels=self._reader.pixels(item.image))
+                opened[key] = OpenedSample(sample=sample, key=key, pixels=self._reader.pixels(sample.image))
             except BadImage as error:
                 self._bad_images.add(str(error))
         return opened

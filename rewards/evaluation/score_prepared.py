@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import torch
 from tqdm import tqdm
 
-from flowrl.core import seeds
 from flowrl.core.errors import UserError
+from flowrl.core.seeds import evaluation_seeds
+from flowrl.protocols import Reward
 from flowrl.types import RewardInput
 from rewards.data.pairs import PairTable
 from rewards.data.store import PreferenceStore
-from rewards.evaluation.contestant import Contestant
 from rewards.evaluation.judged_pairs import JudgedPairs
+from rewards.evaluation.labelled_reward import LabelledReward
 from rewards.evaluation.score_cache import ScoreCache
 from rewards.evaluation.score_comparisons import Faults, ScoredComparisons
 
@@ -38,20 +41,30 @@ def score_prepared(
     name: str,
     store: PreferenceStore,
     table: PairTable,
-    contestants: Sequence[Contestant],
+    rewards: Sequence[LabelledReward],
     caches: Sequence[ScoreCache],
     *,
     seed: int,
     images_per_chunk: int,
 ) -> ScoredComparisons:
-    """The scores of every sample that stands in a pair; noise is shared within a prompt, as for images from files."""
+    """The scores of every sample that stands in a pair; noise is shared within a prompt, as for images from files.
+
+    Raises CheckpointError when the set does not hold what a reward reads, and UserError when it holds latents of
+    another space, both before anything is scored.
+    """
     samples = torch.unique(torch.cat([table.winner, table.loser]))
-    scores = torch.full((len(contestants), len(store.shape)), math.nan, dtype=torch.float64)
-    for row, (contestant, cache) in enumerate(zip(contestants, caches, strict=True)):
-        missing = torch.tensor([sample for sample in samples.tolist() if str(sample) not in cache], dtype=torch.int64)
-        with tqdm(desc=f"{name}: {contestant.label}", total=len(missing), unit="image", mininterval=2) as bar:
-            for chunk in missing.split(images_per_chunk):
-                cache.add(_scores(contestant, store, chunk, seed))
+    scores = torch.full((len(rewards), len(store.shape)), math.nan, dtype=torch.float64)
+    missing = [
+        torch.tensor([sample for sample in samples.tolist() if str(sample) not in cache], dtype=torch.int64)
+        for cache in caches
+    ]
+    for reward, wanted in zip(rewards, missing, strict=True):
+        if len(wanted):
+            _check_can_read(reward, store)
+    for row, (reward, cache, wanted) in enumerate(zip(rewards, caches, missing, strict=True)):
+        with tqdm(desc=f"{name}: {reward.label}", total=len(wanted), unit="image", mininterval=2) as bar:
+            for chunk in wanted.split(images_per_chunk):
+                cache.add(_scores(reward, store, chunk, seed))
                 bar.update(len(chunk))
         scores[row, samples] = torch.tensor([cache[str(sample)] for sample in samples.tolist()], dtype=torch.float64)
     return ScoredComparisons(
@@ -65,20 +78,35 @@ def score_prepared(
     )
 
 
-def _scores(contestant: Contestant, store: PreferenceStore, chunk: torch.Tensor, seed: int) -> dict[str, float]:
+def _check_can_read(reward: LabelledReward, store: PreferenceStore) -> None:
+    """Raise CheckpointError or UserError unless the set holds what a reward reads."""
+    if reward.reward.input_kind == "pixel":
+        store.require("pixels")
+        return
+    store.require("latents")
+    reads, held = reward.reward.latent_space, store.info.latent_space
+    if reads != held:
+        raise UserError(
+            f"{store.folder}: holds latents of {held}, but {reward.label} reads latents of {reads}; prepare the set "
+            "with the encoders that the reward was trained with, or leave the reward out"
+        )
+
+
+def _scores(reward: LabelledReward, store: PreferenceStore, chunk: torch.Tensor, seed: int) -> dict[str, float]:
     """The scores of samples by number, those of one shape together."""
     found: dict[str, float] = {}
     for shape in torch.unique(store.shape[chunk]).tolist():
-        for rows in chunk[store.shape[chunk] == shape].split(contestant.reward.batch_size):
-            values = contestant.call(_batch(contestant, store, rows, seed))
-            found |= {str(row): value for row, value in zip(rows.tolist(), values, strict=True)}
+        samples = chunk[store.shape[chunk] == shape]
+        values = reward.scores(len(samples), partial(_batch, reward.reward, store, samples, seed))
+        found |= {str(sample): value for sample, value in zip(samples.tolist(), values, strict=True)}
     return found
 
 
-def _batch(contestant: Contestant, store: PreferenceStore, rows: torch.Tensor, seed: int) -> RewardInput:
-    prompts = tuple(store.prompts[row] for row in store.prompt[rows].tolist())
-    own_seeds = torch.tensor([seeds.derive("evaluation", seed, prompt) for prompt in prompts])
-    if contestant.reward.input_kind == "pixel":
-        return RewardInput(prompts=prompts, seeds=own_seeds, pixels=store.tensors("pixels", rows))
-    condition = store.conditions(store.prompt[rows])
-    return RewardInput(prompts=prompts, seeds=own_seeds, latents=store.tensors("latents", rows), condition=condition)
+def _batch(reward: Reward, store: PreferenceStore, samples: torch.Tensor, seed: int, rows: range) -> RewardInput:
+    samples = samples[rows.start : rows.stop]
+    texts = store.prompt[samples]
+    prompts = tuple(store.prompts[text] for text in texts.tolist())
+    given = RewardInput(prompts=prompts, seeds=evaluation_seeds(prompts, seed))
+    if reward.input_kind == "pixel":
+        return replace(given, pixels=store.tensors("pixels", samples))
+    return replace(given, latents=store.tensors("latents", samples), condition=store.conditions(texts))

@@ -21,11 +21,9 @@ import threading
 from dataclasses import dataclass
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
-import torch
-
 from flowrl.core.errors import UserError
+from flowrl.core.reward_call import RewardInputError, score_in_parts
 from flowrl.protocols import Reward
-from flowrl.types import RewardInput
 from rewards.http.wire import CONTENT_TYPE, MAX_BYTES, Description, WireError, decode_request, encode_scores
 
 _logger = logging.getLogger(__name__)
@@ -115,9 +113,10 @@ class RewardServer(ThreadingHTTPServer):
             if self._stopping:
                 return _text(503, "this server is stopping")
             try:
-                scores = _score_in_parts(self.reward, batch)
-            except ValueError as error:  # which is how a reward says that the batch is none for it
-                return _text(422, str(error))
+                # In parts: a client may send more than fit in memory.
+                scores = score_in_parts(self.reward, len(batch.prompts), batch.take)
+            except RewardInputError as error:
+                return _text(422, str(error.__cause__))  # the client says of which reward
             except Exception as error:  # whatever it is, the server goes on
                 _logger.exception("reward %r failed", self.reward.name)
                 return _text(500, " ".join(f"{type(error).__name__}: {error}".split()))
@@ -208,16 +207,3 @@ def is_loopback(host: str) -> bool:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:
         return host == "localhost"
-
-
-def _score_in_parts(reward: Reward, batch: RewardInput) -> torch.Tensor:
-    """Scores [B] float32 on the CPU, `batch_size` samples at a time: a client may send more than fit in memory."""
-    scores = []
-    for start in range(0, len(batch.prompts), reward.batch_size):
-        part = batch.take(range(len(batch.prompts))[start : start + reward.batch_size])
-        with torch.no_grad():
-            values = reward(part)
-        if values.shape != (len(part.prompts),):
-            raise TypeError(f"must return one score per sample, [{len(part.prompts)}], got {list(values.shape)}")
-        scores.append(values.float().cpu())
-    return torch.cat(scores)

@@ -18,6 +18,8 @@ _CONTENTS = (
     *("config.yaml", "env.json", "metrics.jsonl", "tb", "checkpoints", "sharded", "features", "validation.json"),
     "reward",
 )
+# What there is, beside the lock, of a training that ended before it began.
+_NOT_BEGUN: tuple[list[str], ...] = ([], ["config.yaml", "env.json"])
 # Keys that shape no number of a step.
 _MAY_CHANGE = ("run.dir", "run.name", "run.overwrite", "eval.", "checkpoint.", "export.", "data.device")
 
@@ -58,9 +60,8 @@ def claim(config: RewardTrainConfig, *, resume: bool) -> TrainingFolder:
     begun = path / "config.yaml"
     if resume and not begun.is_file():
         raise ConfigError(f"run.dir={path} must hold a training to resume, but there is no {begun}")
-    # Of a training that was killed before it began there is the lock alone.
     held = sorted(child.name for child in path.iterdir() if child.name != LOCK) if path.is_dir() else []
-    if not resume and held and not config.run.overwrite:
+    if not resume and held not in _NOT_BEGUN and not config.run.overwrite:
         raise ConfigError(
             f"run.dir={path} must be new, but it holds {', '.join(held[:3])}. Either go on with it: "
             f"flowrl reward train --resume {path}; or start anew: run.overwrite=true; or use another run.name"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import torch
 from accelerate import PartialState
 
 from flowrl.core.config_tree import ConfigError
@@ -24,6 +25,8 @@ def make_trainable(config: RewardTrainConfig, stores: list[PreferenceStore], fea
     """
     seed = config.run.seed
     if config.model.kind == "hpsv3":
+        for store in stores:
+            store.require(HPSv3Training.reads)
         return HPSv3Training(_folder(config, "hpsv3"), seed=seed)
     folder = _folder(config, "sd35")
     SD3.check(folder)
@@ -47,18 +50,20 @@ def computed_features(
 ) -> dict[Path, FeatureShards]:
     """The features of all samples of the sets under a frozen backbone, computed where they are not there yet."""
     processes = PartialState()
+    halved = config.model.precision == "bfloat16"
+    backbone = f"{config.model.path}-{config.model.init}-{config.run.seed}" + ("-bfloat16" if halved else "")
     found = {}
     for store in stores:
-        name = features_name(model, store.folder.name, f"{config.model.path}-{config.model.init}-{config.run.seed}")
-        shards = FeatureShards(root / name, len(store.shape))
-        shards.compute(
-            model,
-            store,
-            batch_size=config.eval.batch_size,
-            device=processes.device,
-            rank=processes.process_index,
-            world=processes.num_processes,
-        )
+        shards = FeatureShards(root / features_name(model, store.folder.name, backbone), len(store.shape))
+        with torch.autocast(processes.device.type, torch.bfloat16, enabled=halved):
+            shards.compute(
+                model,
+                store,
+                batch_size=config.eval.batch_size,
+                device=processes.device,
+                rank=processes.process_index,
+                world=processes.num_processes,
+            )
         found[store.folder] = shards
     processes.wait_for_everyone()
     model.to("cpu")

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import math
 import os
+import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 import torch
 from accelerate import Accelerator, PartialState
-from accelerate.utils import DistributedDataParallelKwargs, DistributedType, gather_object, parse_flag_from_env
+from accelerate.utils import DistributedType, gather_object, parse_flag_from_env
+from torch.nn.parallel import DistributedDataParallel
 
 from flowrl.core.errors import UserError
 from rewards.training.config import OptimSection, RewardTrainConfig
@@ -55,8 +57,6 @@ class Session:
         self.accelerator = Accelerator(
             mixed_precision="bf16" if config.model.precision == "bfloat16" else "no",
             step_scheduler_with_optimizer=False,
-            # The buffers are tables of positions, which never change.
-            kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False)],
         )
         world = self.accelerator.num_processes
         self.num_micro = math.ceil(batch_size / (optim.micro_batch_size * world))
@@ -69,12 +69,16 @@ class Session:
         self._base_rates = parameter_rates(trainable, optim)
         optimizer = torch.optim.AdamW(_groups(trainable, optim), betas=optim.betas)
         self.network, self.optimizer = self.accelerator.prepare(InParts(trainable.module), optimizer)
+        if isinstance(self.network, DistributedDataParallel):
+            self.network.broadcast_buffers = False  # they are tables of positions, which never change
         self.learning = {name: p for name, p in trainable.module.named_parameters() if p.requires_grad}
 
     def _configure_deepspeed(self, optim: OptimSection) -> None:
         """Give DeepSpeed what the configuration says; its own file or accelerate's says how weights are spread."""
         if optim.ema_decay:
             raise UserError("optim.ema_decay must be 0 with DeepSpeed, whose weights are spread over the devices")
+        # DeepSpeed calls collectives by names that torch is about to change; hundreds of times per step.
+        warnings.filterwarnings("ignore", message="`torch.distributed", category=FutureWarning)
         settings = self.accelerator.state.deepspeed_plugin.deepspeed_config
         settings["train_micro_batch_size_per_gpu"] = optim.micro_batch_size
         settings["gradient_accumulation_steps"] = self.num_micro
@@ -155,7 +159,8 @@ class Session:
         if not self.is_sharded:
             return dict(self.trainable.module.state_dict())
         state = self.accelerator.get_state_dict(self.network) or {}
-        return {key.removeprefix("network."): value for key, value in state.items()}
+        # Copies, as DeepSpeed may hand out parts of one buffer that holds all weights.
+        return {key.removeprefix("network."): state.pop(key).clone() for key in list(state)}
 
 
 def parameter_rates(trainable: TrainableReward, optim: OptimSection) -> list[float]:

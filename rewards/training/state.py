@@ -28,7 +28,7 @@ def save_state(root: Path, step: int, session: Session, average: MovingAverage, 
         return
 
     def write(folder: Path) -> None:
-        state: dict[str, object] = {"step": step}
+        state: dict[str, object] = {"step": step, "world": session.world}
         if not session.is_sharded:
             state |= {
                 "weights": {name: p.detach() for name, p in session.learning.items()},
@@ -51,6 +51,11 @@ def load_state(folder: Path, session: Session, average: MovingAverage) -> int:
             f"{folder}: was written {'with' if 'weights' not in state else 'without'} DeepSpeed; go on the same way"
         )
     if session.is_sharded:
+        if state["world"] != session.world:
+            raise CheckpointError(
+                f"{folder}: was written by {state['world']} processes, each its part, but there are {session.world} "
+                "now; go on with as many"
+            )
         session.network.load_checkpoint(str(folder.parent.parent / _SHARDED), tag=folder.name, load_module_strict=False)
         return int(state["step"])
     if state["weights"].keys() != session.learning.keys():

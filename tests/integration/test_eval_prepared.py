@@ -11,7 +11,7 @@ from diffusers import StableDiffusion3Pipeline
 
 from flowrl import cli
 from flowrl.core.errors import UserError
-from flowrl.core.seeds import derive
+from flowrl.core.seeds import evaluation_seeds
 from flowrl.models.sd3 import SD3
 from flowrl.pocket.locate import checkpoint
 from flowrl.pocket.preference_store import write_store
@@ -19,7 +19,11 @@ from flowrl.pocket.preferences import SetPlan, build_table, pairs_of
 from flowrl.types import RewardInput
 from rewards.data.store import PreferenceStore
 from rewards.dit_reward import DiTReward
-from rewards.evaluation.score_prepared import open_prepared
+from rewards.evaluation.labelled_reward import LabelledReward
+from rewards.evaluation.score_cache import ScoreCache
+from rewards.evaluation.score_prepared import open_prepared, score_prepared
+from tests import tiny_store
+from tests.cheap_rewards import Brightness, LatentNorm
 
 
 @pytest.fixture(scope="module")
@@ -51,7 +55,7 @@ def test_figures_are_those_of_the_rewards_own_scores(prepared: Path, tmp_path: P
     scores = DiTReward()(
         RewardInput(
             prompts=prompts,
-            seeds=torch.tensor([derive("evaluation", 0, prompt) for prompt in prompts]),
+            seeds=evaluation_seeds(prompts),
             latents=store.tensors("latents", rows),
             condition=store.conditions(store.prompt),
         )
@@ -68,6 +72,32 @@ def test_the_sources_of_pairs_can_be_chosen(prepared: Path) -> None:
     assert 0 < len(edited) < len(store.pairs)
     with pytest.raises(UserError, match=r"has no pairs of 'edits'; its sources: rollout, policy, edited"):
         open_prepared(str(prepared), ["edits"])
+
+
+def test_the_first_comparisons_of_each_source_of_pairs_are_taken(prepared: Path) -> None:
+    _, pairs = open_prepared(str(prepared), [])
+    first = pairs.first_comparisons(2)
+    for source in torch.unique(pairs.source).tolist():
+        own = pairs.comparison[pairs.source == source]
+        assert first.comparison[first.source == source].unique().tolist() == own.unique()[:2].tolist()
+    assert len(pairs.first_comparisons(0)) == len(pairs)
+
+
+def test_latents_of_another_space_than_a_rewards_are_refused_before_any_score(tmp_path: Path) -> None:
+    tiny_store.write_set(tmp_path / "set", num_comparisons=3, latent_space="vae16x8-scale2-shift0", seed=0)
+    store, table = open_prepared(str(tmp_path / "set"), [])
+    own, other = LatentNorm(latent_space="vae16x8-scale2-shift0"), LatentNorm()
+    made = {"own": own, "other": other}
+    rewards = [LabelledReward(label=name, name=name, options={}, make=lambda name, _: made[name]) for name in made]
+    caches = [ScoreCache(None, {}) for _ in made]
+    with pytest.raises(UserError, match=r"set: holds latents of vae16x8-scale2-shift0, but other reads latents of vae"):
+        score_prepared("tiny", store, table, rewards, caches, seed=0, images_per_chunk=4)
+    assert (own.scored, other.scored) == (0, 0)
+    score_prepared("tiny", store, table, rewards[:1], caches[:1], seed=0, images_per_chunk=4)
+    assert own.scored == 9
+    bright = LabelledReward(label="bright", name="bright", options={}, make=lambda *_: Brightness())
+    with pytest.raises(UserError, match=r"set: holds latents, not pixels"):
+        score_prepared("tiny", store, table, [bright], caches[1:], seed=0, images_per_chunk=4)
 
 
 def test_a_set_that_is_not_whole_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -15,9 +15,9 @@ from diffusers import AutoencoderKL
 from PIL import Image
 
 from flowrl.cli_reward_eval import REWARD_EVAL_VERBS
-from flowrl.core import seeds
 from flowrl.core.config_tree import ConfigError
 from flowrl.core.errors import UserError
+from flowrl.core.seeds import evaluation_seeds
 from flowrl.models.sd3 import SD3
 from flowrl.pocket.locate import checkpoint
 from flowrl.types import RewardInput
@@ -184,7 +184,7 @@ def test_a_latent_reward_reads_what_the_policys_own_encoders_make(tmp_path: Path
             with torch.no_grad():
                 raw = vae.encode(pixels / 127.5 - 1).latent_dist.mean
                 latents = (raw - vae.config.shift_factor) * vae.config.scaling_factor
-                seed = torch.tensor([seeds.derive("evaluation", 0, prompt)])
+                seed = evaluation_seeds([prompt])
                 batch = RewardInput(prompts=(prompt,), seeds=seed, latents=latents, condition=encoder.encode(prompt))
                 expected.append(reward(batch).item())
     assert kept == pytest.approx(expected, abs=1e-4)
@@ -259,6 +259,20 @@ def test_broken_images_and_rows_are_counted_and_named(tmp_path: Path) -> None:
         UserError, match=r"more than 1 rows cannot be used, the last is pairs\.jsonl:10: has no 'prefer"
     ):
         evaluate(tmp_path / "out", file, {"one": CountingBrightness()}, max_bad=1)
+
+
+def test_the_first_comparisons_of_each_source_are_those_that_can_be_used(tmp_path: Path) -> None:
+    broken = [{"prompt": "", "preferred": "a.png", "rejected": "b.png"}, {"prompt": "no images"}]
+    sources = []
+    for name in ("one", "two"):
+        file = preference_files.write_jsonl(tmp_path / name)
+        rows = preference_files.read_rows(file)
+        preference_files.write_json(file, [*broken, *rows])
+        sources.append(DataSource(format="jsonl", path=str(file)))
+    benchmark = BenchmarkEntry(name="mine", sources=sources, protocols=["ties_dropped"], max_comparisons=3)
+    result = evaluate(tmp_path / "out", file, {"one": CountingBrightness()}, benchmarks=[benchmark])
+    assert result.benchmarks[0].coverage.num_comparisons == 6
+    assert result.benchmarks[0].coverage.num_bad_rows == 4
 
 
 def test_a_pair_that_one_reward_cannot_score_counts_for_none(tmp_path: Path) -> None:

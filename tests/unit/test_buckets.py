@@ -6,7 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from rewards.data.buckets import BucketPlan, fit
+from flowrl.core.buckets import BucketPlan, fit
 
 
 def test_the_sizes_of_the_default_plan() -> None:

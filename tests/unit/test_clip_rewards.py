@@ -43,17 +43,22 @@ RESIZED = [((28, 28), 1e-6), ((56, 80), 0.006), ((61, 85), 0.006)]
 PROMPTS = ("a red cat", "Two  DOGS & 3 birds", "a red cat", "x " * 60)
 Made = CosineReward | AestheticReward
 REWARDS: dict[str, tuple[type, Callable[[Path], dict[str, object]]]] = {
-    "hpsv2": (HPSv2Reward, clip_family.write_hpsv2),
+    "hpsv2_1": (HPSv2Reward, clip_family.write_hpsv2),
     "pick_score": (PickScoreReward, clip_family.write_pick_score),
     "clip_score": (CLIPScoreReward, clip_family.write_clip_score),
     "aesthetic": (AestheticReward, clip_family.write_aesthetic),
 }
 WEIGHTS = {
-    "hpsv2": "HPS_v2.1_compressed.pt",
+    "hpsv2_1": "HPS_v2.1_compressed.pt",
     "pick_score": "model.safetensors",
     "clip_score": "model.safetensors",
     "aesthetic": "model.safetensors",
 }
+
+
+def options(name: str, folder: Path) -> dict[str, str]:
+    """What a reward is made with."""
+    return {"path": str(folder)} | ({"version": "2.1"} if name == "hpsv2_1" else {})
 
 
 def smooth(batch: int, height: int, width: int) -> torch.Tensor:
@@ -76,13 +81,13 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     root = tmp_path_factory.mktemp("clip")
     for name, (_, write) in REWARDS.items():
         write(root / name)
-    clip_family.write_hpsv2(root / "hpsv2", "2.0")
+    clip_family.write_hpsv2(root / "hpsv2_1", "2.0")
     return {name: root / name for name in REWARDS}
 
 
 @pytest.fixture(scope="module")
 def made(folders: dict[str, Path]) -> dict[str, Made]:
-    return {name: factory(path=str(folders[name])) for name, (factory, _) in REWARDS.items()}
+    return {name: factory(**options(name, folders[name])) for name, (factory, _) in REWARDS.items()}
 
 
 def copied(folder: Path, target: Path) -> Path:
@@ -175,10 +180,10 @@ def transformers_features(folder: Path, pixels: torch.Tensor) -> tuple[torch.Ten
 @pytest.mark.parametrize("version", ["2.0", "2.1"])
 def test_hpsv2_is_the_cosine_of_open_clip(folders: dict[str, Path], version: str) -> None:
     file = {"2.0": "HPS_v2_compressed.pt", "2.1": "HPS_v2.1_compressed.pt"}[version]
-    tensors = torch.load(folders["hpsv2"] / file)["state_dict"]
+    tensors = torch.load(folders["hpsv2_1"] / file)["state_dict"]
     pixels = torch.rand(4, 3, TINY.image_size, TINY.image_size, generator=torch.Generator().manual_seed(1))
-    reward = HPSv2Reward(str(folders["hpsv2"]), version=version)
-    expected = open_clip_cosines(tensors, (pixels - MEAN) / STD, open_clip_ids(folders["hpsv2"], PROMPTS))
+    reward = HPSv2Reward(str(folders["hpsv2_1"]), version=version)
+    expected = open_clip_cosines(tensors, (pixels - MEAN) / STD, open_clip_ids(folders["hpsv2_1"], PROMPTS))
     torch.testing.assert_close(reward(batch_of(pixels)), expected, rtol=1e-5, atol=1e-6)
     assert expected.std() > 0.05
 
@@ -187,17 +192,19 @@ def test_hpsv2_sees_the_whole_of_an_image_that_is_not_square(folders: dict[str, 
     pixels = torch.rand(4, 3, 20, 28, generator=torch.Generator().manual_seed(2))  # as long as the tower reads
     square = torch.zeros(4, 3, 28, 28)
     square[:, :, 4:24] = pixels
-    tensors = torch.load(folders["hpsv2"] / WEIGHTS["hpsv2"])["state_dict"]
-    expected = open_clip_cosines(tensors, (square - MEAN) / STD, open_clip_ids(folders["hpsv2"], PROMPTS))
-    torch.testing.assert_close(made["hpsv2"](batch_of(pixels)), expected, rtol=1e-5, atol=1e-6)
+    tensors = torch.load(folders["hpsv2_1"] / WEIGHTS["hpsv2_1"])["state_dict"]
+    expected = open_clip_cosines(tensors, (square - MEAN) / STD, open_clip_ids(folders["hpsv2_1"], PROMPTS))
+    torch.testing.assert_close(made["hpsv2_1"](batch_of(pixels)), expected, rtol=1e-5, atol=1e-6)
 
 
 def test_the_two_versions_of_hpsv2_are_two_files(folders: dict[str, Path]) -> None:
     batch = batch_of(smooth(2, 28, 28))
-    one, two = (HPSv2Reward(str(folders["hpsv2"]), version=version)(batch) for version in ("2.0", "2.1"))
+    rewards = [HPSv2Reward(str(folders["hpsv2_1"]), version=version) for version in ("2.0", "2.1")]
+    assert [reward.name for reward in rewards] == ["hpsv2", "hpsv2_1"]
+    one, two = (reward(batch) for reward in rewards)
     assert (one - two).abs().min() > 1e-3
     with pytest.raises(ConfigError, match=r"hpsv2: version must be one of '2.0', '2.1', a string, got 2.1"):
-        HPSv2Reward.check({"path": str(folders["hpsv2"]), "version": 2.1})
+        HPSv2Reward.check({"path": str(folders["hpsv2_1"]), "version": 2.1})
 
 
 @pytest.mark.parametrize(("size", "tolerance"), RESIZED)
@@ -278,19 +285,19 @@ def test_the_published_head_has_its_published_size() -> None:
 
 
 def test_old_buffers_are_no_weights(folders: dict[str, Path], tmp_path: Path) -> None:
-    folder = copied(folders["hpsv2"], tmp_path / "hpsv2")
-    tensors = torch.load(folder / WEIGHTS["hpsv2"])["state_dict"]
-    torch.save({"state_dict": tensors | {"attn_mask": torch.zeros(20, 20)}}, folder / WEIGHTS["hpsv2"])
+    folder = copied(folders["hpsv2_1"], tmp_path / "hpsv2_1")
+    tensors = torch.load(folder / WEIGHTS["hpsv2_1"])["state_dict"]
+    torch.save({"state_dict": tensors | {"attn_mask": torch.zeros(20, 20)}}, folder / WEIGHTS["hpsv2_1"])
     batch = batch_of(smooth(2, 28, 28))
-    assert torch.equal(HPSv2Reward(str(folder))(batch), HPSv2Reward(str(folders["hpsv2"]))(batch))
+    assert torch.equal(HPSv2Reward(str(folder), "2.1")(batch), HPSv2Reward(str(folders["hpsv2_1"]), "2.1")(batch))
     assert "text_model.embeddings.position_ids" in load_file(folders["pick_score"] / "model.safetensors")
 
 
 def test_a_pt_file_may_hold_its_tensors_plain(folders: dict[str, Path], tmp_path: Path) -> None:
-    folder = copied(folders["hpsv2"], tmp_path / "hpsv2")
-    torch.save(torch.load(folder / WEIGHTS["hpsv2"])["state_dict"], folder / WEIGHTS["hpsv2"])
+    folder = copied(folders["hpsv2_1"], tmp_path / "hpsv2_1")
+    torch.save(torch.load(folder / WEIGHTS["hpsv2_1"])["state_dict"], folder / WEIGHTS["hpsv2_1"])
     batch = batch_of(smooth(2, 28, 28))
-    assert torch.equal(HPSv2Reward(str(folder))(batch), HPSv2Reward(str(folders["hpsv2"]))(batch))
+    assert torch.equal(HPSv2Reward(str(folder), "2.1")(batch), HPSv2Reward(str(folders["hpsv2_1"]), "2.1")(batch))
 
 
 def test_a_tokenizer_of_vocab_and_merges_will_do(folders: dict[str, Path], tmp_path: Path) -> None:
@@ -361,7 +368,7 @@ def test_it_is_a_reward_that_can_be_checked_and_sharded(
 ) -> None:
     assert isinstance(made[name], ShardableReward)
     assert isinstance(REWARDS[name][0], CheckableReward)
-    assert REWARDS[name][0].check({"path": str(folders[name])}) is None
+    assert REWARDS[name][0].check(options(name, folders[name])) is None
     assert (made[name].name, made[name].input_kind, made[name].latent_space) == (name, "pixel", None)
     assert not any(parameter.requires_grad for parameter in made[name].module.parameters())
 
@@ -393,7 +400,7 @@ def test_the_gradient_reaches_every_pixel_that_is_seen(made: dict[str, Made], na
     torch.testing.assert_close(rise.detach(), 2e-3 * pixels.grad.norm(), rtol=0.05, atol=1e-5)
 
 
-@pytest.mark.parametrize("name", ["hpsv2", "pick_score", "clip_score"])
+@pytest.mark.parametrize("name", ["hpsv2_1", "pick_score", "clip_score"])
 def test_a_prompt_beyond_the_context_is_cut(made: dict[str, Made], name: str) -> None:
     pixels = smooth(1, 28, 28)
     longest = "a b c d e f g h i j k l m n o p q r"  # 18 tokens, a start and an end
@@ -405,7 +412,7 @@ def test_a_prompt_beyond_the_context_is_cut(made: dict[str, Made], name: str) ->
 @pytest.mark.parametrize("name", REWARDS)
 def test_half_precision_scores_nearly_alike(folders: dict[str, Path], made: dict[str, Made], name: str) -> None:
     batch = batch_of(smooth(4, 28, 28))
-    half = REWARDS[name][0](path=str(folders[name]), dtype="bfloat16")
+    half = REWARDS[name][0](**options(name, folders[name]), dtype="bfloat16")
     expected = made[name](batch)
     scores = half(batch)
     assert scores.dtype == torch.float32
@@ -440,7 +447,7 @@ def rewrite(folder: Path, name: str, change: Callable[[dict[str, torch.Tensor]],
 @pytest.mark.parametrize(
     ("name", "key"),
     [
-        ("hpsv2", "visual.transformer.resblocks.1.attn.extra_weight"),
+        ("hpsv2_1", "visual.transformer.resblocks.1.attn.extra_weight"),
         ("pick_score", "vision_model.embeddings.extra"),
         ("clip_score", "extra"),
         ("aesthetic", "vision_model.extra"),
@@ -450,14 +457,14 @@ def test_one_key_too_many_is_named(folders: dict[str, Path], tmp_path: Path, nam
     folder = copied(folders[name], tmp_path / name)
     rewrite(folder, name, lambda tensors: tensors | {key: torch.zeros(3)})
     with pytest.raises(CheckpointError, match=f"{WEIGHTS[name]}: .*missing none, unexpected {key}$"):
-        REWARDS[name][0](path=str(folder))
+        REWARDS[name][0](**options(name, folder))
 
 
 @pytest.mark.parametrize(
     ("name", "key", "missing"),
     [
-        ("hpsv2", "visual.ln_post.bias", "vision_model.post_layernorm.bias"),
-        ("hpsv2", "logit_scale", "logit_scale"),
+        ("hpsv2_1", "visual.ln_post.bias", "vision_model.post_layernorm.bias"),
+        ("hpsv2_1", "logit_scale", "logit_scale"),
         ("pick_score", "logit_scale", "logit_scale"),
         ("clip_score", "text_projection.weight", "text_projection.weight"),
         ("aesthetic", "visual_projection.weight", "visual_projection.weight"),
@@ -467,7 +474,7 @@ def test_one_key_too_few_is_named(folders: dict[str, Path], tmp_path: Path, name
     folder = copied(folders[name], tmp_path / name)
     rewrite(folder, name, lambda tensors: {each: value for each, value in tensors.items() if each != key})
     with pytest.raises(CheckpointError, match=f"{WEIGHTS[name]}: .*missing {missing}, unexpected none$"):
-        REWARDS[name][0](path=str(folder))
+        REWARDS[name][0](**options(name, folder))
 
 
 def test_a_head_that_does_not_fit_is_named(folders: dict[str, Path], tmp_path: Path) -> None:
@@ -481,9 +488,9 @@ def test_a_head_that_does_not_fit_is_named(folders: dict[str, Path], tmp_path: P
 @pytest.mark.parametrize(
     ("name", "file", "message"),
     [
-        ("hpsv2", "HPS_v2.1_compressed.pt", "HPS_v2.1_compressed.pt: this file is missing"),
-        ("hpsv2", "config.json", "config.json: this file is missing"),
-        ("hpsv2", "tokenizer.json", "the tokenizer is missing: .*vocab.json and merges.txt; .*laion/CLIP-ViT-H-14"),
+        ("hpsv2_1", "HPS_v2.1_compressed.pt", "HPS_v2.1_compressed.pt: this file is missing"),
+        ("hpsv2_1", "config.json", "config.json: this file is missing"),
+        ("hpsv2_1", "tokenizer.json", "the tokenizer is missing: .*vocab.json and merges.txt; .*laion/CLIP-ViT-H-14"),
         ("pick_score", "tokenizer_config.json", "the tokenizer is missing"),
         ("pick_score", "model.safetensors", "model.safetensors: this file is missing"),
         ("clip_score", "tokenizer.json", "tokenizer files of openai/clip-vit-large-patch14"),
@@ -498,27 +505,27 @@ def test_a_missing_file_is_named_before_anything_is_loaded(
     (folder / file.replace("\\", "")).unlink()
     factory = REWARDS[name][0]
     with pytest.raises(CheckpointError, match=message):
-        factory.check({"path": str(folder)})
+        factory.check(options(name, folder))
     with pytest.raises(CheckpointError, match=message):
-        factory(path=str(folder))
+        factory(**options(name, folder))
 
 
 @pytest.mark.parametrize("name", REWARDS)
 def test_a_folder_that_is_not_there_is_named(tmp_path: Path, name: str) -> None:
     with pytest.raises(CheckpointError, match=f"nowhere: no such folder; {name} needs one that holds "):
-        REWARDS[name][0].check({"path": str(tmp_path / "nowhere")})
+        REWARDS[name][0].check(options(name, tmp_path / "nowhere"))
 
 
 def test_a_torn_file_is_named(folders: dict[str, Path], tmp_path: Path) -> None:
-    folder = copied(folders["hpsv2"], tmp_path / "hpsv2")
-    file = folder / WEIGHTS["hpsv2"]
+    folder = copied(folders["hpsv2_1"], tmp_path / "hpsv2_1")
+    file = folder / WEIGHTS["hpsv2_1"]
     file.write_bytes(file.read_bytes()[:-1000])
     with pytest.raises(CheckpointError, match=r"HPS_v2.1_compressed.pt: cut off, or not a file of torch.save"):
-        HPSv2Reward.check({"path": str(folder)})
+        HPSv2Reward.check({"path": str(folder), "version": "2.1"})
     with zipfile.ZipFile(file, "w") as archive:
         archive.writestr("else", "where")
     with pytest.raises(CheckpointError, match=r"HPS_v2.1_compressed.pt: damaged, or holds more than tensors"):
-        HPSv2Reward(str(folder))
+        HPSv2Reward(str(folder), "2.1")
 
 
 def test_a_file_that_would_run_code_is_refused(folders: dict[str, Path], tmp_path: Path) -> None:

@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+from dataclasses import fields
 from pathlib import Path
+from typing import get_type_hints
 
 import pytest
 import yaml
 
 from flowrl.config import diff, load
+from flowrl.config_kinds import KINDS, RUN, kind_of, load_any
+from flowrl.core.config_tree import ConfigError
+from flowrl.registry import Plugin
 
 ROOT = Path(__file__).parents[2]
 CONFIGS = sorted((ROOT / "configs").glob("**/*.yaml"))
+RUNS = [path for path in CONFIGS if kind_of(path) is RUN]
 
 
 def test_there_are_configs() -> None:
@@ -19,14 +25,37 @@ def test_there_are_configs() -> None:
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: str(path.relative_to(ROOT)))
 def test_config(path: Path) -> None:
-    config = load(path)
-    assert config.run.name.startswith(path.stem)
-    header = [line for line in path.read_text(encoding="utf-8").splitlines() if line.startswith("#")]
-    assert any("Hardware:" in line for line in header), f"{path}: the header must say what hardware it is for"
-    assert any("Time" in line for line in header), f"{path}: the header must say how long it takes"
+    load_any(path, [])
+    header = "".join(line for line in path.read_text(encoding="utf-8").splitlines() if line.startswith("#"))
+    assert "Hardware:" in header, f"{path}: the header must say what hardware it is for"
+    if kind_of(path) is RUN or path.parent.name == "reward":
+        assert "Time" in header, f"{path}: the header must say how long it takes"
 
 
-@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: str(path.relative_to(ROOT)))
+@pytest.mark.parametrize("path", RUNS, ids=lambda path: str(path.relative_to(ROOT)))
+def test_a_run_is_named_after_its_config(path: Path) -> None:
+    assert load(path).run.name.startswith(path.stem)
+
+
+def test_kinds_of_configs_are_told_apart_by_sections_of_their_own() -> None:
+    sections = {}
+    for kind in KINDS:
+        schema = get_type_hints(Plugin(name=kind.name, target=kind.target).load())["return"]
+        sections[kind.name] = {field.name for field in fields(schema)}
+    for kind in KINDS:
+        others = set().union(*(keys for name, keys in sections.items() if name != kind.name))
+        assert kind.sections <= sections[kind.name] - others
+
+
+def test_what_tells_no_kind_is_a_run(tmp_path: Path) -> None:
+    (tmp_path / "neither.yaml").write_text("run: {stepz: 3}\n", encoding="utf-8")
+    assert kind_of(tmp_path / "neither.yaml") is kind_of(tmp_path / "missing.yaml") is RUN
+    (tmp_path / "reward.yaml").write_text("loss: {kind: bradley}\n", encoding="utf-8")
+    with pytest.raises(ConfigError, match=r"loss\.kind.*bradley_terry"):
+        load_any(tmp_path / "reward.yaml", [])
+
+
+@pytest.mark.parametrize("path", RUNS, ids=lambda path: str(path.relative_to(ROOT)))
 def test_config_holds_only_what_differs_from_the_defaults(path: Path, tmp_path: Path) -> None:
     bare = tmp_path / path.name
     bare.write_text("rewards: {train: [{name: oracle}]}\n", encoding="utf-8")

@@ -10,6 +10,7 @@ import torch
 
 from flowrl.core.errors import CheckpointError
 from flowrl.models.sd3 import SD3
+from flowrl.protocols import ShardableReward
 from flowrl.types import RewardInput, TextCondition
 from rewards.dit_reward import DiTReward, layout
 from rewards.dit_reward.model import DiTRewardConfig
@@ -112,6 +113,25 @@ def test_images_are_brought_to_a_bucket(policy: Path, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="has no latents"):
         DiTRewardPixels(path=str(whole))(wide)
     assert DiTRewardPixels(path=str(whole), image_size=64)(wide).isfinite().all()
+
+
+def test_the_network_that_a_gang_puts_in_is_the_one_that_scores(policy: Path, tmp_path: Path) -> None:
+    whole = save(trained(policy, "frozen"), tmp_path / "whole", whole=True)
+    reward = DiTRewardPixels(path=str(whole))
+    assert isinstance(reward, ShardableReward)
+    inner = reward.module
+    seen = []
+
+    class Sharded(torch.nn.Module):
+        def forward(self, *inputs: torch.Tensor) -> torch.Tensor:
+            seen.append(len(inputs))
+            return inner(*inputs) + 1
+
+    one = RewardInput(prompts=PROMPTS[:1], seeds=torch.tensor([3]), pixels=torch.rand(1, 3, 32, 32))
+    before = reward(one)
+    reward.module = Sharded()
+    torch.testing.assert_close(reward(one), before + 1)
+    assert seen == [4]
 
 
 def test_encoders_of_another_latent_space_are_refused(policy: Path, tmp_path: Path) -> None:

@@ -12,9 +12,12 @@ import yaml
 
 from flowrl.core.config_tree import ConfigError
 from flowrl.core.errors import UserError
+from rewards.data.source import DataSource
+from rewards.evaluation import identity
 from rewards.evaluation.bootstrap import Interval, PairedDifference
 from rewards.evaluation.config import load
-from rewards.evaluation.contestant import Contestant
+from rewards.evaluation.identity import reward_identity, source_identity
+from rewards.evaluation.labelled_reward import LabelledReward
 from rewards.evaluation.protocols import PROTOCOLS, TieRule
 from rewards.evaluation.published import PUBLISHED, TEST_SETS
 from rewards.evaluation.result import (
@@ -172,6 +175,14 @@ def test_the_shipped_configuration_is_the_papers_table() -> None:
         ),
         ({"sources": [{"format": "jsonl", "path": ""}]}, r"benchmarks\[0\]\.sources\[0\]\.path must name a file"),
         ({"sources": [{"path": "x"}]}, r"benchmarks\[0\]\.sources\[0\]\.format must be set"),
+        (
+            {"sources": [], "prepared": "here", "protocols": ["tie_aware"]},
+            r"benchmarks\[0\]\.protocols: tie_aware need validation pairs, which a prepared set does not have",
+        ),
+        (
+            {"sources": [], "prepared": "here", "validation": [{"format": "jsonl", "path": "x"}]},
+            r"benchmarks\[0\]\.validation is for sources, and must be left out beside a prepared set",
+        ),
         ({"max_comparisons": -1}, r"benchmarks\[0\]\.max_comparisons must be at least 0"),
     ],
 )
@@ -190,7 +201,7 @@ def test_wrong_rewards_and_numbers_are_named(tmp_path: Path) -> None:
         ({"rewards": [{"name": "a"}, {"name": "b", "label": "a"}]}, "rewards: the label 'a' must be there once"),
         ({"rewards": [{"name": "a", "probability_scale": 0}]}, r"rewards\[0\]\.probability_scale must be positive"),
         ({"draws": 0}, "draws must be at least 1, got 0"),
-        ({"encoders": {"image_size": 8}}, r"encoders\.image_size must be at least 16, got 8"),
+        ({"encoders": {"image_size": 8}}, r"encoders\.image_size must be at least 16, or 0, got 8"),
         ({"encoders": {"bucket_step": 40}}, r"encoders\.bucket_step must be a multiple of 16"),
         ({"reward": []}, "unknown key 'reward'; did you mean 'rewards'"),
     ):
@@ -232,10 +243,11 @@ def test_scores_are_found_again_only_for_the_same_reward_data_and_files(tmp_path
     (model / "weights").write_bytes(b"1")
 
     def place(seed: int = 0, **options: object) -> Path:
-        contestant = Contestant(
+        reward = LabelledReward(
             label="My reward", name="mine", options={"path": str(model), **options}, make=lambda name, _: None
         )  # type: ignore[arg-type,return-value]
-        with contestant.cache(tmp_path / "scores", "my/data", {"seed": seed}) as cache:
+        with reward.cache(tmp_path / "scores", "my/data", {"seed": seed}) as cache:
+            assert cache.path is not None
             return cache.path
 
     first = place()
@@ -246,3 +258,62 @@ def test_scores_are_found_again_only_for_the_same_reward_data_and_files(tmp_path
     assert place(batch_size=2) != first
     (model / "weights").write_bytes(b"22")  # trained anew in the same folder
     assert place() != first
+
+
+def test_a_reward_on_a_server_is_scored_anew_by_each_evaluation(tmp_path: Path) -> None:
+    def made() -> LabelledReward:
+        url = "http://127.0.0.1:8700"
+        return LabelledReward(label="far", name="http", options={"url": url}, make=lambda name, _: None)  # type: ignore[arg-type,return-value]
+
+    reward = made()
+    with reward.cache(tmp_path, "data", {"seed": 0}) as cache:
+        cache.add({"one": 1.0})
+    with reward.cache(tmp_path, "data", {"seed": 0}) as again, reward.cache(tmp_path, "data", {"seed": 1}) as other:
+        assert again["one"] == 1.0  # within one evaluation
+        assert "one" not in other
+    with made().cache(tmp_path, "data", {"seed": 0}) as later:
+        assert "one" not in later
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_pocket_that_was_built_anew_is_another_reward(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(identity, "EMBEDDED", tmp_path)
+    (tmp_path / "weights").write_bytes(b"1")
+    given: list[dict[str, str]] = [{}, {"path": "pocket"}, {"path": "/elsewhere", "base": "pocket"}]
+    before = [reward_identity("dit_reward", options) for options in given]
+    apart = reward_identity("dit_reward", {"path": "/elsewhere"})
+    (tmp_path / "weights").write_bytes(b"22")
+    for options, one in zip(given, before, strict=True):
+        assert reward_identity("dit_reward", options) != one
+    assert reward_identity("dit_reward", {"path": "/elsewhere"}) == apart
+
+
+def test_a_reward_is_another_once_the_model_under_it_or_its_code_has_changed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    base, folder = tmp_path / "base", tmp_path / "reward"
+    (base / "transformer").mkdir(parents=True)
+    (base / "transformer" / "weights").write_bytes(b"1")
+    folder.mkdir()
+    (folder / "config.json").write_text(json.dumps({"base": str(base)}))
+    first = reward_identity("dit_reward", {"path": str(folder)})
+    assert reward_identity("dit_reward", {"path": str(folder)}) == first
+    (base / "transformer" / "weights").write_bytes(b"22")
+    assert reward_identity("dit_reward", {"path": str(folder)}) != first
+    code = tmp_path / "my_rewards.py"
+    code.write_text("class Mine: ...")
+    monkeypatch.syspath_prepend(tmp_path)
+    first = reward_identity("my_rewards:Mine", {"path": "x"})
+    code.write_text("class Mine: pass")
+    assert reward_identity("my_rewards:Mine", {"path": "x"}) != first
+
+
+def test_data_are_other_data_once_their_file_has_changed(tmp_path: Path) -> None:
+    file = tmp_path / "pairs.jsonl"
+    file.write_text("one")
+    source = DataSource(format="jsonl", path=str(file))
+    first = source_identity(source)
+    (tmp_path / "image.png").write_bytes(b"images are not looked at")
+    assert source_identity(source) == first
+    file.write_text("another")
+    assert source_identity(source) != first

@@ -280,7 +280,10 @@ def test_a_refusal_of_the_reward_is_the_clients_valueerror() -> None:
     ("reward", "says"),
     [
         (Broken(), "it answered 500 RuntimeError: the judge has left the room; the server's own output has the trace"),
-        (WrongShape(), r"it answered 500 TypeError: must return one score per sample, \[2\], got \[\]"),
+        (
+            WrongShape(),
+            r"it answered 500 ValueError: reward 'wrong_shape' must return one score per sample, \[2\], got \[\]",
+        ),
     ],
 )
 def test_a_reward_that_fails_is_an_error_with_its_traceback_at_the_server_and_not_tried_again(

@@ -7,6 +7,7 @@ import zlib
 from pathlib import Path
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 import torch
 from PIL import Image
@@ -215,6 +216,22 @@ def test_a_cell_without_an_image_is_named(tmp_path: Path) -> None:
         ImageReader().size(ImageRef(path=str(path), row=0, column="jpg_0"))
     with pytest.raises(BadImage, match=r"\[1\]\.jpg_0: .* holds NoneType, not the bytes"):
         ImageReader().size(ImageRef(path=str(path), row=1, column="jpg_0"))
+
+
+def test_a_damaged_page_is_a_bad_image_and_the_other_pages_are_whole(tmp_path: Path) -> None:
+    path = write_parquet(tmp_path / "pairs.parquet", [pick_a_pic_row(row) for row in range(12)], row_group_size=4)
+    group = pq.ParquetFile(path).metadata.row_group(1)
+    names = [group.column(index).path_in_schema for index in range(group.num_columns)]
+    place = group.column(names.index("jpg_0")).data_page_offset
+    content = bytearray(path.read_bytes())
+    content[place : place + 16] = b"\xff" * 16
+    path.write_bytes(content)
+    reader = ImageReader()
+    for read in (reader.size, reader.pixels):
+        with pytest.raises(BadImage, match=r"pairs\.parquet\[5\]\.jpg_0: the file is damaged there \(.*copy it again"):
+            read(ImageRef(path=str(path), row=5, column="jpg_0"))
+    for row in (3, 8):
+        assert reader.pixels(ImageRef(path=str(path), row=row, column="jpg_0")).shape[0] == 3
 
 
 def test_a_parquet_file_that_is_not_as_expected_is_an_error(tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ import io
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from diffusers import AutoencoderKL
@@ -16,15 +17,18 @@ from safetensors.torch import save_file
 from flowrl import cli
 from flowrl.actors.device import ModelSpec
 from flowrl.config import ModelSection
-from flowrl.core.seeds import derive
+from flowrl.core.seeds import evaluation_seeds
 from flowrl.models.sd3 import SD3
 from flowrl.score.command import read_reward
 from flowrl.score.inputs import InputError, find_files, image_samples, read_image
 from flowrl.score.policy_parts import PolicyParts
 from flowrl.score.prompts import read_prompts
-from flowrl.score.run import Judge, score
+from flowrl.score.run import LabelledReward, score
 from flowrl.types import RewardInput
+from rewards.data.comparison import ImageRef
+from rewards.data.images import ImageReader
 from rewards.dit_reward import DiTReward
+from rewards.dit_reward.pixels import DiTRewardPixels
 from tests import tiny
 from tests.cheap_rewards import BRIGHT, LATENT, Brightness
 
@@ -65,9 +69,8 @@ def test_a_line_of_the_prompt_file_belongs_to_the_image_at_its_place_in_natural_
     rows = scored("--reward", SEEDS, "images", "--prompts", "prompts.txt")
     assert [row["file"] for row in rows] == ["images/img1.png", "images/img2.png", "images/img10.png"]
     assert [row["prompt"] for row in rows] == ["a", "bb", "ccc"]
-    expected = [
-        derive("score", f"img{number}.png", 0) % 1000 + length / 1000 for number, length in ((1, 1), (2, 2), (10, 3))
-    ]
+    seeds = evaluation_seeds(["a", "bb", "ccc"]) % 1000
+    expected = [seed + length / 1000 for seed, length in zip(seeds.tolist(), (1, 2, 3), strict=True)]
     assert [float(row["SeedEcho"]) for row in rows] == pytest.approx(expected, abs=1e-4)
 
 
@@ -83,8 +86,8 @@ def test_no_image_is_read_before_its_batch() -> None:
         save_image(f"{number}.png", number)
     samples = image_samples(find_files([Path()], (".png",)))
     policy = PolicyParts(tiny.model_spec(Path("nowhere")))
-    judges = [Judge(label="b", reward=Brightness())]  # two at a time
-    results = score(samples, ["x"] * 6, judges, policy, kind="image", with_pixels=False)
+    rewards = [LabelledReward(label="b", reward=Brightness())]  # two at a time
+    results = score(samples, ["x"] * 6, rewards, policy, kind="pixel", with_pixels=False)
     assert next(results).row.scores[0] is not None
     for number in range(6):
         Path(f"{number}.png").unlink()
@@ -106,12 +109,11 @@ def test_a_broken_image_is_a_row_without_a_score_named_and_counted(capsys: pytes
     Path("3.png").write_text("no image", encoding="utf-8")
     Image.new("I;16", (8, 8)).save("4.png")
     rows = scored("--reward", BRIGHT, "1.png", "2.png", "3.png", "4.png", "--prompt", "x", code=1)
-    assert [row["Brightness"] == "" for row in rows] == [False, True, True, True]
+    assert [row["Brightness"] == "" for row in rows] == [False, True, True, False]
     said = capsys.readouterr().err
     assert "2.png: cannot be read: " in said
-    assert "3.png: cannot be read: cannot identify" in said
-    assert "4.png: its pixels are not of 8 bits (mode I;16)" in said
-    assert said.endswith("flowrl score: 3 of 4 samples lack a score\n")
+    assert "3.png: cannot be read: not an image of a known kind" in said
+    assert said.endswith("flowrl score: 2 of 4 samples lack a score\n")
 
 
 def test_what_cannot_be_scored_is_null_in_json_lines() -> None:
@@ -161,7 +163,7 @@ def test_latents_are_scored_as_they_are_and_decoded_for_pixel_rewards(sd3_folder
     assert [float(row["LatentNorm"]) for row in rows] == pytest.approx(norms.tolist(), rel=1e-6)
     pixels = SD3.load_decoder(sd3_folder, device="cpu").decode(both)
     assert [float(row["Brightness"]) for row in rows] == pytest.approx(pixels.flatten(1).mean(1).tolist(), abs=1e-6)
-    seeds = [7, 8, 9, derive("score", "b.safetensors", 0) % 1000]
+    seeds = [7, 8, 9, evaluation_seeds(["xy"]).item() % 1000]
     assert [float(row["SeedEcho"]) for row in rows] == pytest.approx([seed + 0.002 for seed in seeds], abs=1e-4)
 
 
@@ -200,9 +202,41 @@ def test_scores_are_the_same_each_time_and_wherever_the_files_lie() -> None:
     assert [list(row.values())[1:] for row in first] == [list(row.values())[1:] for row in second]
 
 
-def test_what_is_transparent_lies_on_white() -> None:
-    Image.new("RGBA", (4, 4), (0, 0, 0, 0)).save("a.png")
-    assert read_image(image_samples([Path("a.png")])[0]).unique().tolist() == [1.0]
+def test_an_image_is_read_as_for_training_upright_on_white_and_of_16_bits() -> None:
+    Image.new("RGBA", (4, 4), (0, 0, 0, 0)).save("clear.png")
+    exif = Image.Exif()
+    exif[0x0112] = 6  # a quarter turn
+    Image.new("RGB", (6, 4), (255, 0, 0)).save("turned.png", exif=exif)
+    Image.fromarray(np.full((4, 4), 32768, np.uint16)).save("deep.png")
+    samples = image_samples([Path(name) for name in ("clear.png", "turned.png", "deep.png")])
+    assert [sample.shape for sample in samples] == [(3, 4, 4), (3, 6, 4), (3, 4, 4)]
+    for sample in samples:
+        assert torch.equal(read_image(sample), ImageReader().pixels(ImageRef(path=str(sample.path))).float() / 255)
+    assert read_image(samples[0]).unique().tolist() == [1.0]
+
+
+def test_images_of_one_prompt_share_their_seed_whatever_they_are_called() -> None:
+    for name in ("one.png", "two.png", "other.png"):
+        save_image(name)
+    Path("p.csv").write_text("file,prompt\none.png,a\ntwo.png,a\nother.png,b\n", encoding="utf-8")
+    rows = scored("--reward", SEEDS, "one.png", "two.png", "other.png", "--prompts", "p.csv")
+    found = {row["file"]: row["SeedEcho"] for row in rows}
+    assert found["one.png"] == found["two.png"] != found["other.png"]
+
+
+def test_an_image_has_the_score_of_dit_reward_pixels_and_is_brought_to_a_bucket(
+    sd3_folder: Path, tmp_path: Path
+) -> None:
+    folder = tiny.write_reward(tmp_path / "reward", sd3_folder)
+    image = save_image("a.png", 3, 40, 41)
+    words = ["--reward", f"dit_reward path={folder}", "a.png", "--prompt", TEXTS[0], "--model", str(sd3_folder)]
+    words += ["--max-sequence-length", "14"]
+    [row] = scored(*words, "--image-size", "64")
+    reward = DiTRewardPixels(path=str(folder), encoders=str(sd3_folder), image_size=64)
+    batch = RewardInput(prompts=(TEXTS[0],), seeds=evaluation_seeds(TEXTS[:1]), pixels=image[None])
+    assert float(row["dit_reward"]) == pytest.approx(reward(batch).item(), abs=1e-5)
+    [row] = scored(*words, code=1)
+    assert row["dit_reward"] == ""
 
 
 def test_a_sheet_shows_what_was_scored_best_first(sd3_folder: Path) -> None:
@@ -295,7 +329,10 @@ def test_latent_files_that_cannot_be_read_are_rows_that_say_why(
         (["--reward", f"file={BRIGHT}", "a.png", "--prompt", "x"], "a reward cannot be called 'file'"),
         (["--reward", "hpsv4", "a.png", "--prompt", "x"], "unknown reward 'hpsv4'; did you mean 'hpsv3'?"),
         (["--reward", f"{BRIGHT} colour=1", "a.png", "--prompt", "x"], "the options {'colour': 1} do not fit"),
-        (["--reward", f"{BRIGHT} sign", "a.png", "--prompt", "x"], "'sign' must read option=value"),
+        (
+            ["--reward", f"{BRIGHT} sign", "a.png", "--prompt", "x"],
+            "must read key=value, such as batch_size=8, got 'sign'",
+        ),
         (["--reward", " ", "a.png", "--prompt", "x"], "must read 'NAME option=value ...'"),
         (["--reward", LATENT, "a.png", "--prompt", "x"], "reads latents of vae16x8-scale1.5305-shift0.0609, but the"),
         (["--reward", LATENT, "a.png", "--prompt", "x", "--model", "empty"], "not a Stable Diffusion 3 folder"),
@@ -303,6 +340,7 @@ def test_latent_files_that_cannot_be_read_are_rows_that_say_why(
         (["--reward", BRIGHT, "a.png", "--prompt", "x", "--out", "no/a.csv"], "--out no/a.csv: must be a file in"),
         (["--reward", BRIGHT, "a.png", "--prompt", "x", "--sheet", "empty"], "--sheet empty: must be a file in"),
         (["--reward", BRIGHT, "a.png", "--prompts", "p.txt"], "--prompts p.txt: cannot be read: No such file"),
+        (["--reward", BRIGHT, "a.png", "--prompt", "x", "--image-size", "8"], "--image-size must be 0 or at least 16"),
     ],
 )
 def test_wrong_input_is_one_clear_line(words: list[str], expected: str, capsys: pytest.CaptureFixture[str]) -> None:
@@ -327,14 +365,15 @@ def test_a_reward_is_named_with_its_options_in_one_word() -> None:
     assert (spec.metric_name, spec.name) == ("mine", "pkg.mod:Judge")
     assert spec.options == {"path": "a folder/b", "batch_size": 4, "exact": True, "note": "007"}
     assert read_reward("pkg.mod:Judge").metric_name == "Judge"
+    assert read_reward("pkg.mod:Judge rate=1e-3").options == {"rate": 0.001}  # as in a configuration
 
 
 def test_what_no_reward_needs_is_not_loaded() -> None:
     save_image("a.png")
     section = ModelSection(path="nowhere")
     model = ModelSpec(section=section, path=Path("nowhere"), seed=0, device="cpu", threads=1)
-    judges = [Judge(label="b", reward=Brightness())]
+    rewards = [LabelledReward(label="b", reward=Brightness())]
     samples = image_samples([Path("a.png")])
-    [one] = score(samples, ["x"], judges, PolicyParts(model), kind="image", with_pixels=True)
+    [one] = score(samples, ["x"], rewards, PolicyParts(model), kind="pixel", with_pixels=True)
     assert one.row.scores[0] is not None
     assert one.pixels is not None

@@ -6,29 +6,31 @@ import hashlib
 import json
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from flowrl.core import seeds
 from flowrl.core.errors import UserError
-from flowrl.core.reward_call import RewardInputError, call_reward
+from flowrl.core.reward_call import RewardInputError, score_in_parts
+from flowrl.core.seeds import evaluation_seeds
+from flowrl.models.latent_inputs import LatentInputs
 from flowrl.protocols import Reward
 from flowrl.types import RewardInput
 from rewards.data.comparison import ImageRef
-from rewards.evaluation.latent_inputs import LatentInputs
-from rewards.evaluation.score_cache import ScoreCache, file_stamp
+from rewards.evaluation.identity import reward_identity
+from rewards.evaluation.score_cache import ScoreCache
 
 MakeReward = Callable[[str, Mapping[str, Any]], Reward]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Item:
+class Sample:
     """One thing to score: an image under a prompt.
 
-    Example: ``Item(prompt="a cat", image=ImageRef(path="/data/cat.png"))``
+    Example: ``Sample(prompt="a cat", image=ImageRef(path="/data/cat.png"))``
     """
 
     prompt: str
@@ -41,22 +43,25 @@ class Item:
 
 
 @dataclass(kw_only=True)
-class OpenedItem:
-    """An item with its image and, once a latent reward has asked for them, its latents."""
+class OpenedSample:
+    """A sample with its image and, once a latent reward has asked for them, its latents."""
 
-    item: Item
+    sample: Sample
     key: str
     pixels: torch.Tensor  # [3, H, W] uint8
     _latents: torch.Tensor | None = None
 
     def latents(self, inputs: LatentInputs) -> torch.Tensor:
-        """The latents [C, h, w] float32, made once."""
+        """The latents [C, h, w] float32 on the CPU, made once; raises UserError when there are none of its size."""
         if self._latents is None:
-            self._latents = inputs.latents(self.pixels)
+            try:
+                self._latents = inputs.latents(self.pixels[None].float() / 255)[0].cpu()
+            except ValueError as error:
+                raise UserError(f"{self.sample.image}: {error}, or set encoders.image_size") from None
         return self._latents
 
 
-class Contestant:
+class LabelledReward:
     """A reward by name and options, under the label that tables call it by."""
 
     def __init__(self, *, label: str, name: str, options: Mapping[str, Any], make: MakeReward) -> None:
@@ -65,21 +70,19 @@ class Contestant:
         self.options = dict(options)
         self._make = make
         self._reward: Reward | None = None
+        self._not_kept: dict[str, ScoreCache] = {}
 
     def cache(self, folder: Path, title: str, context: Mapping[str, Any]) -> ScoreCache:
-        """Its scores on the data called `title`, found again by name, options, the files these name, and `context`.
+        """Its scores on the data called `title`, found again by `reward_identity` and `context`.
 
-        `context` says what else the scores depend on: the data, the encoders, the seed.
+        `context` says what else the scores depend on: the data, the encoders, the seed. The scores of a reward that
+        files do not identify are in memory alone.
         """
-        # A reward that was trained anew in its folder is scored anew.
-        files = {
-            option: file_stamp(Path(value))
-            for option, value in self.options.items()
-            if value and isinstance(value, str)
-        }
-        identity = {"name": self.name, "options": self.options, "files": files, **context}
-        text = json.dumps(identity, sort_keys=True, default=str)
+        own = reward_identity(self.name, self.options)
+        text = json.dumps({**(own or {}), **context}, sort_keys=True, default=str)
         digest = hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
+        if own is None:
+            return self._not_kept.setdefault(digest, ScoreCache(None, {}))
         return ScoreCache(folder / _file_name(title) / f"{_file_name(self.label)}-{digest}.jsonl", json.loads(text))
 
     @property
@@ -95,44 +98,44 @@ class Contestant:
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
 
-    def score(self, opened: Sequence[OpenedItem], inputs: LatentInputs | None, seed: int) -> dict[str, float]:
-        """The scores of images by key, NaN where the reward gives none; images of one size go together.
+    def score(self, opened: Sequence[OpenedSample], inputs: LatentInputs | None, seed: int) -> dict[str, float]:
+        """The scores of samples by key, NaN where the reward gives none; images of one size go together.
 
         The noise of a latent reward is the same for all images of a prompt, as within a pair in training. Raises
         UserError when a latent reward has no encoders or the reward refuses its batch.
         """
-        reward = self.reward
-        if reward.input_kind == "pixel":
+        if self.reward.input_kind == "pixel":
             inputs = None
         elif inputs is None:
             raise UserError(f"{self.label}: reads latents: set encoders.path to the folder of the policy's encoders")
-        groups: dict[tuple[int, ...], list[tuple[OpenedItem, torch.Tensor]]] = defaultdict(list)
+        groups: dict[tuple[int, ...], list[tuple[OpenedSample, torch.Tensor]]] = defaultdict(list)
         for one in opened:
             tensor = one.pixels if inputs is None else one.latents(inputs)
             groups[tuple(tensor.shape)].append((one, tensor))
         scores: dict[str, float] = {}
         for group in groups.values():
-            for start in range(0, len(group), reward.batch_size):
-                part = group[start : start + reward.batch_size]
-                values = self.call(_batch(part, inputs, seed))
-                scores |= {one.key: value for (one, _), value in zip(part, values, strict=True)}
+            values = self.scores(len(group), partial(_batch, group, inputs, seed))
+            scores |= {one.key: value for (one, _), value in zip(group, values, strict=True)}
         return scores
 
-    def call(self, batch: RewardInput) -> list[float]:
-        """The scores of a batch; raises UserError when the reward refuses it."""
+    def scores(self, size: int, take: Callable[[range], RewardInput]) -> list[float]:
+        """The scores of samples that `take` gives by their rows; raises UserError when the reward refuses them."""
         try:
-            return call_reward(self.reward, batch).double().tolist()
+            return score_in_parts(self.reward, size, take).double().tolist()
         except RewardInputError as error:
             raise UserError(f"{self.label}: {error}") from error
 
 
-def _batch(part: Sequence[tuple[OpenedItem, torch.Tensor]], inputs: LatentInputs | None, seed: int) -> RewardInput:
-    prompts = tuple(one.item.prompt for one, _ in part)
-    own_seeds = torch.tensor([seeds.derive("evaluation", seed, prompt) for prompt in prompts])
+def _batch(
+    group: Sequence[tuple[OpenedSample, torch.Tensor]], inputs: LatentInputs | None, seed: int, rows: range
+) -> RewardInput:
+    part = [group[row] for row in rows]
+    prompts = tuple(one.sample.prompt for one, _ in part)
+    given = RewardInput(prompts=prompts, seeds=evaluation_seeds(prompts, seed))
     tensors = torch.stack([tensor for _, tensor in part])
     if inputs is None:
-        return RewardInput(prompts=prompts, seeds=own_seeds, pixels=tensors.float() / 255)
-    return RewardInput(prompts=prompts, seeds=own_seeds, latents=tensors, condition=inputs.condition(prompts))
+        return replace(given, pixels=tensors.float() / 255)
+    return replace(given, latents=tensors, condition=inputs.condition(prompts))
 
 
 def _file_name(text: str) -> str:

@@ -1,0 +1,51 @@
+"""The kinds of configuration files, told apart by a section that only one kind has.
+
+Each kind is read by its own `load`, found by its dotted path, so that nothing is imported for a kind that is not there.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from flowrl.core.config_file import top_level_keys
+from flowrl.registry import Plugin
+
+
+@dataclass(frozen=True, kw_only=True)
+class ConfigKind:
+    """A kind of configuration: the sections that no other kind has, and what reads and checks it.
+
+    Example: ``ConfigKind(name="evaluation", sections={"benchmarks"}, target="rewards.evaluation.config:load")``
+    """
+
+    name: str
+    sections: set[str]
+    target: str  # "module:load", called with the path and a list of overrides
+
+    def load(self, path: Path, overrides: list[str]) -> Any:
+        """Read a file of this kind; raises ConfigError."""
+        return Plugin(name=self.name, target=self.target).load()(path, overrides)
+
+
+RUN = ConfigKind(name="run", sections={"rollout", "algorithm", "gate", "placement"}, target="flowrl.config:load")
+KINDS = (
+    ConfigKind(
+        name="reward training", sections={"dit_reward", "loss", "export"}, target="rewards.training.config:load"
+    ),
+    ConfigKind(name="reward evaluation", sections={"benchmarks"}, target="rewards.evaluation.config:load"),
+    ConfigKind(name="reward probe", sections={"head", "layers", "pairs"}, target="rewards.probe.config:load"),
+    RUN,
+)
+
+
+def kind_of(path: Path) -> ConfigKind:
+    """The kind of a file; a run's where it names no section that tells, or cannot be read."""
+    named = top_level_keys(path)
+    return next((kind for kind in KINDS if named & kind.sections), RUN)
+
+
+def load_any(path: Path, overrides: list[str]) -> Any:
+    """Read and check a configuration file of whatever kind; raises ConfigError."""
+    return kind_of(path).load(path, overrides)

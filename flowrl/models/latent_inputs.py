@@ -1,0 +1,74 @@
+"""What latent rewards read of images and prompts: latents and text conditions by the policy's own encoders."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property, lru_cache
+from pathlib import Path
+
+import torch
+
+from flowrl.core.buckets import BucketPlan, cover
+from flowrl.protocols import ImageEncoder, PolicyFamily, PromptEncoder
+from flowrl.types import TextCondition
+
+_TEXTS = 256  # conditions kept: 333 tokens of width 4096 are 5 MB in float32
+_TOGETHER = 4  # images that pass through the VAE at a time: at 1024 pixels it takes gigabytes for each
+
+
+@dataclass(frozen=True, kw_only=True)
+class EncoderSetting:
+    """Where the encoders are and how they are used; the same as in the training of the rewards.
+
+    Example: ``EncoderSetting(path=Path("stable-diffusion-3.5-large"), max_sequence_length=256, dtype=torch.bfloat16,
+    device="cuda", buckets=BucketPlan(image_size=512))``
+    """
+
+    path: Path
+    max_sequence_length: int  # T5 tokens
+    dtype: torch.dtype  # of the text encoders; the VAE is float32
+    device: str
+    buckets: BucketPlan | None = None  # the sizes that images are brought to; None takes them as they are
+
+
+class LatentInputs:
+    """Encodes images and texts; each encoder is loaded when it is first needed, the last texts are kept."""
+
+    def __init__(self, family: PolicyFamily, setting: EncoderSetting) -> None:
+        self.setting = setting
+        self._family = family
+        self._condition = lru_cache(maxsize=_TEXTS)(self._encode_text)
+
+    @cached_property
+    def _images(self) -> ImageEncoder:
+        return self._family.load_image_encoder(self.setting.path, device=self.setting.device)
+
+    @cached_property
+    def _texts(self) -> PromptEncoder:
+        return self._family.load_encoder(
+            self.setting.path,
+            max_sequence_length=self.setting.max_sequence_length,
+            dtype=self.setting.dtype,
+            device=self.setting.device,
+        )
+
+    def latents(self, pixels: torch.Tensor) -> torch.Tensor:
+        """The latents [B, ...] float32, model-scaled and on the encoder's device, of pixels [B, 3, H, W] in [0, 1].
+
+        Raises ValueError for a size of which the policy makes no latents; with buckets there is none.
+        """
+        pixels = pixels.to(self.setting.device)
+        if (buckets := self.setting.buckets) is not None:
+            pixels = cover(pixels, buckets.size_for(*pixels.shape[2:]))
+        return torch.cat([self._images.encode(part) for part in pixels.split(_TOGETHER)])
+
+    def condition(self, prompts: Sequence[str]) -> TextCondition:
+        """The conditions of B prompts: embeds [B, L, D] and pooled [B, P] on the CPU."""
+        found = [self._condition(prompt) for prompt in prompts]
+        return TextCondition(
+            embeds=torch.cat([one.embeds for one in found]), pooled=torch.cat([one.pooled for one in found])
+        )
+
+    def _encode_text(self, prompt: str) -> TextCondition:
+        return self._texts.encode(prompt)
