@@ -11,9 +11,10 @@ from pathlib import Path
 from typing import Any
 
 from flowrl.algorithms.configs import FlowGRPOConfig
+from flowrl.base.config_file import diff_configs, dump_config, read_config
+from flowrl.base.config_tree import ConfigError
 from flowrl.config_rules import RULES, check
 from flowrl.config_sections import (
-    POCKET,
     CheckpointSection,
     DataSection,
     EvalSection,
@@ -27,11 +28,8 @@ from flowrl.config_sections import (
     RunConfig,
     RunSection,
 )
-from flowrl.core.config_file import diff_configs, dump_config, read_config
-from flowrl.core.config_tree import ConfigError
 
 __all__ = [
-    "POCKET",
     "RULES",
     "CheckpointSection",
     "ConfigError",

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from flowrl.core.config_file import top_level_keys
+from flowrl.base.config_file import top_level_keys
 from flowrl.registry import Plugin
 
 

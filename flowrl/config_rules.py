@@ -6,8 +6,8 @@ import re
 from collections.abc import Callable
 
 from flowrl import registry
+from flowrl.base.config_tree import ConfigError
 from flowrl.config_sections import RunConfig
-from flowrl.core.config_tree import ConfigError
 
 Rule = Callable[[RunConfig], None]
 RULES: list[Rule] = []

@@ -8,8 +8,7 @@ from typing import Any, Literal
 from omegaconf import MISSING
 
 from flowrl.algorithms.configs import FlowGRPOConfig
-
-POCKET = "pocket"
+from flowrl.base.embedded import POCKET
 
 
 @dataclass

@@ -11,8 +11,8 @@ from pathlib import Path
 import torch
 
 from flowrl.actors.roles import Actors
+from flowrl.base.atomic_file import write_atomically
 from flowrl.config import EvalSection
-from flowrl.core.atomic_file import write_atomically
 from flowrl.samples import write_sheet
 from flowrl.types import Metric, Prompt, RolloutRequest, SamplingPlan, Scores, StepKind
 

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from flowrl.core.metric_log import MetricLog, read_metrics
+from flowrl.base.metric_log import MetricLog, read_metrics
 from flowrl.glossary import GLOSSARY, describe, entry
 
 if TYPE_CHECKING:

@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from importlib.metadata import entry_points
 from typing import Any, Literal
 
-from flowrl.core.config_tree import ConfigError, did_you_mean
+from flowrl.base.config_tree import ConfigError, did_you_mean
 
 Kind = Literal["reward", "policy", "algorithm"]
 

@@ -22,14 +22,14 @@ from flowrl.actors.roles import (
 )
 from flowrl.actors.rollout import Rollout
 from flowrl.actors.scorer import Scorer
-from flowrl.config import POCKET, ConfigError, RunConfig, diff, dump, load
+from flowrl.base import checkpoint
+from flowrl.base.embedded import POCKET, folder_of
+from flowrl.base.signals import StopRequest, stop_at_once
+from flowrl.config import ConfigError, RunConfig, diff, dump, load
 from flowrl.console import Console
-from flowrl.core import checkpoint
-from flowrl.core.signals import StopRequest, stop_at_once
 from flowrl.data import PromptOrder, read_prompts
 from flowrl.evaluate import Evaluator
 from flowrl.metrics import run_log
-from flowrl.pocket.locate import checkpoint as pocket_checkpoint
 from flowrl.pocket.prompt_sets import prompt_file
 from flowrl.protocols import Algorithm
 from flowrl.registry import resolve
@@ -161,7 +161,7 @@ def _num_learners(config: RunConfig) -> int:
 
 def model_spec(config: RunConfig) -> ModelSpec:
     """Which model the actors load; raises ValueError, naming the file, when its folder is not one."""
-    path = pocket_checkpoint("sd35") if config.model.path == POCKET else Path(config.model.path)
+    path = folder_of(config.model.path, "sd35")
     spec = ModelSpec(
         section=config.model,
         path=path,

@@ -7,10 +7,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO
 
+from flowrl.base.atomic_file import write_atomically
+from flowrl.base.environment import environment, read_environments, write_environments
+from flowrl.base.folder_lock import make_writable, take_lock
 from flowrl.config import ConfigError, RunConfig, dump
-from flowrl.core.atomic_file import write_atomically
-from flowrl.core.environment import environment, read_environments, write_environments
-from flowrl.core.folder_lock import make_writable, take_lock
 
 LATEST = "latest"
 # What a run writes, and so all that starting anew in its directory may delete.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from flowrl.core.errors import UserError
+from flowrl.base.errors import UserError
 from flowrl.types import Metric, Scores
 
 

@@ -6,11 +6,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from flowrl.actors.roles import Actors
+from flowrl.base import checkpoint
+from flowrl.base.signals import StopRequest
 from flowrl.clock import Clock
 from flowrl.config import RunConfig
 from flowrl.console import Console
-from flowrl.core import checkpoint
-from flowrl.core.signals import StopRequest
 from flowrl.data import PromptOrder
 from flowrl.evaluate import Evaluator
 from flowrl.memory import MemoryMeter

@@ -10,8 +10,8 @@ import torch.nn.functional as F
 from torch import nn
 from transformers import CLIPVisionModelWithProjection
 
-from flowrl.core.dtypes import torch_dtype
-from flowrl.core.weight_files import check_model_folder
+from flowrl.base.dtypes import torch_dtype
+from flowrl.base.weight_files import check_model_folder
 from flowrl.types import RewardInput
 from rewards.clip.preprocess import crop_pixels, pixels_of
 from rewards.clip.towers import WEIGHTS, check_config, load_image_tower, read_clip_folder

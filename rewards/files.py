@@ -8,11 +8,9 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
-from flowrl.core.embedded import POCKET, folder_of
-from flowrl.core.errors import CheckpointError
-from flowrl.core.weight_files import read_json
-
-__all__ = ["POCKET", "load_strict", "pocket_folder", "read_shards", "read_tensors", "resolve"]
+from flowrl.base.embedded import POCKET, folder_of
+from flowrl.base.errors import CheckpointError
+from flowrl.base.weight_files import read_json
 
 
 def resolve(path: str, name: str) -> Path:
@@ -21,11 +19,6 @@ def resolve(path: str, name: str) -> Path:
     if not folder.is_dir():
         raise CheckpointError(f"{path}: no such folder; give a {name} checkpoint folder or {POCKET!r}")
     return folder
-
-
-def pocket_folder(name: str) -> Path:
-    """The embedded folder called `name`; raises CheckpointError when it is not there."""
-    return folder_of(POCKET, name)
 
 
 def read_tensors(path: Path) -> dict[str, torch.Tensor]:

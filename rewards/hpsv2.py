@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from flowrl.core.config_tree import ConfigError
+from flowrl.base.config_tree import ConfigError
 from flowrl.types import RewardInput
 from rewards.clip.cosine import HUGE, CosineReward
 from rewards.clip.open_clip_keys import from_open_clip

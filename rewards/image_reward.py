@@ -13,9 +13,9 @@ from transformers import BertTokenizer, BlipTextConfig, BlipVisionConfig
 from transformers.models.blip.modeling_blip import BlipVisionModel
 from transformers.models.blip.modeling_blip_text import BlipTextModel
 
-from flowrl.core.dtypes import torch_dtype
-from flowrl.core.errors import CheckpointError
-from flowrl.core.weight_files import read_json
+from flowrl.base.dtypes import torch_dtype
+from flowrl.base.errors import CheckpointError
+from flowrl.base.weight_files import read_json
 from flowrl.types import RewardInput
 from rewards.clip.preprocess import crop_pixels, pixels_of
 from rewards.files import load_strict

@@ -10,8 +10,8 @@ from pathlib import Path
 import torch
 from safetensors.torch import save_file
 
-from flowrl.core.errors import CheckpointError
-from flowrl.core.weight_files import check_safetensors, read_json
+from flowrl.base.errors import CheckpointError
+from flowrl.base.weight_files import check_safetensors, read_json
 from rewards.files import read_tensors
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 
-from flowrl.core.errors import CheckpointError
+from flowrl.base.errors import CheckpointError
 
 _NESTED = ("state_dict", "model")  # where a file keeps its weights when they are not all of it
 _OLD_FORMAT = b"\x80"  # the first byte of a pickle, which torch.save wrote before it wrote zip archives

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import torch
 
+from flowrl.base.dtypes import torch_dtype
 from flowrl.config import ModelSection
-from flowrl.core.dtypes import torch_dtype
 from flowrl.protocols import Policy, PolicyFamily
 from flowrl.registry import resolve
 

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from flowrl.actors import socket_folder
-from flowrl.core.errors import UserError
+from flowrl.base.errors import UserError
 from flowrl.memory import process_bytes
 
 _OBJECT_STORE_BYTES = 512 * 2**20

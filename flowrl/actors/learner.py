@@ -17,8 +17,8 @@ from safetensors.torch import save as serialize
 from flowrl.actors.device import ModelSpec
 from flowrl.actors.weights import pack
 from flowrl.algorithms.configs import FlowGRPOConfig
+from flowrl.base.errors import UserError
 from flowrl.config import GateSection, OptimSection
-from flowrl.core.errors import UserError
 from flowrl.protocols import Algorithm, Policy
 from flowrl.registry import resolve
 from flowrl.types import (

@@ -9,7 +9,7 @@ import torch
 
 from flowrl.actors.device import ModelSpec
 from flowrl.actors.weights import unpack
-from flowrl.core.errors import UserError
+from flowrl.base.errors import UserError
 from flowrl.core.sampler import sample
 from flowrl.protocols import Policy
 from flowrl.types import PolicyWeights, RolloutRequest, TextCondition, Trajectory

@@ -8,7 +8,7 @@ from collections.abc import Iterable
 import numpy as np
 import torch
 
-from flowrl.core.errors import UserError
+from flowrl.base.errors import UserError
 from flowrl.types import PolicyWeights
 
 

@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import torch
 
-from flowrl.core.errors import UserError
+from flowrl.base.errors import UserError
 from flowrl.protocols import Reward
 from flowrl.types import RewardInput
 

@@ -13,9 +13,9 @@ from peft import LoraConfig, get_peft_model_state_dict
 from peft.tuners.lora import LoraLayer
 from safetensors.torch import load_file
 
+from flowrl.base.errors import CheckpointError
+from flowrl.base.file_mode import apply_umask
 from flowrl.core import seeds
-from flowrl.core.errors import CheckpointError
-from flowrl.core.file_mode import apply_umask
 
 ADAPTER = "default"
 _FILE = "pytorch_lora_weights.safetensors"

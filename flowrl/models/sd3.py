@@ -17,10 +17,10 @@ from diffusers import (
 from diffusers.utils import logging as diffusers_logging
 from transformers.utils import logging as transformers_logging
 
-from flowrl.core.errors import CheckpointError
+from flowrl.base.errors import CheckpointError
+from flowrl.base.weight_files import check_model_folder, read_json
 from flowrl.core.latent_space import latent_space_of
 from flowrl.core.schedule import flow_match_sigmas
-from flowrl.core.weight_files import check_model_folder, read_json
 from flowrl.models import lora
 from flowrl.types import TextCondition
 

@@ -15,7 +15,7 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
-from flowrl.core.errors import UserError
+from flowrl.base.errors import UserError
 from flowrl.pocket.build_plan import BuildPlan
 from flowrl.pocket.build_stages import Record, Stages
 from flowrl.pocket.prompt_sets import write_prompts

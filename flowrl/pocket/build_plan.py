@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
 
-from flowrl.core.errors import UserError
+from flowrl.base.errors import UserError
 from flowrl.pocket import autoencoder, generator, vision_language
 from flowrl.pocket.fitting import FitPlan
 from flowrl.pocket.preferences import SetPlan

@@ -12,7 +12,7 @@ from typing import Any
 
 from safetensors import safe_open
 
-from flowrl.core.metric_log import read_metrics
+from flowrl.base.metric_log import read_metrics
 from flowrl.pocket import autoencoder, generator
 from flowrl.pocket.build_plan import BuildPlan
 from flowrl.pocket.preference_store import draw_preferences, make_captioner

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from flowrl.core.errors import CheckpointError
+from flowrl.base.errors import CheckpointError
 
 RECORD = "provenance.json"
 _PARTS = ("policy", "policy/attributes", "policy/relation", "policy/shape", "policy/cleanliness", "edited")

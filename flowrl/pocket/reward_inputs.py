@@ -9,11 +9,11 @@ from functools import cache
 import torch
 from diffusers import AutoencoderKL
 
-from flowrl.core.errors import UserError
+from flowrl.base.embedded import embedded
+from flowrl.base.errors import UserError
 from flowrl.core.seeds import generator
 from flowrl.models.sd3 import SD3
 from flowrl.pocket.generator import scaled_latents
-from flowrl.pocket.locate import checkpoint
 from flowrl.pocket.render import render
 from flowrl.pocket.scene import IMAGE_SIZE, Scene
 from flowrl.pocket.text import MAX_TOKENS
@@ -56,7 +56,7 @@ def latent_batch(latent_space: str, image_size: int = IMAGE_SIZE, text: TextShap
     The text condition is the pocket policy's, or noise of the shape `text`. Raises UserError when the name of the space
     does not say its channels.
     """
-    if latent_space == SD3.latent_space(checkpoint("sd35")) and image_size == IMAGE_SIZE:
+    if latent_space == SD3.latent_space(embedded("sd35")) and image_size == IMAGE_SIZE:
         _, latents = _samples()
     else:
         latents = torch.randn(4, *_latent_shape(latent_space, image_size), generator=generator("latents", latent_space))
@@ -83,8 +83,8 @@ def _samples() -> tuple[torch.Tensor, torch.Tensor]:
     """Pixels [4, 3, 64, 64] and latents [4, 16, 8, 8]."""
     images = render([Scene.parse(prompt) for prompt in _SCENES * 2], torch.Generator().manual_seed(3), clean_share=0.0)
     with torch.no_grad():
-        latents = scaled_latents(AutoencoderKL.from_pretrained(checkpoint("sd35") / "vae"), images)
-    return SD3.load_decoder(checkpoint("sd35"), device="cpu").decode(latents), latents
+        latents = scaled_latents(AutoencoderKL.from_pretrained(embedded("sd35") / "vae"), images)
+    return SD3.load_decoder(embedded("sd35"), device="cpu").decode(latents), latents
 
 
 @cache
@@ -96,7 +96,7 @@ def _condition(text: TextShape | None) -> TextCondition:
             embeds=torch.randn(len(PROMPTS), text.length, text.width, generator=draw),
             pooled=torch.randn(len(PROMPTS), text.pooled, generator=draw),
         )
-    encoder = SD3.load_encoder(checkpoint("sd35"), max_sequence_length=MAX_TOKENS, dtype=torch.float32, device="cpu")
+    encoder = SD3.load_encoder(embedded("sd35"), max_sequence_length=MAX_TOKENS, dtype=torch.float32, device="cpu")
     conditions = [encoder.encode(prompt) for prompt in PROMPTS]
     return TextCondition(
         embeds=torch.cat([one.embeds for one in conditions]), pooled=torch.cat([one.pooled for one in conditions])

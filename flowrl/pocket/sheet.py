@@ -10,7 +10,7 @@ import transformers
 from diffusers import StableDiffusion3Pipeline
 from PIL import Image, ImageDraw
 
-from flowrl.pocket.locate import checkpoint
+from flowrl.base.embedded import embedded
 from flowrl.pocket.prompt_sets import prompt_file
 from flowrl.pocket.text import MAX_TOKENS
 
@@ -23,7 +23,7 @@ def draw_sheet(out: Path, *, seed: int, rows: int = 6) -> Path:
     """Draw samples of the first held-out prompts with the diffusers pipeline, as a PNG; returns its path."""
     for library in (diffusers, transformers):
         library.logging.disable_progress_bar()
-    pipeline = StableDiffusion3Pipeline.from_pretrained(checkpoint("sd35"))
+    pipeline = StableDiffusion3Pipeline.from_pretrained(embedded("sd35"))
     pipeline.set_progress_bar_config(disable=True)
     prompts = prompt_file("eval").read_text(encoding="utf-8").splitlines()[:rows]
     size = _SCALE * pipeline.transformer.config.sample_size * pipeline.vae_scale_factor

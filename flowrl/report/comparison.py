@@ -6,8 +6,8 @@ import dataclasses
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from flowrl.base.atomic_file import write_atomically
 from flowrl.config import ConfigError, diff
-from flowrl.core.atomic_file import write_atomically
 from flowrl.report.charts import Chart, Series
 from flowrl.report.costs import BUSY, PHASES, TRAFFIC, mean_bytes, mean_of, peak_memory, phase_rows
 from flowrl.report.page import Html, code, facts, folded, joined, page, sample_cards, section, table, tag

@@ -6,8 +6,8 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 
+from flowrl.base.environment import Environment, read_environments
 from flowrl.config import ConfigError, RunConfig, load
-from flowrl.core.environment import Environment, read_environments
 from flowrl.metrics import read_metrics
 from flowrl.registry import BUILT_IN
 from flowrl.samples import Sheet, read_sheet, sheet_steps

@@ -5,8 +5,8 @@ from __future__ import annotations
 import dataclasses
 from pathlib import Path
 
+from flowrl.base.atomic_file import write_atomically
 from flowrl.config import RunConfig, diff
-from flowrl.core.atomic_file import write_atomically
 from flowrl.report.charts import Chart, Series, running_mean, sparkline
 from flowrl.report.costs import cost_facts, phase_rows, traffic_rows
 from flowrl.report.page import Html, code, facts, folded, joined, page, sample_cards, section, share_bar, table, tag

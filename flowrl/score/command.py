@@ -14,12 +14,12 @@ from tqdm import tqdm
 
 from flowrl.actors.device import ModelSpec
 from flowrl.actors.reward_loading import check_rewards, load_reward
-from flowrl.config import POCKET, ConfigError, ModelSection, RewardSpec
-from flowrl.core.atomic_file import write_atomically
+from flowrl.base.atomic_file import write_atomically
+from flowrl.base.config_file import parse_options
+from flowrl.base.devices import pick_device
+from flowrl.base.embedded import POCKET, folder_of
+from flowrl.config import ConfigError, ModelSection, RewardSpec
 from flowrl.core.buckets import BucketPlan
-from flowrl.core.config_file import parse_options
-from flowrl.core.devices import pick_device
-from flowrl.core.embedded import folder_of
 from flowrl.pocket.text import MAX_TOKENS as POCKET_TOKENS
 from flowrl.score.contact_sheet import ContactSheet
 from flowrl.score.inputs import (

@@ -12,8 +12,8 @@ from typing import Any
 import torch
 from safetensors import SafetensorError, safe_open
 
-from flowrl.core.errors import UserError
-from flowrl.core.images import UnreadableImage, image_pixels, image_size
+from flowrl.base.errors import UserError
+from flowrl.base.images import UnreadableImage, image_pixels, image_size
 
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
 LATENT_SUFFIXES = (".safetensors",)

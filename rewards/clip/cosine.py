@@ -8,7 +8,7 @@ from typing import Literal
 
 import torch
 
-from flowrl.core.dtypes import torch_dtype
+from flowrl.base.dtypes import torch_dtype
 from flowrl.types import RewardInput
 from rewards.clip.preprocess import pixels_of
 from rewards.clip.towers import CosineModel, check_config, load_clip, load_tokenizer, tokenize

@@ -10,8 +10,8 @@ import torch.nn.functional as F
 from torch import nn
 from transformers import CLIPConfig, CLIPModel, CLIPTokenizer, CLIPVisionModelWithProjection
 
-from flowrl.core.errors import CheckpointError
-from flowrl.core.weight_files import check_model_folder, read_json
+from flowrl.base.errors import CheckpointError
+from flowrl.base.weight_files import check_model_folder, read_json
 from rewards.files import load_strict, read_shards
 from rewards.published_files import check_tokenizer, without
 

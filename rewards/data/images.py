@@ -9,8 +9,8 @@ from typing import IO, TypeVar
 
 import torch
 
-from flowrl.core.errors import UserError
-from flowrl.core.images import UnreadableImage, image_pixels, image_size
+from flowrl.base.errors import UserError
+from flowrl.base.images import UnreadableImage, image_pixels, image_size
 from rewards.data.comparison import ImageRef
 from rewards.data.parquet_files import DamagedCell, ParquetCells
 
@@ -40,7 +40,7 @@ class ImageReader:
         return self._read(ref, image_size)
 
     def pixels(self, ref: ImageRef) -> torch.Tensor:
-        """The image [3, H, W] uint8 as `flowrl.core.images.image_pixels` reads it; raises BadImage."""
+        """The image [3, H, W] uint8 as `flowrl.base.images.image_pixels` reads it; raises BadImage."""
         return self._read(ref, image_pixels)
 
     def _read(self, ref: ImageRef, read: Callable[[Path | IO[bytes]], Found]) -> Found:

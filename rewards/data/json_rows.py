@@ -12,7 +12,7 @@ from typing import Any, BinaryIO
 
 import ijson
 
-from flowrl.core.errors import UserError
+from flowrl.base.errors import UserError
 from rewards.data.comparison import BadRow, Comparison, ImageRef, Row
 
 _BOM = b"\xef\xbb\xbf"

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from flowrl.core.errors import UserError
+from flowrl.base.errors import UserError
 from flowrl.core.seeds import derive
 from rewards.data.comparison import BadRow, Comparison, ImageRef, Pair, SkippedRow, fault_of, pairs_of
 from rewards.data.images import BadImage, ImageReader

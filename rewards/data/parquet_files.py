@@ -10,7 +10,7 @@ from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
-from flowrl.core.errors import UserError
+from flowrl.base.errors import UserError
 
 _ROWS = 1024  # of a batch without images
 _CELLS = 16  # of a batch of images, each up to some megabytes

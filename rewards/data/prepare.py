@@ -21,10 +21,10 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from tqdm import tqdm
 
-from flowrl.core.errors import UserError
-from flowrl.core.folder_lock import take_lock
+from flowrl.base.errors import UserError
+from flowrl.base.folder_lock import take_lock
+from flowrl.core.buckets import BucketPlan, fit
 from flowrl.types import TextCondition
-from rewards.data.buckets import BucketPlan, fit
 from rewards.data.images import BadImage, ImageReader
 from rewards.data.mixture import MixtureScan
 from rewards.data.scan_index import ScanIndex

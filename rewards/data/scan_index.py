@@ -10,8 +10,8 @@ from pathlib import Path
 
 import torch
 
+from flowrl.core.buckets import BucketPlan
 from flowrl.core.seeds import derive
-from rewards.data.buckets import BucketPlan
 from rewards.data.comparison import ImageRef
 from rewards.data.mixture import ScannedComparison
 from rewards.data.pairs import PairTable

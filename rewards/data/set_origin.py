@@ -7,10 +7,10 @@ import json
 from pathlib import Path
 from typing import Any
 
-from flowrl.core.atomic_file import write_atomically
-from flowrl.core.config_tree import ConfigError
-from flowrl.core.folder_lock import make_writable
-from flowrl.core.weight_files import read_json
+from flowrl.base.atomic_file import write_atomically
+from flowrl.base.config_tree import ConfigError
+from flowrl.base.folder_lock import make_writable
+from flowrl.base.weight_files import read_json
 from rewards.data.store import INFO
 
 _SETTINGS, _SCAN = "settings.json", "scan.sha256"

@@ -9,7 +9,7 @@ from typing import Literal
 
 from omegaconf import MISSING
 
-from flowrl.core.config_tree import ConfigError
+from flowrl.base.config_tree import ConfigError
 from rewards.data import hpdv2, hpdv3, image_reward, jsonl, pick_a_pic
 from rewards.data.comparison import Row
 

@@ -17,9 +17,9 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file
 
-from flowrl.core.atomic_file import write_atomically
-from flowrl.core.errors import CheckpointError
-from flowrl.core.weight_files import check_safetensors, read_json
+from flowrl.base.atomic_file import write_atomically
+from flowrl.base.errors import CheckpointError
+from flowrl.base.weight_files import check_safetensors, read_json
 from flowrl.types import TextCondition
 from rewards.data.pairs import PairTable
 
@@ -105,6 +105,10 @@ class PreferenceStore:
         """Raise CheckpointError unless the set holds samples as `name`: "latents" or "pixels"."""
         if name not in self.info.holds:
             raise CheckpointError(f"{self.folder}: holds {' and '.join(self.info.holds)}, not {name}; prepare it again")
+
+    def texts(self, samples: torch.Tensor) -> tuple[str, ...]:
+        """The prompts of samples [B]."""
+        return tuple(self.prompts[row] for row in self.prompt[samples].tolist())
 
     def tensors(self, name: str, rows: torch.Tensor) -> torch.Tensor:
         """The "latents" [B, C, h, w] float32 or "pixels" [B, 3, H, W] float32 in [0, 1] of samples of one shape."""

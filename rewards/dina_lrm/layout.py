@@ -16,9 +16,9 @@ import torch
 from diffusers import FlowMatchEulerDiscreteScheduler, SD3Transformer2DModel
 from safetensors import safe_open
 
-from flowrl.core.errors import CheckpointError
+from flowrl.base.errors import CheckpointError
+from flowrl.base.weight_files import check_model_folder, read_json
 from flowrl.core.latent_space import latent_space_of
-from flowrl.core.weight_files import check_model_folder, read_json
 from rewards.dina_lrm.model import DiNaConfig, DiNaModel, nearest_level
 from rewards.files import load_strict
 from rewards.lora_files import check_lora, merge_lora

@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 import torch
 
-from flowrl.core.dtypes import torch_dtype
+from flowrl.base.dtypes import torch_dtype
 from flowrl.types import RewardInput
 from rewards.dina_lrm.layout import check_files, load
 from rewards.dina_lrm.model import sample_noise
@@ -23,7 +23,7 @@ class DiNaLRM:
     (raw + 10) / 10, as the published code reports it. `text_length` demands so many text tokens of the condition
     (0: any); the published length of T5 is 128 in training and 256 in inference, with 77 of CLIP before it.
 
-    Raises `flowrl.core.errors.CheckpointError` when it cannot be loaded.
+    Raises `flowrl.base.errors.CheckpointError` when it cannot be loaded.
     """
 
     name = "dina_lrm"

@@ -11,10 +11,10 @@ import torch
 from safetensors.torch import load_file, save_file
 from tqdm import tqdm
 
-from flowrl.core.weight_files import check_safetensors
+from flowrl.base.weight_files import check_safetensors
+from flowrl.core.seeds import evaluation_seeds
 from rewards.data.store import PreferenceStore
 from rewards.dit_reward.model import DiTRewardModel, sample_noise
-from rewards.training.scoring import fixed_seeds
 
 _PER_SHARD = 2048  # samples
 
@@ -45,7 +45,7 @@ class FeatureShards:
     ) -> None:
         """Write the shards that are not there, this rank's share of them."""
         self._folder.mkdir(parents=True, exist_ok=True)
-        missing = [n for n in range(self._num_shards) if not self._path(n).is_file()][rank::world]
+        missing = [n for n in range(rank, self._num_shards, world) if not self._path(n).is_file()]
         net = model.to(device).eval()
         for number in tqdm(missing, desc="features", unit="shard", mininterval=2, disable=rank > 0):
             stop = min((number + 1) * _PER_SHARD, len(store.shape))
@@ -57,7 +57,7 @@ class FeatureShards:
                     features = torch.zeros(len(rows), *found.shape[1:]) if not len(features) else features
                     features[part - rows[0]] = found
             aside = self._path(number).with_suffix(f".{rank}")
-            save_file({"features": features.half()}, aside)
+            save_file({"features": features}, aside)
             aside.replace(self._path(number))
 
     def rows(self, samples: torch.Tensor) -> torch.Tensor:
@@ -67,7 +67,7 @@ class FeatureShards:
                 check_safetensors(self._path(number))
                 self._shards.append(load_file(self._path(number))["features"])
         found = [self._shards[row // _PER_SHARD][row % _PER_SHARD] for row in samples.tolist()]
-        return torch.stack(found).float()
+        return torch.stack(found)
 
 
 @torch.no_grad()
@@ -75,7 +75,7 @@ def pooled(model: DiTRewardModel, store: PreferenceStore, samples: torch.Tensor,
     """The pooled features [n, K, F] float32 on the CPU of samples [n] of one shape, at each of the model's K levels."""
     latents = store.tensors("latents", samples)
     condition = store.conditions(store.prompt[samples])
-    noise = sample_noise(fixed_seeds(store.prompt[samples]), tuple(latents.shape[1:]))
+    noise = sample_noise(evaluation_seeds(store.texts(samples)), tuple(latents.shape[1:]))
     latents, noise, embeds, text = (t.to(device) for t in (latents, noise, condition.embeds, condition.pooled))
     levels = [model.features(latents, noise, embeds, text, sigma) for sigma in model.config.sigmas]
     return torch.stack(levels, 1).float().cpu()

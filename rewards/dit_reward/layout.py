@@ -16,10 +16,11 @@ from huggingface_hub import save_torch_state_dict
 from peft.tuners.lora import LoraLayer
 from safetensors.torch import save_file
 
-from flowrl.core.errors import CheckpointError
-from flowrl.core.weight_files import check_model_folder, check_safetensors, read_json
+from flowrl.base.embedded import folder_of
+from flowrl.base.errors import CheckpointError
+from flowrl.base.weight_files import check_model_folder, check_safetensors, read_json
 from rewards.dit_reward.model import DiTRewardConfig, DiTRewardModel
-from rewards.files import POCKET, load_strict, pocket_folder, read_shards, read_tensors
+from rewards.files import load_strict, read_shards, read_tensors
 from rewards.lora_files import LoraSettings, check_lora, merge_lora, save_lora
 
 FORMAT = "dit_reward"
@@ -180,7 +181,7 @@ def load(folder: Path, *, dtype: torch.dtype, base: str = "") -> DiTRewardModel:
             raise CheckpointError(f"{folder}: {error}") from None
     load_strict(model.transformer, tensors, backbone, dtype)
     load_strict(model.head, head, folder / _HEAD, dtype)
-    if (folder / LORA).is_dir():
+    if backbone.parent != folder and (folder / LORA).is_dir():
         merge_lora(model.transformer, folder / LORA)
     return model.eval().requires_grad_(False)
 
@@ -190,7 +191,7 @@ def _backbone_folder(folder: Path, config: DiTRewardConfig, base: str) -> Path:
     if (folder / "transformer").is_dir():
         return folder / "transformer"
     named = base or config.base
-    found = (pocket_folder("sd35") if named == POCKET else Path(named)) / "transformer"
+    found = folder_of(named, "sd35") / "transformer"
     if not found.is_dir():
         raise CheckpointError(
             f"{folder}: holds no backbone, and {named} is not a folder with a transformer/; give the diffusers folder "

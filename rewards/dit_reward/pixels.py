@@ -11,11 +11,11 @@ from typing import Any, Literal
 
 import torch
 
+from flowrl.base.dtypes import torch_dtype
+from flowrl.base.embedded import POCKET, folder_of
+from flowrl.base.errors import CheckpointError
+from flowrl.base.weight_files import read_json
 from flowrl.core.buckets import BucketPlan
-from flowrl.core.dtypes import torch_dtype
-from flowrl.core.embedded import POCKET, folder_of
-from flowrl.core.errors import CheckpointError
-from flowrl.core.weight_files import read_json
 from flowrl.models.latent_inputs import EncoderSetting, LatentInputs
 from flowrl.models.sd3 import SD3
 from flowrl.types import RewardInput

@@ -7,11 +7,12 @@ from typing import Any, Literal
 
 import torch
 
-from flowrl.core.dtypes import torch_dtype
+from flowrl.base.dtypes import torch_dtype
+from flowrl.base.embedded import POCKET
 from flowrl.types import RewardInput
 from rewards.dit_reward.layout import check_folder, load
 from rewards.dit_reward.model import sample_noise
-from rewards.files import POCKET, resolve
+from rewards.files import resolve
 
 
 class DiTReward:

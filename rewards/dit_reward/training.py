@@ -7,9 +7,9 @@ from pathlib import Path
 import torch
 from diffusers import SD3Transformer2DModel
 
-from flowrl.core.errors import CheckpointError
+from flowrl.base.errors import CheckpointError
+from flowrl.base.weight_files import check_model_folder, read_json
 from flowrl.core.seeds import derive, global_seed
-from flowrl.core.weight_files import check_model_folder, read_json
 from rewards.data.store import PreferenceStore, StoreInfo
 from rewards.dit_reward import layout
 from rewards.dit_reward.features import FeatureShards

@@ -10,8 +10,8 @@ from typing import Any, Literal
 
 from omegaconf import MISSING
 
-from flowrl.core.config_file import read_config
-from flowrl.core.config_tree import ConfigError, did_you_mean
+from flowrl.base.config_file import read_config
+from flowrl.base.config_tree import ConfigError, did_you_mean
 from rewards.data.source import DataSource, check_source
 from rewards.evaluation.protocols import PROTOCOLS, find_protocol
 from rewards.evaluation.published import TEST_SETS

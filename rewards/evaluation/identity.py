@@ -9,8 +9,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from flowrl.core.embedded import EMBEDDED, POCKET
-from flowrl.core.weight_files import read_json
+from flowrl.base.embedded import EMBEDDED, POCKET
+from flowrl.base.weight_files import read_json
 from flowrl.models.latent_inputs import EncoderSetting
 from rewards.data.parquet_files import parquet_files
 from rewards.data.source import DataSource

@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from flowrl.core.errors import UserError
+from flowrl.base.errors import UserError
 from flowrl.core.reward_call import RewardInputError, score_in_parts
 from flowrl.core.seeds import evaluation_seeds
 from flowrl.models.latent_inputs import LatentInputs

@@ -8,7 +8,7 @@ from itertools import combinations
 
 import torch
 
-from flowrl.core.errors import UserError
+from flowrl.base.errors import UserError
 from rewards.evaluation.bootstrap import interval, paired_difference, resample
 from rewards.evaluation.judged_pairs import JudgedPairs
 from rewards.evaluation.protocols import Credits, Protocol, TieRule, choose_tie_rule

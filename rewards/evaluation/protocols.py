@@ -13,8 +13,8 @@ from typing import Literal
 import numpy as np
 import torch
 
-from flowrl.core.config_tree import ConfigError, did_you_mean
-from flowrl.core.errors import UserError
+from flowrl.base.config_tree import ConfigError, did_you_mean
+from flowrl.base.errors import UserError
 from rewards.data.pairs import PairTable
 
 Measure = Literal["probability", "score"]

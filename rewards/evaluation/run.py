@@ -9,8 +9,8 @@ from typing import Any
 
 from tqdm import tqdm
 
-from flowrl.core.config_file import dump_config
-from flowrl.core.errors import UserError
+from flowrl.base.config_file import dump_config
+from flowrl.base.errors import UserError
 from flowrl.models.latent_inputs import LatentInputs
 from rewards.data.comparison import Comparison, Row, fault_of
 from rewards.data.source import DataSource, open_source

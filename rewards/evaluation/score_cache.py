@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Self, TextIO
 
-from flowrl.core.errors import UserError
+from flowrl.base.errors import UserError
 
 
 class ScoreCache:

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import torch
 
-from flowrl.core.errors import UserError
+from flowrl.base.errors import UserError
 from flowrl.models.latent_inputs import LatentInputs
 from rewards.data.comparison import BadRow, Comparison, Row, SkippedRow, fault_of
 from rewards.data.images import BadImage, ImageReader

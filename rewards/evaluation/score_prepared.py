@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
-from flowrl.core.errors import UserError
+from flowrl.base.errors import UserError
 from flowrl.core.seeds import evaluation_seeds
 from flowrl.protocols import Reward
 from flowrl.types import RewardInput

@@ -10,8 +10,8 @@ import torch
 from safetensors.torch import save_file
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, Qwen2VLConfig
 
-from flowrl.core.errors import CheckpointError
-from flowrl.core.weight_files import check_safetensors, read_json
+from flowrl.base.errors import CheckpointError
+from flowrl.base.weight_files import check_safetensors, read_json
 from rewards.files import load_strict, read_tensors
 from rewards.hpsv3.model import DROPPED, HPSv3Model, from_published, to_published
 from rewards.hpsv3.preprocess import PUBLISHED_AREA, PatchSpec

@@ -7,9 +7,10 @@ from typing import Any, Literal
 
 import torch
 
-from flowrl.core.dtypes import torch_dtype
+from flowrl.base.dtypes import torch_dtype
+from flowrl.base.embedded import POCKET
 from flowrl.types import RewardInput
-from rewards.files import POCKET, resolve
+from rewards.files import resolve
 from rewards.hpsv3.layout import check_folder, load
 from rewards.hpsv3.model import tokenize
 from rewards.hpsv3.preprocess import patchify

@@ -46,9 +46,8 @@ class HPSv3Training:
     ) -> tuple[ChatBatch, torch.Tensor, torch.Tensor]:
         """The chats, patches and grid of samples [B]; no noise is drawn."""
         pixels = store.tensors("pixels", samples).to(device)
-        prompts = tuple(store.prompts[row] for row in store.prompt[samples].tolist())
         patches, grid = patchify(pixels, self.spec)
-        chats = tokenize(self.tokenizer, prompts, self.spec.num_tokens(*pixels.shape[2:]))
+        chats = tokenize(self.tokenizer, store.texts(samples), self.spec.num_tokens(*pixels.shape[2:]))
         return chats.to(device), patches, grid
 
     def output_layer(self) -> torch.nn.Linear:

@@ -10,7 +10,7 @@ from urllib.parse import urlsplit
 import requests
 import torch
 
-from flowrl.core.errors import UserError
+from flowrl.base.errors import UserError
 from flowrl.types import RewardInput
 from rewards.http.tokens import read_token, token_of_environment
 from rewards.http.wire import (

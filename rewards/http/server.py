@@ -21,7 +21,7 @@ import threading
 from dataclasses import dataclass
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
-from flowrl.core.errors import UserError
+from flowrl.base.errors import UserError
 from flowrl.core.reward_call import RewardInputError, score_in_parts
 from flowrl.protocols import Reward
 from rewards.http.wire import CONTENT_TYPE, MAX_BYTES, Description, WireError, decode_request, encode_scores

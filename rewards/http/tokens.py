@@ -6,7 +6,7 @@ import os
 import secrets
 from pathlib import Path
 
-from flowrl.core.errors import UserError
+from flowrl.base.errors import UserError
 
 
 class TokenError(UserError):

@@ -7,9 +7,9 @@ from itertools import combinations
 from pathlib import Path
 from typing import Literal
 
-from flowrl.core.config_file import read_config
-from flowrl.core.config_tree import ConfigError
-from rewards.training.config import POCKET
+from flowrl.base.config_file import read_config
+from flowrl.base.config_tree import ConfigError
+from flowrl.base.embedded import POCKET
 
 INPUT = -1  # the number of the layer that is no block: the patch embeddings that enter block 0
 

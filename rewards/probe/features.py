@@ -7,10 +7,10 @@ from pathlib import Path
 
 import torch
 
-from flowrl.core.dtypes import torch_dtype
-from flowrl.core.errors import UserError
+from flowrl.base.dtypes import torch_dtype
+from flowrl.base.errors import UserError
+from flowrl.base.weight_files import read_json
 from flowrl.core.seeds import derive, global_seed
-from flowrl.core.weight_files import read_json
 from flowrl.models.sd3 import SD3
 from rewards.data.store import TABLES, PreferenceStore
 from rewards.dit_reward.features import FeatureShards, features_name

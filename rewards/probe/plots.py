@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from flowrl.core.errors import UserError
+from flowrl.base.errors import UserError
 from rewards.probe.result import ProbeResult, layer_label
 from rewards.probe.similarity import Similarity
 

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import torch
 
-from flowrl.core.config_file import dump_config
-from flowrl.core.config_tree import ConfigError
-from flowrl.core.errors import UserError
+from flowrl.base.config_file import dump_config
+from flowrl.base.devices import pick_device
+from flowrl.base.errors import UserError
 from rewards.data.pairs import PairTable
 from rewards.data.store import PreferenceStore
 from rewards.evaluation.bootstrap import interval, paired_difference, resample
@@ -44,7 +44,7 @@ def probe(config: ProbeConfig) -> ProbeResult:
     Raises UserError when the data, the backbone or the folder cannot be used, or matplotlib is missing.
     """
     require_matplotlib()
-    device = _device(config)
+    device = torch.device(pick_device(config.device))
     train, validation = (PreferenceStore(Path(config.data.store) / part) for part in ("train", "validation"))
     for store in (train, validation):
         if store.pairs.tie.all():
@@ -167,9 +167,3 @@ def _make_folder(config: ProbeConfig) -> None:
     out.mkdir(parents=True, exist_ok=True)
     (out / "config.yaml").write_text(dump_config(config), encoding="utf-8")
 
-
-def _device(config: ProbeConfig) -> torch.device:
-    here = torch.cuda.is_available()
-    if config.device == "cuda" and not here:
-        raise ConfigError("device must be cpu or auto on this machine, got 'cuda': there is no GPU that torch can use")
-    return torch.device("cuda" if here and config.device != "cpu" else "cpu")

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import torch
 
-from flowrl.core.errors import UserError
+from flowrl.base.errors import UserError
 from flowrl.core.seeds import generator
 from rewards.data.pairs import PairTable
 

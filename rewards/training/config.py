@@ -7,11 +7,10 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any, Literal
 
-from flowrl.core.config_file import read_config
-from flowrl.core.config_tree import ConfigError
+from flowrl.base.config_file import read_config
+from flowrl.base.config_tree import ConfigError
+from flowrl.base.embedded import POCKET
 from rewards.data.source import DataSource, check_source
-
-POCKET = "pocket"
 
 
 @dataclass
@@ -102,7 +101,7 @@ class EvalSection:
     """Accuracy on the validation pairs."""
 
     every: int = 200  # steps; 0 = at the end alone
-    max_comparisons: int = 0  # 0 = all
+    max_comparisons: int = 0  # the first so many of each source; 0 = all
     batch_size: int = 32  # samples per forward pass and device
 
 

@@ -7,14 +7,15 @@ from pathlib import Path
 
 import torch
 
-from flowrl.core.config_tree import ConfigError
-from flowrl.core.dtypes import torch_dtype
+from flowrl.base.config_tree import ConfigError
+from flowrl.base.devices import pick_device
+from flowrl.base.dtypes import torch_dtype
+from flowrl.base.embedded import folder_of
+from flowrl.core.buckets import BucketPlan
 from flowrl.models.sd3 import SD3
-from rewards.data.buckets import BucketPlan
 from rewards.data.prepare import Encoders, check_choices, prepare
 from rewards.data.store import INFO, PreferenceStore
-from rewards.files import pocket_folder
-from rewards.training.config import POCKET, RewardTrainConfig
+from rewards.training.config import RewardTrainConfig
 
 PARTS = ("train", "validation")
 
@@ -73,9 +74,9 @@ def _encoders(config: RewardTrainConfig) -> Encoders:
     dtype = torch_dtype(config.data.dtype)
     if config.model.kind == "hpsv3":
         return Encoders(name="", latent_space="", image=None, text=None, dtype=dtype)
-    folder = pocket_folder("sd35") if config.model.path == POCKET else Path(config.model.path)
+    folder = folder_of(config.model.path, "sd35")
     SD3.check(folder)
-    device = _device(config)
+    device = pick_device(config.data.device, key="data.device")
     on_cpu = device == "cpu"
     text = SD3.load_encoder(
         folder,
@@ -96,8 +97,3 @@ def _buckets(config: RewardTrainConfig) -> BucketPlan:
     data = config.data
     return BucketPlan(image_size=data.image_size, step=data.bucket_step, max_aspect=data.max_aspect)
 
-
-def _device(config: RewardTrainConfig) -> str:
-    if config.data.device != "auto":
-        return config.data.device
-    return "cuda" if torch.cuda.is_available() else "cpu"

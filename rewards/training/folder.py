@@ -7,11 +7,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO
 
-from flowrl.core.atomic_file import write_atomically
-from flowrl.core.config_file import diff_configs, dump_config, read_config
-from flowrl.core.config_tree import ConfigError
-from flowrl.core.environment import environment, read_environments, write_environments
-from flowrl.core.folder_lock import LOCK, make_writable, take_lock
+from flowrl.base.atomic_file import write_atomically
+from flowrl.base.config_file import diff_configs, dump_config, read_config
+from flowrl.base.config_tree import ConfigError
+from flowrl.base.environment import environment, read_environments, write_environments
+from flowrl.base.folder_lock import LOCK, make_writable, take_lock
 from rewards.training.config import RewardTrainConfig
 
 _CONTENTS = (
@@ -26,7 +26,7 @@ _MAY_CHANGE = ("run.dir", "run.name", "run.overwrite", "eval.", "checkpoint.", "
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingFolder:
-    """A folder that this process may write to, as long as it keeps this object."""
+    """A training's folder; the main process, which holds its lock, writes most of it."""
 
     path: Path
     lock: IO[str] | None = field(default=None, repr=False, compare=False)
@@ -72,7 +72,7 @@ def claim(config: RewardTrainConfig, *, resume: bool) -> TrainingFolder:
         _check_same(config, begun)
     else:
         _clear(path)
-        write_atomically(begun, dump_config(config).encode())
+    write_atomically(begun, dump_config(config).encode())
     earlier = read_environments(path / "env.json") if resume else []
     write_environments(path / "env.json", [*earlier, environment()])
     return TrainingFolder(path=path, lock=lock)

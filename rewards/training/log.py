@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from flowrl.core.metric_log import MetricLog
+from flowrl.base.metric_log import MetricLog
 
 MEANINGS = {
     "train/loss": "Weighted mean loss of the step's pairs.",
-    "train/accuracy": "Share of the step's pairs that were scored in the right order, before the step.",
+    "train/accuracy": "Share of the step's pairs, ties left out, that were scored in the right order, before the step.",
     "train/grad_norm": "Norm of the gradient before clipping.",
     "train/lr_factor": "Share of the base learning rates that this step was taken with.",
     "validation/accuracy": "Share of the validation pairs, ties left out, that are scored in the right order.",
@@ -16,7 +16,7 @@ MEANINGS = {
     "time/step_s": "Seconds of the step.",
     "time/validation_s": "Seconds of the validation.",
 }
-_NULLABLE = ("train/grad_norm",)
+_NULLABLE = ("train/accuracy",)
 _BY = ("validation/source/", "validation/category/")
 _LAYOUT = {
     "is it learning?": {

@@ -11,9 +11,9 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
-from flowrl.core.metric_log import MetricLog
+from flowrl.base.metric_log import MetricLog
+from flowrl.base.signals import StopRequest
 from flowrl.core.seeds import derive, generator, global_seed
-from flowrl.core.signals import StopRequest
 from rewards.data.pairs import PairTable
 from rewards.data.store import PreferenceStore
 from rewards.training.average import MovingAverage
@@ -21,7 +21,7 @@ from rewards.training.batches import ComparisonBatcher, MicroBatch
 from rewards.training.config import OptimSection, RewardTrainConfig
 from rewards.training.losses import pair_losses
 from rewards.training.scoring import Accuracy, validate
-from rewards.training.session import Session
+from rewards.training.session import Session, TrainingError
 from rewards.training.state import load_state, save_state
 
 
@@ -88,23 +88,28 @@ class RewardTrainer:
         micros = self.batcher.micro_batches(
             self.batcher.at(step), size=optim.micro_batch_size, rank=session.rank, world=session.world
         )
-        loss, right = 0.0, 0.0
+        loss, right, decided = 0.0, 0.0, 0.0
         for number, micro in enumerate(micros):
             with session.micro_step():
                 outputs = self._outputs(micro, step, number)
                 winner, loser = outputs[micro.winner], outputs[micro.loser]
-                part = (self._losses(winner, loser, micro, step, number) * micro.weight.to(winner)).sum()
+                part = (self._losses(winner, loser, micro, step) * micro.weight.to(winner)).sum()
                 session.backward(part)
             loss += float(part.detach())
-            right += float(((winner[:, 0] > loser[:, 0]).float().cpu() * micro.weight).sum())
-        loss, right = session.sum(loss), session.sum(right)
+            weight = micro.weight * ~micro.tie
+            right += float(((winner[:, 0] > loser[:, 0]).cpu() * weight).sum())
+            decided += float(weight.sum())
+        loss, right, decided = session.sum(loss), session.sum(right), session.sum(decided)
         if not math.isfinite(loss):
-            raise FloatingPointError(f"the loss of step {step} is {loss}; nothing was learned from it")
+            raise TrainingError(
+                f"the loss of step {step} is {loss}; nothing was learned from it. Lower optim.lr_backbone or "
+                "optim.lr_head, and go on from the last checkpoint with --resume"
+            )
         norm = session.step()
         self.average.update(step)
         return {
             "train/loss": loss,
-            "train/accuracy": right,
+            "train/accuracy": right / decided if decided else math.nan,
             "train/grad_norm": norm,
             "train/lr_factor": factor,
             "time/step_s": time.perf_counter() - began,
@@ -136,20 +141,21 @@ class RewardTrainer:
         outputs = torch.cat(found)
         return outputs[torch.argsort(torch.cat(rows)).to(outputs.device)]
 
-    def _losses(
-        self, winner: torch.Tensor, loser: torch.Tensor, micro: MicroBatch, step: int, number: int
-    ) -> torch.Tensor:
-        loss = self.config.loss
-        return pair_losses(
-            winner,
-            loser,
-            micro.tie.to(winner.device),
-            generator(self.config.run.seed, "draws", step, number, self.session.rank),
-            kind=loss.kind,
-            ties=loss.ties,
-            draws=loss.draws,
-            threshold=loss.tie_threshold,
-        )
+    def _losses(self, winner: torch.Tensor, loser: torch.Tensor, micro: MicroBatch, step: int) -> torch.Tensor:
+        """The loss [P] of each pair; draws are keyed by comparison, so that they do not depend on who makes them."""
+        loss, seed = self.config.loss, self.config.run.seed
+        xi = None
+        if loss.kind == "uncertainty":
+            comparisons, counts = torch.unique_consecutive(micro.comparison[micro.winner], return_counts=True)
+            xi = torch.cat(
+                [
+                    torch.randn(loss.draws, count, generator=generator(seed, "draws", step, comparison))
+                    for comparison, count in zip(comparisons.tolist(), counts.tolist(), strict=True)
+                ],
+                1,
+            )
+        tie = micro.tie.to(winner.device)
+        return pair_losses(winner, loser, tie, xi, kind=loss.kind, ties=loss.ties, threshold=loss.tie_threshold)
 
     def _is_due(self, step: int, every: int) -> bool:
         return step + 1 == self.num_steps or bool(every and (step + 1) % every == 0)

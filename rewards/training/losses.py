@@ -42,52 +42,45 @@ def rao_kupper_loss(
     return -torch.where(tie, beats + beaten + math.log(threshold**2 - 1), beats)
 
 
-def uncertainty_loss(
-    winner: torch.Tensor, loser: torch.Tensor, generator: torch.Generator, *, draws: int = 1000
-) -> torch.Tensor:
+def uncertainty_loss(winner: torch.Tensor, loser: torch.Tensor, xi: torch.Tensor) -> torch.Tensor:
     """HPSv3's loss [P] for outputs [P, 2] of (mu, log sigma): Bradley-Terry of a drawn difference, averaged over draws.
 
     The difference is (mu_w - mu_l) + sqrt(sigma_w^2 + sigma_l^2) xi with xi standard normal [draws, P]
     (arXiv 2508.03789).
     """
-    return bradley_terry_loss(_drawn(winner, loser, generator, draws), winner.new_zeros(())).mean(0)
+    return bradley_terry_loss(_drawn(winner, loser, xi), winner.new_zeros(())).mean(0)
 
 
-def uncertain_tie_loss(
-    first: torch.Tensor, second: torch.Tensor, generator: torch.Generator, *, draws: int = 1000
-) -> torch.Tensor:
+def uncertain_tie_loss(first: torch.Tensor, second: torch.Tensor, xi: torch.Tensor) -> torch.Tensor:
     """`soft_tie_loss` of the same drawn difference (our extension: HPSv3 trains on no ties)."""
-    return soft_tie_loss(_drawn(first, second, generator, draws), first.new_zeros(())).mean(0)
+    return soft_tie_loss(_drawn(first, second, xi), first.new_zeros(())).mean(0)
 
 
-def _drawn(first: torch.Tensor, second: torch.Tensor, generator: torch.Generator, draws: int) -> torch.Tensor:
-    spread = (torch.exp(2 * first[:, 1]) + torch.exp(2 * second[:, 1])).sqrt()
-    xi = torch.randn(draws, len(first), generator=generator).to(first)
-    return first[:, 0] - second[:, 0] + spread * xi
+def _drawn(first: torch.Tensor, second: torch.Tensor, xi: torch.Tensor) -> torch.Tensor:
+    # Not as the root of a sum, whose gradient is not a number where both spreads vanish.
+    spread = (0.5 * torch.logaddexp(2 * first[:, 1], 2 * second[:, 1])).exp()
+    return first[:, 0] - second[:, 0] + spread * xi.to(first)
 
 
 def pair_losses(
     winner: torch.Tensor,
     loser: torch.Tensor,
     tie: torch.Tensor,
-    generator: torch.Generator,
+    xi: torch.Tensor | None,
     *,
     kind: LossKind,
     ties: TieKind,
-    draws: int = 1000,
     threshold: float = 5.0,
 ) -> torch.Tensor:
     """The loss [P] of pairs with outputs [P, 1] or, for the uncertainty loss, [P, 2]; `tie` [P] bool marks the ties.
 
-    With ties "drop" none may be among them: they were left out before.
+    The uncertainty loss needs the draws `xi` [draws, P]. With ties "drop" none may be among the pairs: they were left
+    out before.
     """
     if kind == "uncertainty":
-        # Both are drawn for all pairs, so that a pair's draws do not depend on which others are ties.
-        state = generator.get_state()
-        decided = uncertainty_loss(winner, loser, generator, draws=draws)
-        if ties == "drop" or not tie.any():
-            return decided
-        return torch.where(tie, uncertain_tie_loss(winner, loser, generator.set_state(state), draws=draws), decided)
+        assert xi is not None
+        decided = uncertainty_loss(winner, loser, xi)
+        return decided if ties == "drop" else torch.where(tie, uncertain_tie_loss(winner, loser, xi), decided)
     winner, loser = winner[:, 0], loser[:, 0]
     if ties == "rao_kupper":
         return rao_kupper_loss(winner, loser, tie, threshold=threshold)

@@ -7,15 +7,15 @@ from pathlib import Path
 import torch
 from accelerate import PartialState
 
-from flowrl.core.config_tree import ConfigError
+from flowrl.base.config_tree import ConfigError
+from flowrl.base.embedded import folder_of
 from flowrl.models.sd3 import SD3
 from rewards.data.store import PreferenceStore
 from rewards.dit_reward.features import FeatureShards, features_name
 from rewards.dit_reward.model import DiTRewardConfig, DiTRewardModel
 from rewards.dit_reward.training import DiTRewardTraining, FrozenDiTRewardTraining, check_store, new_model
-from rewards.files import pocket_folder
 from rewards.hpsv3.training import HPSv3Training
-from rewards.training.config import POCKET, RewardTrainConfig
+from rewards.training.config import RewardTrainConfig
 from rewards.training.trainable import TrainableReward
 
 
@@ -27,8 +27,8 @@ def make_trainable(config: RewardTrainConfig, stores: list[PreferenceStore], fea
     if config.model.kind == "hpsv3":
         for store in stores:
             store.require(HPSv3Training.reads)
-        return HPSv3Training(_folder(config, "hpsv3"), seed=seed)
-    folder = _folder(config, "sd35")
+        return HPSv3Training(folder_of(config.model.path, "hpsv3"), seed=seed)
+    folder = folder_of(config.model.path, "sd35")
     SD3.check(folder)
     info = stores[0].info
     for store in stores:
@@ -90,6 +90,3 @@ def dit_reward_config(config: RewardTrainConfig, *, text_length: int, latent_spa
     except ValueError as error:
         raise ConfigError(f"dit_reward: {error}") from None
 
-
-def _folder(config: RewardTrainConfig, name: str) -> Path:
-    return pocket_folder(name) if config.model.path == POCKET else Path(config.model.path)

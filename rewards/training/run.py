@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import json
+import shutil
+import sys
 from dataclasses import asdict
 from pathlib import Path
 
 import torch
+from tqdm import tqdm
 
-from flowrl.core import checkpoint
-from flowrl.core.config_file import dump_config
-from flowrl.core.config_tree import ConfigError
-from flowrl.core.dtypes import torch_dtype
+from flowrl.base import checkpoint
+from flowrl.base.atomic_file import write_atomically
+from flowrl.base.config_file import dump_config
+from flowrl.base.config_tree import ConfigError
+from flowrl.base.dtypes import torch_dtype
+from flowrl.core.seeds import generator
 from rewards.data.pairs import PairTable
 from rewards.data.store import PreferenceStore
 from rewards.training.batches import ComparisonBatcher
@@ -22,7 +27,7 @@ from rewards.training.log import open_log
 from rewards.training.loop import RewardTrainer
 from rewards.training.models import make_trainable
 from rewards.training.scoring import Accuracy, score_samples
-from rewards.training.session import Session, join_processes
+from rewards.training.session import Session, agree_on_folder, join_processes
 from rewards.training.trainable import TrainableReward
 
 _CENTRED_OVER = 4096  # samples
@@ -33,6 +38,7 @@ def train_reward(config: RewardTrainConfig, *, resume: bool) -> Path | None:
     ended the training before its end.
     """
     processes = join_processes()
+    agree_on_folder(config)
     train, validation = open_stores(config)
     folder = claim(config, resume=resume) if processes.is_main_process else TrainingFolder(path=Path(config.run.dir))
     processes.wait_for_everyone()
@@ -47,9 +53,7 @@ def train_reward(config: RewardTrainConfig, *, resume: bool) -> Path | None:
     )
     validation_pairs = _validation_pairs(config, validation)
     session = Session(trainable, config, batch_size=batcher.batch_size)
-    start_from, problems = checkpoint.newest(folder.checkpoints) if resume else (None, [])
-    if problems:
-        raise ConfigError(f"{folder.checkpoints}: {'; '.join(problems)}; remove what cannot be read, then resume again")
+    start_from = _newest(folder.checkpoints) if resume else None
     log = None
     if session.is_main:
         done = checkpoint.step_of(start_from) if start_from else 0
@@ -91,7 +95,7 @@ def _export(
     """Write the reward folder and its accuracy, which the main process does while the others wait."""
     shift = 0.0
     if config.export.centre:
-        samples = torch.arange(min(len(validation.shape), _CENTRED_OVER))
+        samples = _some_samples(validation.pairs)
         shift = float(score_samples(session, validation, samples, batch_size=config.eval.batch_size).mean())
     state = session.state_dict()
     if not session.is_main:
@@ -103,15 +107,35 @@ def _export(
     notes = (
         config.export.notes or f"Trained with `flowrl reward train`; the configuration is beside it, in {folder.path}."
     )
+    aside = folder.path / ".reward"
+    shutil.rmtree(aside, ignore_errors=True)
     trainable.save(
-        folder.reward,
+        aside,
         state,
         dtype=torch_dtype(config.export.dtype),
         notes=_card(notes, reached),
         whole=config.export.whole,
     )
-    folder.validation.write_text(json.dumps(asdict(reached), indent=2) + "\n", encoding="utf-8")
+    write_atomically(folder.validation, f"{json.dumps(asdict(reached), indent=2)}\n".encode())
+    shutil.rmtree(folder.reward, ignore_errors=True)
+    aside.rename(folder.reward)  # last: where it stands, the training has come to its end
     session.accelerator.wait_for_everyone()
+
+
+def _newest(checkpoints: Path) -> Path | None:
+    """The newest checkpoint that is whole; those that are not are named. Raises ConfigError when none of them is."""
+    found, problems = checkpoint.newest(checkpoints)
+    for problem in problems:
+        tqdm.write(f"checkpoint passed over: {problem}", file=sys.stderr)
+    if problems and found is None:
+        raise ConfigError(f"{checkpoints}: no checkpoint can be used: {'; '.join(problems)}; start anew")
+    return found
+
+
+def _some_samples(pairs: PairTable) -> torch.Tensor:
+    """Up to 4096 samples that stand in pairs, at random."""
+    samples = torch.unique(torch.cat([pairs.winner, pairs.loser]))
+    return samples[torch.randperm(len(samples), generator=generator("centre"))[:_CENTRED_OVER]].sort().values
 
 
 def _card(notes: str, reached: Accuracy) -> str:
@@ -140,7 +164,7 @@ def _training_pairs(config: RewardTrainConfig, store: PreferenceStore) -> PairTa
 
 def _validation_pairs(config: RewardTrainConfig, store: PreferenceStore) -> PairTable:
     """The pairs to validate on; some must have a winner."""
-    pairs = first_comparisons(store.pairs, config.eval.max_comparisons)
+    pairs = store.pairs.first_comparisons(config.eval.max_comparisons)
     if bool(pairs.tie.all()):
         raise ConfigError(
             f"{store.folder}: holds no pair with a winner to validate on, in {len(pairs)} pairs with "
@@ -154,15 +178,8 @@ def share_of(pairs: PairTable, share: float) -> PairTable:
     if share == 1:
         return pairs
     comparisons = torch.unique(pairs.comparison)
-    order = torch.randperm(len(comparisons), generator=torch.Generator().manual_seed(0))
+    order = torch.randperm(len(comparisons), generator=torch.Generator().manual_seed(0))  # the same for all seeds
     return pairs.select(torch.isin(pairs.comparison, comparisons[order[: max(1, round(share * len(comparisons)))]]))
-
-
-def first_comparisons(pairs: PairTable, count: int) -> PairTable:
-    """The pairs of the first `count` comparisons; 0 = all."""
-    if count == 0:
-        return pairs
-    return pairs.select(torch.isin(pairs.comparison, torch.unique(pairs.comparison)[:count]))
 
 
 def _weight(config: RewardTrainConfig, source: str) -> float:

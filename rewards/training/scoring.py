@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from tqdm import tqdm
 
-from flowrl.core.seeds import derive
+from flowrl.core.seeds import evaluation_seeds
 from rewards.data.pairs import PairTable
 from rewards.data.store import PreferenceStore
 from rewards.evaluation.protocols import PROTOCOLS
@@ -46,18 +46,13 @@ def score_samples(session: Session, store: PreferenceStore, samples: torch.Tenso
         rows = chunks[min(number * session.world + session.rank, len(chunks) - 1)]
         chosen = samples[rows]
         with torch.no_grad():
-            inputs = session.trainable.inputs(store, chosen, fixed_seeds(store.prompt[chosen]), session.device)
+            inputs = session.trainable.inputs(store, chosen, evaluation_seeds(store.texts(chosen)), session.device)
             found.append((rows, network([inputs])[0][:, 0].float().cpu()))
     scores = torch.empty(len(samples))
     for rows, part in session.gather(found):
         scores[rows] = part
     network.train()
     return scores
-
-
-def fixed_seeds(prompts: torch.Tensor) -> torch.Tensor:
-    """The noise seeds [n] int64 of samples by their prompts [n], where scores are compared and not trained on."""
-    return torch.tensor([derive("scoring", int(prompt)) for prompt in prompts.tolist()])
 
 
 def validate(session: Session, store: PreferenceStore, pairs: PairTable, *, batch_size: int) -> Accuracy:

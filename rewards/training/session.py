@@ -11,10 +11,10 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator, PartialState
-from accelerate.utils import DistributedType, gather_object, parse_flag_from_env
+from accelerate.utils import DistributedType, broadcast_object_list, gather_object, parse_flag_from_env
 from torch.nn.parallel import DistributedDataParallel
 
-from flowrl.core.errors import UserError
+from flowrl.base.errors import UserError
 from rewards.training.config import OptimSection, RewardTrainConfig
 from rewards.training.trainable import TrainableReward
 
@@ -29,6 +29,17 @@ def join_processes() -> PartialState:
             "alone; set ACCELERATE_USE_CPU=true to train on the CPU, or launch one process"
         )
     return processes
+
+
+def agree_on_folder(config: RewardTrainConfig) -> None:
+    """Give all processes the main one's name and folder, which may hold the time of its start."""
+    shared = [config.run.name, config.run.dir]
+    broadcast_object_list(shared)
+    config.run.name, config.run.dir = shared
+
+
+class TrainingError(UserError):
+    """A training whose numbers went wrong; nothing of them was saved."""
 
 
 class InParts(torch.nn.Module):
@@ -129,11 +140,14 @@ class Session:
             self.accelerator.backward(loss)
 
     def step(self) -> float:
-        """After a step's last micro-batch: clip, step, and return the norm of the gradient before clipping."""
+        """After a step's last micro-batch: clip, step, and return the norm of the gradient before clipping.
+
+        Raises TrainingError when the gradient is not finite; only with DeepSpeed the weights have then been changed.
+        """
         if self.is_sharded:  # DeepSpeed clips, steps, and forgets the gradient
             self.network.step()
-            return float(self.network.get_global_grad_norm())
-        norm = float(torch.nn.utils.clip_grad_norm_(self.learning.values(), self._clip_norm))
+            return _finite(float(self.network.get_global_grad_norm()))
+        norm = _finite(float(torch.nn.utils.clip_grad_norm_(self.learning.values(), self._clip_norm)))
         self.optimizer.step()
         self.optimizer.zero_grad()
         return norm
@@ -161,6 +175,15 @@ class Session:
         state = self.accelerator.get_state_dict(self.network) or {}
         # Copies, as DeepSpeed may hand out parts of one buffer that holds all weights.
         return {key.removeprefix("network."): state.pop(key).clone() for key in list(state)}
+
+
+def _finite(norm: float) -> float:
+    if not math.isfinite(norm):
+        raise TrainingError(
+            f"the norm of the gradient is {norm}; lower optim.lr_backbone or optim.lr_head, and go on from the last "
+            "checkpoint with --resume"
+        )
+    return norm
 
 
 def parameter_rates(trainable: TrainableReward, optim: OptimSection) -> list[float]:

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import torch
 
-from flowrl.core import checkpoint
-from flowrl.core.errors import CheckpointError
+from flowrl.base import checkpoint
+from flowrl.base.errors import CheckpointError
 from rewards.training.average import MovingAverage
 from rewards.training.session import Session
 
@@ -56,7 +56,12 @@ def load_state(folder: Path, session: Session, average: MovingAverage) -> int:
                 f"{folder}: was written by {state['world']} processes, each its part, but there are {session.world} "
                 "now; go on with as many"
             )
-        session.network.load_checkpoint(str(folder.parent.parent / _SHARDED), tag=folder.name, load_module_strict=False)
+        root = folder.parent.parent / _SHARDED
+        found, _ = session.network.load_checkpoint(str(root), tag=folder.name, load_module_strict=False)
+        if found is None:
+            raise CheckpointError(
+                f"{root / folder.name}: DeepSpeed's part of {folder} is missing or damaged; remove both"
+            )
         return int(state["step"])
     if state["weights"].keys() != session.learning.keys():
         raise CheckpointError(f"{folder}: holds other weights than those that learn now; start a training anew")

@@ -10,10 +10,10 @@ import torch
 from diffusers import StableDiffusion3Pipeline
 
 from flowrl import cli
-from flowrl.core.errors import UserError
+from flowrl.base.embedded import embedded
+from flowrl.base.errors import UserError
 from flowrl.core.seeds import evaluation_seeds
 from flowrl.models.sd3 import SD3
-from flowrl.pocket.locate import checkpoint
 from flowrl.pocket.preference_store import write_store
 from flowrl.pocket.preferences import SetPlan, build_table, pairs_of
 from flowrl.types import RewardInput
@@ -29,7 +29,7 @@ from tests.cheap_rewards import Brightness, LatentNorm
 @pytest.fixture(scope="module")
 def prepared(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("prepared")
-    policy = checkpoint("sd35")
+    policy = embedded("sd35")
     plan = SetPlan(policy_train=1, edited_train=1, policy_test=2, edited_test=2)
     pipeline = StableDiffusion3Pipeline.from_pretrained(policy)
     table = build_table(pipeline, folder / "drawn", test=True, seed=3, plan=plan)

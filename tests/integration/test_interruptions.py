@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from flowrl.core import checkpoint
+from flowrl.base import checkpoint
 from flowrl.config import ConfigError, RewardSpec
 from flowrl.data import PromptOrder
 from flowrl.run import run_training

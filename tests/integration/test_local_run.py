@@ -13,9 +13,9 @@ from diffusers import StableDiffusion3Pipeline
 from safetensors.torch import load_file, save_file
 
 from flowrl.actors.group import LocalRuntime
+from flowrl.base.errors import UserError
 from flowrl.config import ConfigError, RewardSpec
 from flowrl.core import seeds
-from flowrl.core.errors import UserError
 from flowrl.data import PromptOrder, read_prompts
 from flowrl.run import model_spec, run_evaluation, run_training, start_actors
 from flowrl.samples import load_png

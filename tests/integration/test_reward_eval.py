@@ -14,12 +14,12 @@ import yaml
 from diffusers import AutoencoderKL
 from PIL import Image
 
-from flowrl.cli_reward_eval import REWARD_EVAL_VERBS
-from flowrl.core.config_tree import ConfigError
-from flowrl.core.errors import UserError
+from flowrl.base.config_tree import ConfigError
+from flowrl.base.embedded import embedded
+from flowrl.base.errors import UserError
+from flowrl.cli.reward_eval import REWARD_EVAL_VERBS
 from flowrl.core.seeds import evaluation_seeds
 from flowrl.models.sd3 import SD3
-from flowrl.pocket.locate import checkpoint
 from flowrl.types import RewardInput
 from rewards.data.source import DataSource
 from rewards.dit_reward import DiTReward
@@ -174,8 +174,8 @@ def test_a_latent_reward_reads_what_the_policys_own_encoders_make(tmp_path: Path
     (scores,) = (out / "scores").rglob("dit-reward-*.jsonl")
     kept = list(json.loads(scores.read_text().splitlines()[1])["scores"].values())
 
-    vae = AutoencoderKL.from_pretrained(checkpoint("sd35") / "vae")
-    encoder = SD3.load_encoder(checkpoint("sd35"), max_sequence_length=14, dtype=torch.float32, device="cpu")
+    vae = AutoencoderKL.from_pretrained(embedded("sd35") / "vae")
+    encoder = SD3.load_encoder(embedded("sd35"), max_sequence_length=14, dtype=torch.float32, device="cpu")
     reward, expected = DiTReward(), []
     for number, prompt in enumerate(prompts):
         for side in ("a", "b"):

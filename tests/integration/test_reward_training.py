@@ -21,7 +21,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 
 from flowrl import cli
-from flowrl.core.metric_log import read_metrics
+from flowrl.base.metric_log import read_metrics
 from flowrl.core.seeds import derive
 from flowrl.types import RewardInput
 from rewards.data.store import PreferenceStore

@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 
-from flowrl.core.errors import UserError
+from flowrl.base.errors import UserError
 from rewards.data.comparison import Comparison, ImageRef
 from rewards.data.pairs import PairTable
 from rewards.evaluation.judged_pairs import JudgedPairsBuilder

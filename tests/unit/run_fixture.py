@@ -10,8 +10,8 @@ from pathlib import Path
 
 from PIL import Image, ImageDraw, ImageFilter
 
+from flowrl.base.environment import Environment, write_environments
 from flowrl.config import EvalSection, RewardSpec, RewardsSection, RunConfig, RunSection, dump
-from flowrl.core.environment import Environment, write_environments
 
 PROMPTS = [
     "a large red circle above a small blue square on sand",

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from flowrl.core import checkpoint
+from flowrl.base import checkpoint
 
 
 def writer(text: str) -> Callable[[Path], None]:
@@ -145,7 +145,7 @@ def test_a_process_that_is_killed_while_writing_leaves_no_checkpoint_and_its_rem
     code = f"""
 import os, signal
 from pathlib import Path
-from flowrl.core import checkpoint
+from flowrl.base import checkpoint
 def write(folder):
     (folder / "weights.bin").write_text("half")
     os.kill(os.getpid(), signal.SIGKILL)

@@ -18,8 +18,8 @@ from safetensors.torch import load_file, save_file
 from transformers import CLIPModel, CLIPTokenizer
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
-from flowrl.core.config_tree import ConfigError
-from flowrl.core.errors import CheckpointError
+from flowrl.base.config_tree import ConfigError
+from flowrl.base.errors import CheckpointError
 from flowrl.protocols import CheckableReward, ShardableReward
 from flowrl.types import RewardInput
 from rewards.aesthetic import HEAD, AestheticReward

@@ -12,8 +12,8 @@ import pytest
 from page_reader import Page
 from run_fixture import PROMPTS, FakeRun, environment, write_run
 
+from flowrl.base.environment import write_environments
 from flowrl.config import ConfigError
-from flowrl.core.environment import write_environments
 from flowrl.metrics import read_metrics
 from flowrl.report.comparison import write_comparison
 from flowrl.report.run_record import read_run

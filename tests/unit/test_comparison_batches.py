@@ -9,7 +9,7 @@ from itertools import chain
 import pytest
 import torch
 
-from flowrl.core.errors import UserError
+from flowrl.base.errors import UserError
 from rewards.data.pairs import PairTable
 from rewards.training.batches import ComparisonBatcher, MicroBatch
 

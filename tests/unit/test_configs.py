@@ -9,9 +9,9 @@ from typing import get_type_hints
 import pytest
 import yaml
 
+from flowrl.base.config_tree import ConfigError
 from flowrl.config import diff, load
 from flowrl.config_kinds import KINDS, RUN, kind_of, load_any
-from flowrl.core.config_tree import ConfigError
 from flowrl.registry import Plugin
 
 ROOT = Path(__file__).parents[2]

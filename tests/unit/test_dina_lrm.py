@@ -13,14 +13,14 @@ from diffusers import FlowMatchEulerDiscreteScheduler, SD3Transformer2DModel
 from peft import PeftModel
 from safetensors.torch import load_file, save_file
 
-from flowrl.core.errors import CheckpointError
+from flowrl.base.errors import CheckpointError
 from flowrl.core.seeds import generator
 from flowrl.protocols import CheckableReward, ShardableReward
 from flowrl.types import RewardInput, TextCondition
-from rewards.dina_lrm import DiNaLRM, layout
-from rewards.lora_files import LoraSettings, lora_shapes
+from rewards.dina_lrm import DiNaLRM
 from rewards.dina_lrm.head import RewardHead
 from rewards.dina_lrm.model import Backbone, nearest_level, sample_noise
+from rewards.lora_files import LoraSettings, lora_shapes
 from tests.published import dina_lrm as published
 
 Tensors = dict[str, torch.Tensor]

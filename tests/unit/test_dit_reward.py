@@ -9,7 +9,7 @@ import pytest
 import torch
 from diffusers import SD3Transformer2DModel
 
-from flowrl.core.errors import CheckpointError
+from flowrl.base.errors import CheckpointError
 from flowrl.types import RewardInput, TextCondition
 from rewards.dit_reward import DiTReward, layout
 from rewards.dit_reward.model import LORA_TARGETS, DiTRewardConfig, DiTRewardModel, Mode, sample_noise

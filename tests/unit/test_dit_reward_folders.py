@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from flowrl.core.errors import CheckpointError
+from flowrl.base.errors import CheckpointError
 from flowrl.models.sd3 import SD3
 from flowrl.protocols import ShardableReward
 from flowrl.types import RewardInput, TextCondition

@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from flowrl.core.config_tree import ConfigError
-from flowrl.core.errors import UserError
+from flowrl.base.config_tree import ConfigError
+from flowrl.base.errors import UserError
 from rewards.data.source import DataSource
 from rewards.evaluation import identity
 from rewards.evaluation.bootstrap import Interval, PairedDifference

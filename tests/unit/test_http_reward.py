@@ -23,7 +23,7 @@ import torch
 from hypothesis import strategies as st
 from safetensors.torch import save
 
-from flowrl.core.errors import UserError
+from flowrl.base.errors import UserError
 from flowrl.protocols import Reward
 from flowrl.types import RewardInput, TextCondition
 from rewards.http import HTTPReward, RewardServerError

@@ -12,7 +12,7 @@ import pytest
 import torch
 from PIL import Image
 
-from flowrl.core.errors import UserError
+from flowrl.base.errors import UserError
 from rewards.data.comparison import ImageRef
 from rewards.data.images import BadImage, ImageReader
 from tests.preference_files import encoded, pick_a_pic_row, picture, write_parquet

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from transformers import BertTokenizer
 
-from flowrl.core.errors import CheckpointError
+from flowrl.base.errors import CheckpointError
 from flowrl.protocols import CheckableReward, ShardableReward
 from flowrl.types import RewardInput
 from rewards.clip.preprocess import crop_pixels

@@ -9,8 +9,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from flowrl.base.embedded import embedded
 from flowrl.pocket import oracle
-from flowrl.pocket.locate import checkpoint
 from flowrl.pocket.oracle_reward import OracleReward
 from flowrl.pocket.prompt_sets import COUNTS, make_prompts, prompt_file
 from flowrl.pocket.render import FLAWS, Layout, draw, place, render
@@ -243,4 +243,4 @@ def test_the_oracle_as_a_reward() -> None:
 
 def test_unknown_checkpoints_are_refused() -> None:
     with pytest.raises(ValueError, match=r"must be one of \('sd35', 'dit_reward', 'hpsv3'\), got 'sd3'"):
-        checkpoint("sd3")
+        embedded("sd3")

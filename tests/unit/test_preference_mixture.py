@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from flowrl.core.errors import UserError
+from flowrl.base.errors import UserError
 from rewards.data.comparison import Pair
 from rewards.data.images import ImageReader
 from rewards.data.mixture import MixtureScan, ScannedComparison

@@ -13,8 +13,8 @@ from pathlib import Path
 import pytest
 from omegaconf import OmegaConf
 
-from flowrl.core.config_tree import ConfigError
-from flowrl.core.errors import UserError
+from flowrl.base.config_tree import ConfigError
+from flowrl.base.errors import UserError
 from rewards.data.comparison import BadRow, Comparison, ImageRef, Pair, Row, SkippedRow, fault_of, pairs_of
 from rewards.data.images import ImageReader
 from rewards.data.source import DataSource, check_source, open_source

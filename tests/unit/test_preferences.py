@@ -10,13 +10,13 @@ import pytest
 import torch
 from diffusers import StableDiffusion3Pipeline
 
-from flowrl.core.config_file import diff_configs
-from flowrl.core.errors import UserError
+from flowrl.base.config_file import diff_configs
+from flowrl.base.embedded import embedded
+from flowrl.base.errors import UserError
 from flowrl.pocket import build, oracle
 from flowrl.pocket.autoencoder import new_vae
 from flowrl.pocket.build_plan import BuildPlan
 from flowrl.pocket.generator import new_pipeline, scaled_latents
-from flowrl.pocket.locate import checkpoint
 from flowrl.pocket.preference_store import write_store
 from flowrl.pocket.preferences import (
     GROUP,
@@ -189,7 +189,7 @@ def test_the_build_trains_as_the_configs_say(name: str, steps: int) -> None:
 
 
 def test_the_packaged_rewards_prefer_true_renderings() -> None:
-    made = StableDiffusion3Pipeline.from_pretrained(checkpoint("sd35"))
+    made = StableDiffusion3Pipeline.from_pretrained(embedded("sd35"))
     scenes = choose_scenes(48, test=True, generator=torch.Generator().manual_seed(0))
     prompts = tuple(str(scene) for scene in scenes) * GROUP
     images = edited_images(scenes, torch.Generator().manual_seed(1))

@@ -13,13 +13,13 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from flowrl.core.config_tree import ConfigError
-from flowrl.core.errors import CheckpointError, UserError
-from flowrl.core.folder_lock import take_lock
+from flowrl.base.config_tree import ConfigError
+from flowrl.base.errors import CheckpointError, UserError
+from flowrl.base.folder_lock import take_lock
+from flowrl.core.buckets import BucketPlan, fit
 from flowrl.models.sd3 import SD3
 from flowrl.types import TextCondition
 from rewards.data import prepare as prepare_module
-from rewards.data.buckets import BucketPlan, fit
 from rewards.data.comparison import ImageRef
 from rewards.data.images import ImageReader
 from rewards.data.prepare import Encoders, check_choices, prepare

@@ -13,8 +13,8 @@ import torch
 from PIL import Image
 from torch import nn
 
-from flowrl.cli_reward_probe import PROBE_VERBS
-from flowrl.core.errors import CheckpointError, UserError
+from flowrl.base.errors import CheckpointError, UserError
+from flowrl.cli.reward_probe import PROBE_VERBS
 from rewards.data.pairs import PairTable
 from rewards.data.store import PreferenceStore
 from rewards.dit_reward.features import FeatureShards

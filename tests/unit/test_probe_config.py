@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from flowrl.core.config_tree import ConfigError
+from flowrl.base.config_tree import ConfigError
 from rewards.probe.config import INPUT, ProbeConfig, StoreSection, chosen_layers, chosen_pairs, load
 
 POCKET = Path(__file__).parents[2] / "configs/reward/pocket/probe.yaml"

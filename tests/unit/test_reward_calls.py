@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from flowrl.core.devices import pick_device
-from flowrl.core.errors import UserError
+from flowrl.base.devices import pick_device
+from flowrl.base.errors import UserError
 from flowrl.core.reward_call import RewardInputError, score_in_parts
 from flowrl.core.seeds import derive, evaluation_seeds
 from flowrl.types import RewardInput

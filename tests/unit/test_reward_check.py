@@ -12,8 +12,8 @@ import torch
 
 from flowrl import cli
 from flowrl.actors.reward_loading import make_reward
+from flowrl.base.errors import UserError
 from flowrl.config import ConfigError, RewardSpec
-from flowrl.core.errors import UserError
 from flowrl.pocket.reward_inputs import TextShape, latent_batch, pixel_batch
 from flowrl.reward_check import CONTRACT, Trial, members, run_contract
 from flowrl.types import RewardInput

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from flowrl.core.config_file import diff_configs, dump_config
-from flowrl.core.config_tree import ConfigError
+from flowrl.base.config_file import diff_configs, dump_config
+from flowrl.base.config_tree import ConfigError
 from rewards.training.config import RewardTrainConfig, check, load
 from rewards.training.loop import rate_factor
 

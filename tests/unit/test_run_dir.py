@@ -14,9 +14,9 @@ from unittest.mock import ANY
 import pytest
 from run_fixture import FakeRun, config_of, write_run
 
+from flowrl.base.atomic_file import write_atomically
+from flowrl.base.environment import environment, read_environments
 from flowrl.config import ConfigError, RunConfig, load
-from flowrl.core.atomic_file import write_atomically
-from flowrl.core.environment import environment, read_environments
 from flowrl.run_dir import RunDir, begin, claim, release, settle
 
 _RUN = FakeRun(steps=4, every=2, prompts=("a large red circle on sand",))

@@ -7,7 +7,7 @@ import signal
 
 import pytest
 
-from flowrl.core.signals import Stopped, StopRequest, stop_at_once
+from flowrl.base.signals import Stopped, StopRequest, stop_at_once
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGUSR1])

@@ -5,8 +5,8 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from flowrl.cli_verb import Verb, check_output
-from flowrl.core.errors import UserError
+from flowrl.base.errors import UserError
+from flowrl.cli.verb import Verb, check_output
 
 _CHECKPOINTS = Path(__file__).parent / "pocket" / "checkpoints"
 
@@ -48,13 +48,13 @@ def _preferences_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _preferences(args: argparse.Namespace) -> int:
+    from flowrl.base.embedded import embedded
     from flowrl.pocket.build_plan import BuildPlan
-    from flowrl.pocket.locate import checkpoint
     from flowrl.pocket.preference_store import draw_preferences, make_captioner
 
     plan = BuildPlan().scaled(args.scale)
     args.out.mkdir(parents=True, exist_ok=True)
-    draw_preferences(args.out, checkpoint("sd35"), seed=args.seed, plan=plan.pairs)
+    draw_preferences(args.out, embedded("sd35"), seed=args.seed, plan=plan.pairs)
     make_captioner(args.out, seed=args.seed, plan=plan.captions)
     print(args.out)
     return 0

@@ -5,8 +5,8 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from flowrl.cli_verb import Verb, check_output
-from flowrl.core.errors import UserError
+from flowrl.base.errors import UserError
+from flowrl.cli.verb import Verb, check_output
 
 _SMALLEST_IMAGE = 16  # pixels: one token of the policy
 

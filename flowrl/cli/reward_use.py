@@ -8,8 +8,8 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from flowrl.cli_verb import Verb
-from flowrl.core.errors import UserError
+from flowrl.base.errors import UserError
+from flowrl.cli.verb import Verb
 
 if TYPE_CHECKING:
     from flowrl.pocket.reward_inputs import TextShape
@@ -106,7 +106,7 @@ def _serve_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _serve(args: argparse.Namespace) -> int:
-    from flowrl.core.signals import Stopped, stop_at_once
+    from flowrl.base.signals import Stopped, stop_at_once
     from flowrl.reward_check import members
     from rewards.http.server import RewardServer, require_token
     from rewards.http.tokens import read_or_make_token
@@ -146,8 +146,8 @@ def _how_to_use(url: str, token_file: Path | None, what: str) -> str:
 def _made(name: str, words: list[str]) -> Reward:
     """The reward of a name with options key=value."""
     from flowrl.actors.reward_loading import make_reward
+    from flowrl.base.config_file import parse_options
     from flowrl.config import RewardSpec
-    from flowrl.core.config_file import parse_options
 
     return make_reward(RewardSpec(name=name, options=parse_options(words)))
 
@@ -173,7 +173,7 @@ def _list(args: argparse.Namespace) -> int:
 
 def _kind(name: str) -> str:
     """What a reward of a name reads, as far as its class says it."""
-    from flowrl.core.config_tree import ConfigError
+    from flowrl.base.config_tree import ConfigError
     from flowrl.registry import resolve
 
     try:

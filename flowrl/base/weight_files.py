@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from flowrl.core.errors import CheckpointError
+from flowrl.base.errors import CheckpointError
 
 _MAX_HEADER = 100 * 2**20  # the limit of the safetensors format
 

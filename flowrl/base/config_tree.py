@@ -13,7 +13,7 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from omegaconf import MISSING as REQUIRED
 
-from flowrl.core.errors import UserError
+from flowrl.base.errors import UserError
 
 _SCALARS = {int: "an integer", float: "a finite number", bool: "true or false", str: "text (quote a number)"}
 

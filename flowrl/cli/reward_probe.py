@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from flowrl.cli_verb import Verb
+from flowrl.cli.verb import Verb
 
 
 def _probe_arguments(parser: argparse.ArgumentParser) -> None:

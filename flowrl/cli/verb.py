@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from flowrl.core.errors import UserError
+from flowrl.base.errors import UserError
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,107 +1,14 @@
-"""The commands, `flowrl VERB ...`. What is heavy is imported inside a verb, so that --help answers at once."""
+"""The commands about runs: train, show, check, eval and report. What is heavy is imported inside of each."""
 
 from __future__ import annotations
 
 import argparse
-import difflib
-import errno
-import os
 import sys
-from collections.abc import Sequence
 from pathlib import Path
 
-from flowrl import __version__
-from flowrl.cli_pocket import POCKET_VERBS
-from flowrl.cli_reward import REWARD_VERBS
-from flowrl.cli_reward_eval import REWARD_EVAL_VERBS
-from flowrl.cli_reward_use import REWARD_USE_VERBS
-from flowrl.cli_score import SCORE_VERBS
-from flowrl.cli_verb import Verb, check_output
-from flowrl.core.errors import UserError
-from flowrl.core.signals import Stopped
+from flowrl.cli.verb import Verb, check_output
 
 _OVERRIDES_HELP = "a key of the config and its value, such as optim.lr=1e-4; lists are given whole"
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command and return its exit code: 0, 1 for fault found, 2 for wrong input, 128 + n for signal n."""
-    # Importing diffusers makes transformers speak of an optional package that no part of flowrl uses.
-    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
-    try:
-        return _dispatch(list(sys.argv[1:] if argv is None else argv))
-    except KeyboardInterrupt:
-        print("flowrl: interrupted", file=sys.stderr)
-        return 130
-    except Stopped as stop:
-        print(f"flowrl: {stop}", file=sys.stderr)
-        return stop.exit_code
-    except BrokenPipeError:  # the reader of our output has left, as in `flowrl show ... | head`
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 1
-    except UserError as error:
-        return _fail(str(error))
-    except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-            raise
-        where = f" to {error.filename}" if error.filename else ""
-        return _fail(f"cannot write{where}: {error.strerror}; make room, then go on with flowrl train --resume RUN_DIR")
-
-
-def _fail(message: str) -> int:
-    print(f"flowrl: error: {message}", file=sys.stderr)
-    return 2
-
-
-def _dispatch(words: list[str]) -> int:
-    if not words or words[0] in ("-h", "--help", "help"):
-        print(_overview(), file=sys.stdout if words else sys.stderr)
-        return 0 if words else 2
-    if words[0] in ("-V", "--version"):
-        print(f"flowrl {__version__}")
-        return 0
-    name, arguments = words[0], words[1:]
-    if family := [verb.removeprefix(f"{name} ") for verb in VERBS if verb.startswith(f"{name} ")]:
-        if not arguments or arguments[0] in ("-h", "--help"):
-            print(_overview(name), file=sys.stdout if arguments else sys.stderr)
-            return 0 if arguments else 2
-        if arguments[0] not in family:
-            raise UserError(f"{name}: unknown command {arguments[0]!r}; {_closest(arguments[0], family)}")
-        name, arguments = f"{name} {arguments[0]}", arguments[1:]
-    if name not in VERBS:
-        raise UserError(f"unknown command {name!r}; {_closest(name, [verb.split()[0] for verb in VERBS])}")
-    verb = VERBS[name]
-    parser = argparse.ArgumentParser(
-        prog=f"flowrl {name}",
-        description=verb.summary,
-        epilog=f"example:\n  {verb.example}",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    verb.add_arguments(parser)
-    # Intermixed, so that overrides may stand before and after options.
-    return verb.run(parser.parse_intermixed_args(arguments))
-
-
-def _closest(name: str, names: list[str]) -> str:
-    close = difflib.get_close_matches(name, names, n=1)
-    return f"did you mean {close[0]!r}?" if close else "see flowrl --help"
-
-
-def _overview(family: str = "") -> str:
-    """What there is to say; of all commands, or of those whose first word is `family`."""
-    verbs = {name: verb for name, verb in VERBS.items() if name.startswith(family)}
-    width = max(map(len, verbs)) + 2
-    return "\n".join(
-        [
-            f"usage: flowrl {f'{family} ' if family else ''}COMMAND ...",
-            "",
-            "Online RL fine-tuning of text-to-image flow models.",
-            "",
-            *(f"  {name:<{width}}{verb.summary}" for name, verb in verbs.items()),
-            "",
-            "`flowrl COMMAND --help` says more."
-            + ("" if family else " A first run, on two CPU cores:\n  flowrl train configs/pocket/ditreward.yaml"),
-        ]
-    )
 
 
 def _train_arguments(parser: argparse.ArgumentParser) -> None:
@@ -136,8 +43,8 @@ def _show_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _show(args: argparse.Namespace) -> int:
+    from flowrl.base.config_file import dump_config
     from flowrl.config_kinds import load_any
-    from flowrl.core.config_file import dump_config
     from flowrl.find_runs import config_file
 
     print(dump_config(load_any(config_file(args.config), args.overrides)), end="")
@@ -150,8 +57,8 @@ def _check_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _check(args: argparse.Namespace) -> int:
+    from flowrl.base.config_tree import ConfigError
     from flowrl.config_kinds import load_any
-    from flowrl.core.config_tree import ConfigError
 
     failed = 0
     for path in map(Path, args.configs):
@@ -221,7 +128,7 @@ def _report(args: argparse.Namespace) -> int:
     return 0
 
 
-VERBS = {
+RUN_VERBS = {
     "train": Verb(
         summary="train a policy on a reward, or resume a run",
         example="flowrl train configs/pocket/ditreward.yaml run.steps=20 algorithm.kl_beta=0.02\n"
@@ -253,9 +160,4 @@ VERBS = {
         add_arguments=_report_arguments,
         run=_report,
     ),
-    **REWARD_VERBS,
-    **REWARD_EVAL_VERBS,
-    **REWARD_USE_VERBS,
-    **SCORE_VERBS,
-    **POCKET_VERBS,
 }

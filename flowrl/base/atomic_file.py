@@ -6,7 +6,7 @@ import os
 import tempfile
 from pathlib import Path
 
-from flowrl.core.file_mode import apply_umask
+from flowrl.base.file_mode import apply_umask
 
 
 def write_atomically(path: Path, content: bytes) -> None:

@@ -6,8 +6,8 @@ import argparse
 import os
 from pathlib import Path
 
-from flowrl.cli_verb import Verb
-from flowrl.core.errors import UserError
+from flowrl.base.errors import UserError
+from flowrl.cli.verb import Verb
 
 _OVERRIDES_HELP = "a key of the config and its value, such as optim.epochs=1; lists are given whole"
 
@@ -71,7 +71,8 @@ REWARD_VERBS = {
     "reward train": Verb(
         summary="train a reward model on preference pairs, or resume a training",
         example="flowrl reward train configs/reward/pocket/full.yaml optim.epochs=1\n"
-        "  accelerate launch --config_file launch/accelerate/zero3.yaml -m flowrl reward train configs/reward/sd35-large-full.yaml",
+        "  accelerate launch --config_file launch/accelerate/zero3.yaml -m flowrl reward train \\\n"
+        "      configs/reward/sd35-large-full.yaml",
         add_arguments=_train_arguments,
         run=_train,
     ),

@@ -9,7 +9,7 @@ import tempfile
 from pathlib import Path
 from typing import IO
 
-from flowrl.core.config_tree import ConfigError
+from flowrl.base.config_tree import ConfigError
 
 LOCK = ".lock"
 
@@ -44,7 +44,7 @@ def take_lock(path: Path, key: str, name: str = LOCK) -> IO[str] | None:
             return None  # an earlier run of this process, which has ended
         raise ConfigError(
             f"{key}={path} must be written by one process, but process {holder} is writing to it; "
-            f"wait for it, stop it, or use another run.name"
+            f"wait for it, stop it, or use another {key}"
         ) from None
     lock.truncate(0)
     lock.write(str(os.getpid()))

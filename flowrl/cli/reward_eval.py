@@ -7,8 +7,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from flowrl.cli_verb import Verb
-from flowrl.core.errors import UserError
+from flowrl.base.errors import UserError
+from flowrl.cli.verb import Verb
 
 if TYPE_CHECKING:
     from flowrl.models.latent_inputs import LatentInputs
@@ -33,8 +33,8 @@ def _eval(args: argparse.Namespace) -> int:
 
     config = load(args.config, args.overrides)
     from flowrl.actors.reward_loading import check_rewards, load_reward
+    from flowrl.base.devices import pick_device
     from flowrl.config import RewardSpec
-    from flowrl.core.devices import pick_device
     from rewards.evaluation.run import PAGE, run
     from rewards.evaluation.table import main_table
 
@@ -56,9 +56,9 @@ def _encoders(config: EvaluationConfig, device: str) -> tuple[LatentInputs | Non
     section = config.encoders
     if not section.path:
         return None, _stored_space(config)
+    from flowrl.base.dtypes import torch_dtype
+    from flowrl.base.embedded import folder_of
     from flowrl.core.buckets import BucketPlan
-    from flowrl.core.dtypes import torch_dtype
-    from flowrl.core.embedded import folder_of
     from flowrl.models.latent_inputs import EncoderSetting, LatentInputs
     from flowrl.registry import resolve
 

@@ -14,7 +14,7 @@ from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
 
-from flowrl.core.atomic_file import write_atomically
+from flowrl.base.atomic_file import write_atomically
 
 _PACKAGES = (
     *("flowrl", "torch", "diffusers", "transformers", "peft", "accelerate", "deepspeed", "ray"),

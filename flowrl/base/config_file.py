@@ -16,7 +16,7 @@ import yaml
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from flowrl.core.config_tree import ConfigError, all_keys, check_tree
+from flowrl.base.config_tree import ConfigError, all_keys, check_tree
 
 Schema = TypeVar("Schema")
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from flowrl.core.errors import UserError
+from flowrl.base.errors import UserError
 
 
 def pick_device(name: str, *, key: str = "device") -> str:
