@@ -9,6 +9,7 @@ import signal
 import socket
 import sys
 from dataclasses import dataclass
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Literal
 
@@ -30,8 +31,7 @@ class Launch:
 
     def run(self) -> list[int]:
         """The exit codes by rank; ends all when one does not end in time."""
-        context = multiprocessing.get_context("forkserver")
-        context.set_forkserver_preload(_PRELOADED)
+        context = _context()
         self.logs.mkdir(parents=True, exist_ok=True)
         port = _free_port()
         ranks = [context.Process(target=_run_rank, args=(self, rank, port)) for rank in range(self.world)]
@@ -49,6 +49,36 @@ class Launch:
         return "\n".join(path.read_text(encoding="utf-8") for path in sorted(self.logs.glob("*.log")))
 
 
+def start(words: list[str], log: Path) -> BaseProcess:
+    """Start one command in a process of its own, which may be killed; what it prints is added to a file."""
+    process = _context().Process(target=_run_command, args=(words, log))
+    process.start()
+    return process
+
+
+def _context() -> multiprocessing.context.ForkServerContext:
+    """Processes that come from one without threads: a fork of the tests' own process may wait for ever."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(_PRELOADED)
+    return context
+
+
+def _run_command(words: list[str], log: Path) -> None:
+    _print_to(log, os.O_APPEND)
+    import torch
+
+    from flowrl.cli import main
+
+    torch.set_num_threads(1)
+    sys.exit(main(words))
+
+
+def _print_to(log: Path, flag: int) -> None:
+    file = os.open(log, os.O_WRONLY | os.O_CREAT | flag)
+    os.dup2(file, 1)
+    os.dup2(file, 2)
+
+
 def _free_port() -> int:
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
@@ -62,9 +92,7 @@ def _zero(stage: int) -> dict[str, object]:
 
 
 def _run_rank(launch: Launch, rank: int, port: int) -> None:
-    log = os.open(launch.logs / f"{rank}.log", os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
-    os.dup2(log, 1)
-    os.dup2(log, 2)
+    _print_to(launch.logs / f"{rank}.log", os.O_TRUNC)
     os.environ |= {"OMP_NUM_THREADS": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(launch.world)}
     if launch.kind == "ddp":

@@ -23,7 +23,7 @@ train() {
 for config in ${CONFIGS:-full lora frozen hpsv3 random-full random-frozen}; do
     train "$config"
 done
-for config in ${GROWTH:-full frozen hpsv3}; do
+for config in ${GROWTH:-full lora frozen hpsv3}; do
     train "$config" 0.25
     train "$config" 0.5
 done

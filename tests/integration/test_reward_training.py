@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import json
-import multiprocessing
-import os
 import random
 import signal
-import sys
 import time
 from collections.abc import Callable, Iterator
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
@@ -21,18 +19,19 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 
 from flowrl import cli
+from flowrl.base.embedded import embedded
 from flowrl.base.metric_log import read_metrics
-from flowrl.core.seeds import derive
+from flowrl.core.seeds import derive, evaluation_seeds
 from flowrl.types import RewardInput
 from rewards.data.store import PreferenceStore
 from rewards.dit_reward import DiTReward
-from rewards.files import pocket_folder
 from rewards.hpsv3 import HPSv3Reward
 from rewards.hpsv3.layout import WEIGHTS
 from rewards.hpsv3.template import REWARD_TOKEN
 from rewards.training import run as run_module
-from rewards.training.scoring import fixed_seeds, score_samples
+from rewards.training.scoring import score_samples
 from tests import preference_files, tiny_store
+from tests.ranks import start
 
 SMALL = {"optim.epochs": 0, "optim.max_steps": 4, "optim.batch_size": 8, "optim.micro_batch_size": 8}
 
@@ -114,7 +113,7 @@ def exported_scores(folder: Path, store: Path) -> torch.Tensor:
     scores = torch.empty(len(data.shape))
     for shape in torch.unique(data.shape).tolist():
         rows = (data.shape == shape).nonzero()[:, 0]
-        scores[rows] = scores_of(folder, data, rows, fixed_seeds(data.prompt[rows]))
+        scores[rows] = scores_of(folder, data, rows, evaluation_seeds(data.texts(rows)))
     return scores
 
 
@@ -254,29 +253,12 @@ def test_a_step_is_the_loss_of_its_pairs_under_shared_noise(trainer: Trainer, tm
 
 
 def test_where_scores_are_compared_the_samples_of_a_prompt_share_their_noise() -> None:
-    seeds = fixed_seeds(torch.tensor([3, 5, 3, 0]))
+    seeds = evaluation_seeds(["a cat", "a dog", "a cat", "a hat"])
     assert seeds[0] == seeds[2]
     assert len(set(seeds.tolist())) == 3
 
 
-def in_a_process(words: list[str], said: Path) -> multiprocessing.Process:
-    """The command in a process of its own, which may be killed; what it prints goes to a file."""
-
-    def run() -> None:
-        with said.open("ab") as file:
-            os.dup2(file.fileno(), 1)
-            os.dup2(file.fileno(), 2)
-        sys.stdout, sys.stderr = open(1, "w", closefd=False), open(2, "w", closefd=False)
-        code = cli.main(words)
-        sys.stdout.flush()
-        os._exit(code)
-
-    process = multiprocessing.get_context("fork").Process(target=run)
-    process.start()
-    return process
-
-
-def is_there(moment: Callable[[], bool], process: multiprocessing.Process) -> bool:
+def is_there(moment: Callable[[], bool], process: BaseProcess) -> bool:
     """Wait for a moment of a process; False when it ended before."""
     while process.is_alive():
         if moment():
@@ -285,7 +267,7 @@ def is_there(moment: Callable[[], bool], process: multiprocessing.Process) -> bo
     return False
 
 
-def kill_at(moment: Callable[[], bool], process: multiprocessing.Process, chance: random.Random) -> bool:
+def kill_at(moment: Callable[[], bool], process: BaseProcess, chance: random.Random) -> bool:
     """SIGKILL at a moment, or a few milliseconds after it; on a busy machine it may have ended by then."""
     if is_there(moment, process):
         time.sleep(0.005 * chance.random())
@@ -321,7 +303,7 @@ def test_a_training_that_is_killed_anywhere_goes_on_to_the_same_bytes(trainer: T
     words = trainer.words("killed", **INTERRUPTED)
     killed = 0
     for moment in moments:
-        killed += kill_at(moment, in_a_process(words, trainer.folder / "said"), chance)
+        killed += kill_at(moment, start(words, trainer.folder / "said"), chance)
         words = ["reward", "train", "--resume", str(folder)]
     assert killed >= 3
     assert cli.main(words) == 0
@@ -339,7 +321,7 @@ def test_a_killed_training_on_a_frozen_backbone_goes_on_to_the_same_bytes(traine
     words = trainer.words("killed", **options)
     killed = 0
     for moment in (lambda: (folder / "features").exists(), lambda: num_logged(folder) >= 8):
-        killed += kill_at(moment, in_a_process(words, trainer.folder / "said"), random.Random(1))
+        killed += kill_at(moment, start(words, trainer.folder / "said"), random.Random(1))
         words = ["reward", "train", "--resume", str(folder)]
     assert killed
     assert cli.main(words) == 0
@@ -351,7 +333,7 @@ def test_sigterm_saves_and_says_how_to_go_on(
     trainer: Trainer, uninterrupted: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     folder, said = trainer.folder / "stopped", trainer.folder / "said"
-    process = in_a_process(trainer.words("stopped", **INTERRUPTED | {"checkpoint__every": 100}), said)
+    process = start(trainer.words("stopped", **INTERRUPTED | {"checkpoint__every": 100}), said)
     assert is_there(lambda: num_logged(folder) >= 1, process)
     process.terminate()
     process.join()
@@ -380,12 +362,29 @@ def test_a_folder_is_not_written_over_unless_asked(trainer: Trainer, capsys: pyt
     assert files(trainer.train("again")) == files(folder)
 
 
-def test_a_damaged_checkpoint_stops_a_resume(trainer: Trainer, capsys: pytest.CaptureFixture[str]) -> None:
-    folder = trainer.train(checkpoint__every=2)
-    state = folder / "checkpoints" / "step_000004" / "state.pt"
+def damage(checkpoint: Path) -> None:
+    state = checkpoint / "state.pt"
     state.write_bytes(state.read_bytes()[:-9])
+
+
+def test_a_damaged_checkpoint_is_passed_over_for_the_one_before(
+    trainer: Trainer, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = trainer.train(checkpoint__every=2)
+    trained = files(folder)
+    damage(folder / "checkpoints" / "step_000004")
+    assert cli.main(["reward", "train", "--resume", str(folder)]) == 0
+    assert "checkpoint passed over: " in (said := capsys.readouterr().err)
+    assert "step_000004/state.pt is not as it was written" in said
+    assert files(folder) == trained
+
+
+def test_no_checkpoint_that_is_whole_stops_a_resume(trainer: Trainer, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = trainer.train(checkpoint__every=2)
+    for checkpoint in (folder / "checkpoints").iterdir():
+        damage(checkpoint)
     assert cli.main(["reward", "train", "--resume", str(folder)]) == 2
-    assert "state.pt is not as it was written" in capsys.readouterr().err
+    assert "no checkpoint can be used: " in capsys.readouterr().err
 
 
 def test_from_files_of_many_shapes_to_a_reward(
@@ -447,7 +446,7 @@ def test_hpsv3_trains_from_images_and_exports_the_published_layout(
     pixels = data.tensors("pixels", torch.arange(1))
     score = reward(RewardInput(prompts=(data.prompts[0],), seeds=torch.zeros(1, dtype=torch.int64), pixels=pixels))
     torch.testing.assert_close(score.detach(), (trainer.scores - trainer.scores.mean())[:1], rtol=1e-3, atol=1e-3)
-    started, left = load_file(pocket_folder("hpsv3") / WEIGHTS), load_file(folder / "reward" / WEIGHTS)
+    started, left = load_file(embedded("hpsv3") / WEIGHTS), load_file(folder / "reward" / WEIGHTS)
     with safe_open(folder / "reward" / WEIGHTS, framework="pt") as file:
         assert set(file.keys()) == started.keys()
     words = "model.embed_tokens.weight"

@@ -15,10 +15,10 @@ import torch
 import yaml
 from safetensors.torch import load_file
 
+from flowrl.core.seeds import evaluation_seeds
 from flowrl.types import RewardInput
 from rewards.data.store import PreferenceStore
 from rewards.dit_reward import DiTReward
-from rewards.training.scoring import fixed_seeds
 from tests import tiny_store
 from tests.ranks import Kind, Launch
 
@@ -121,7 +121,7 @@ def test_the_reward_is_whole_and_scores_as_it_was_validated(trainings: Trainings
             RewardInput(
                 latents=store.tensors("latents", rows),
                 condition=store.conditions(store.prompt[rows]),
-                seeds=fixed_seeds(store.prompt[rows]),
+                seeds=evaluation_seeds(store.texts(rows)),
                 prompts=("",) * len(rows),
             )
         )

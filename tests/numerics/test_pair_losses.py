@@ -24,8 +24,9 @@ from rewards.training.losses import (
 SCORES = st.floats(-20, 20)
 
 
-def gen(seed: int = 0) -> torch.Generator:
-    return torch.Generator().manual_seed(seed)
+def draws(count: int, pairs: int, seed: int = 0) -> torch.Tensor:
+    """Standard normal draws [count, pairs]."""
+    return torch.randn(count, pairs, generator=torch.Generator().manual_seed(seed))
 
 
 def doubles(*values: float) -> torch.Tensor:
@@ -84,18 +85,18 @@ def test_rao_kupper_becomes_bradley_terry_where_ties_vanish() -> None:
 
 def test_without_spread_the_uncertainty_loss_is_bradley_terry() -> None:
     mu_winner, mu_loser = [1.0, -0.5, 3.0], [0.0, 0.5, 3.0]
-    loss = uncertainty_loss(outputs(mu_winner, [-20.0] * 3), outputs(mu_loser, [-20.0] * 3), gen(), draws=10)
+    loss = uncertainty_loss(outputs(mu_winner, [-20.0] * 3), outputs(mu_loser, [-20.0] * 3), draws(10, 3))
     expected = bradley_terry_loss(torch.tensor(mu_winner), torch.tensor(mu_loser))
     torch.testing.assert_close(loss, expected, rtol=0, atol=1e-6)
-    ties = uncertain_tie_loss(outputs(mu_winner, [-20.0] * 3), outputs(mu_loser, [-20.0] * 3), gen(), draws=10)
+    ties = uncertain_tie_loss(outputs(mu_winner, [-20.0] * 3), outputs(mu_loser, [-20.0] * 3), draws(10, 3))
     torch.testing.assert_close(ties, soft_tie_loss(torch.tensor(mu_winner), torch.tensor(mu_loser)), rtol=0, atol=1e-6)
 
 
-def test_the_same_generator_draws_the_same_loss() -> None:
+def test_the_same_draws_give_the_same_loss() -> None:
     winner, loser = outputs([1.0, 0.0], [0.0, 1.0]), outputs([0.0, 1.0], [0.5, -1.0])
-    once = uncertainty_loss(winner, loser, gen(3), draws=7)
-    assert torch.equal(once, uncertainty_loss(winner, loser, gen(3), draws=7))
-    assert not torch.equal(once, uncertainty_loss(winner, loser, gen(4), draws=7))
+    once = uncertainty_loss(winner, loser, draws(7, 2, seed=3))
+    assert torch.equal(once, uncertainty_loss(winner, loser, draws(7, 2, seed=3)))
+    assert not torch.equal(once, uncertainty_loss(winner, loser, draws(7, 2, seed=4)))
 
 
 def expected_loss(winner: tuple[float, float], loser: tuple[float, float]) -> float:
@@ -111,18 +112,18 @@ def expected_loss(winner: tuple[float, float], loser: tuple[float, float]) -> fl
 )
 def test_the_uncertainty_loss_is_an_expectation(winner: tuple[float, float], loser: tuple[float, float]) -> None:
     first, second = torch.tensor([winner]), torch.tensor([loser])
-    found = uncertainty_loss(first, second, gen(), draws=400_000).item()
+    found = uncertainty_loss(first, second, draws(400_000, 1)).item()
     assert found == pytest.approx(expected_loss(winner, loser), abs=5e-3)
     # A plain Monte Carlo of its own: each score drawn by itself.
-    draws = np.random.default_rng(1)
-    drawn = [mu + math.exp(log_sigma) * draws.standard_normal(400_000) for mu, log_sigma in (winner, loser)]
+    plain = np.random.default_rng(1)
+    drawn = [mu + math.exp(log_sigma) * plain.standard_normal(400_000) for mu, log_sigma in (winner, loser)]
     assert found == pytest.approx(np.logaddexp(0, drawn[1] - drawn[0]).mean(), abs=1e-2)
 
 
 def test_the_gradient_reaches_the_score_and_its_spread() -> None:
     winner = outputs([1.0, 1.0], [0.0, 0.0]).requires_grad_()
     loser = outputs([0.0, 0.0], [0.0, 0.0]).requires_grad_()
-    uncertainty_loss(winner, loser, gen(), draws=20_000).sum().backward()
+    uncertainty_loss(winner, loser, draws(20_000, 2)).sum().backward()
     # A higher winner costs less; where the order is right, doubt costs.
     assert (winner.grad[:, 0] < -0.1).all()
     assert (winner.grad[:, 1] > 0.05).all()
@@ -133,8 +134,15 @@ def test_the_gradient_reaches_the_score_and_its_spread() -> None:
     assert winner.grad[0, 1].item() == pytest.approx(slope, abs=0.02)
 
 
+def test_the_gradient_is_a_number_where_both_spreads_vanish() -> None:
+    winner, loser = outputs([1.0], [-200.0]).requires_grad_(), outputs([0.0], [-200.0]).requires_grad_()
+    uncertainty_loss(winner, loser, draws(9, 1)).sum().backward()
+    torch.testing.assert_close(winner.grad, torch.tensor([[-torch.sigmoid(torch.tensor(-1.0)), 0.0]]))
+
+
 WINNER, LOSER = outputs([1.0, 0.0, 2.0], [0.1, 0.2, 0.3]), outputs([0.0, 0.5, 2.5], [0.3, 0.2, 0.1])
 TIE = torch.tensor([False, True, False])
+XI = draws(50, 3, seed=5)
 
 
 @pytest.mark.parametrize(
@@ -147,32 +155,32 @@ TIE = torch.tensor([False, True, False])
             torch.where(TIE, soft_tie_loss(WINNER[:, 0], LOSER[:, 0]), bradley_terry_loss(WINNER[:, 0], LOSER[:, 0])),
         ),
         ("bradley_terry", "rao_kupper", rao_kupper_loss(WINNER[:, 0], LOSER[:, 0], TIE, threshold=3.0)),
-        ("uncertainty", "drop", uncertainty_loss(WINNER, LOSER, gen(5), draws=50)),
+        ("uncertainty", "drop", uncertainty_loss(WINNER, LOSER, XI)),
         (
             "uncertainty",
             "soft",
             torch.where(
                 TIE,
-                uncertain_tie_loss(WINNER, LOSER, gen(5), draws=50),
-                uncertainty_loss(WINNER, LOSER, gen(5), draws=50),
+                uncertain_tie_loss(WINNER, LOSER, XI),
+                uncertainty_loss(WINNER, LOSER, XI),
             ),
         ),
     ],
 )
 def test_each_kind_of_loss_is_taken_by_its_name(kind: LossKind, ties: TieKind, expected: torch.Tensor) -> None:
-    found = pair_losses(WINNER, LOSER, TIE, gen(5), kind=kind, ties=ties, draws=50, threshold=3.0)
+    found = pair_losses(WINNER, LOSER, TIE, XI, kind=kind, ties=ties, threshold=3.0)
     assert torch.equal(found, expected)
     assert found.shape == (3,)
 
 
 def test_a_pairs_draws_do_not_depend_on_which_others_are_ties() -> None:
     none = torch.zeros(3, dtype=torch.bool)
-    without = pair_losses(WINNER, LOSER, none, gen(5), kind="uncertainty", ties="soft", draws=50)
-    with_ties = pair_losses(WINNER, LOSER, TIE, gen(5), kind="uncertainty", ties="soft", draws=50)
+    without = pair_losses(WINNER, LOSER, none, XI, kind="uncertainty", ties="soft")
+    with_ties = pair_losses(WINNER, LOSER, TIE, XI, kind="uncertainty", ties="soft")
     assert torch.equal(without[~TIE], with_ties[~TIE])
     assert without[1] != with_ties[1]
 
 
 def test_one_output_is_enough_where_no_spread_is_asked_for() -> None:
-    found = pair_losses(WINNER[:, :1], LOSER[:, :1], TIE, gen(), kind="bradley_terry", ties="drop")
+    found = pair_losses(WINNER[:, :1], LOSER[:, :1], TIE, None, kind="bradley_terry", ties="drop")
     assert torch.equal(found, bradley_terry_loss(WINNER[:, 0], LOSER[:, 0]))

@@ -15,6 +15,7 @@ from torch import nn
 
 from flowrl.base.errors import CheckpointError, UserError
 from flowrl.cli.reward_probe import PROBE_VERBS
+from flowrl.core.seeds import evaluation_seeds
 from rewards.data.pairs import PairTable
 from rewards.data.store import PreferenceStore
 from rewards.dit_reward.features import FeatureShards
@@ -26,7 +27,6 @@ from rewards.probe.report import markdown
 from rewards.probe.run import probe
 from rewards.probe.similarity import layer_similarity
 from rewards.training.batches import ComparisonBatcher
-from rewards.training.scoring import fixed_seeds
 from tests.tiny_store import write_sets
 
 ROOT = Path(__file__).parents[2]
@@ -157,7 +157,7 @@ def test_features_are_the_mean_tokens_before_the_first_block_and_after_each(
     for block in net.transformer_blocks:
         block.register_forward_hook(lambda _, __, outputs: seen.append(outputs[1]))
     latents = store.tensors("latents", row)
-    noise = sample_noise(fixed_seeds(store.prompt[row]), tuple(latents.shape[1:]))
+    noise = sample_noise(evaluation_seeds(store.texts(row)), tuple(latents.shape[1:]))
     condition = store.conditions(store.prompt[row])
     with torch.no_grad():
         net(
