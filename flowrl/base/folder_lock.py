@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import fcntl
 import os
@@ -49,4 +50,12 @@ def take_lock(path: Path, key: str, name: str = LOCK) -> IO[str] | None:
     lock.truncate(0)
     lock.write(str(os.getpid()))
     lock.flush()
+    return lock
+
+
+def wait_for_lock(path: Path, name: str = ".finishing") -> IO[str]:
+    """Wait until no other process holds this lock of a folder; closing the file gives it back."""
+    lock = (path / name).open("a+", encoding="utf-8")
+    with contextlib.suppress(OSError):  # a file system without locks
+        fcntl.flock(lock, fcntl.LOCK_EX)
     return lock

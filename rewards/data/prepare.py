@@ -22,7 +22,7 @@ from safetensors.torch import save_file
 from tqdm import tqdm
 
 from flowrl.base.errors import UserError
-from flowrl.base.folder_lock import take_lock
+from flowrl.base.folder_lock import take_lock, wait_for_lock
 from flowrl.core.buckets import BucketPlan, fit
 from flowrl.types import TextCondition
 from rewards.data.images import BadImage, ImageReader
@@ -90,11 +90,13 @@ def prepare(
         work.write_samples(part, num_parts)
         work.write_conditions(part, num_parts)
         whole = work.are_whole()
-        if whole and not (folder / INFO).is_file():
-            broken = work.broken()
-            _check_broken(folder, broken, index.num_samples, max_bad_share)
-            shutil.copyfile(own / PROMPTS, folder / PROMPTS)
-            _make_whole(folder, scan.statistics, index, work, encoders, broken)
+        if whole:
+            with wait_for_lock(folder):  # another part may have ended at the same time
+                if not (folder / INFO).is_file():
+                    broken = work.broken()
+                    _check_broken(folder, broken, index.num_samples, max_bad_share)
+                    shutil.copyfile(own / PROMPTS, folder / PROMPTS)
+                    _make_whole(folder, scan.statistics, index, work, encoders, broken)
         shutil.rmtree(own)
     return whole
 
@@ -124,8 +126,8 @@ def _make_whole(
     broken: dict[str, str],
 ) -> None:
     """Write what stands beside the shards, store.json last."""
-    (folder / _STATISTICS).write_text(statistics.to_json() + "\n", encoding="utf-8")
-    (folder / "statistics.md").write_text(statistics.to_markdown() + "\n", encoding="utf-8")
+    (folder / _STATISTICS).write_text(statistics.to_json(), encoding="utf-8")
+    (folder / "statistics.md").write_text(statistics.to_markdown(), encoding="utf-8")
     (folder / _BROKEN).write_text(json.dumps(broken, indent=1) + "\n", encoding="utf-8")
     tables = index.tables(work.place(), broken=set(map(int, broken)))
     _save_aside(folder / TABLES, tables)

@@ -29,7 +29,7 @@ class DiTRewardPixels:
 
     `encoders` is the diffusers folder with the VAE and the text encoders, by default the reward's base. Images are
     brought to the nearest aspect-ratio bucket of `image_size`; 0 takes them as they are. Raises
-    `rewards.files.CheckpointError` when a folder cannot be loaded.
+    `flowrl.base.errors.CheckpointError` when a folder cannot be loaded.
     """
 
     name = "dit_reward_pixels"

@@ -19,7 +19,7 @@ class DiTReward:
     """Scores latents with a DiT-Reward folder (arXiv 2606.23626); fits `flowrl.protocols.ShardableReward`.
 
     `path` is such a folder or "pocket"; `base` the diffusers folder of its backbone, where it holds none and that has
-    moved since the training. Raises `rewards.files.CheckpointError` when it cannot be loaded.
+    moved since the training. Raises `flowrl.base.errors.CheckpointError` when it cannot be loaded.
     """
 
     name = "dit_reward"

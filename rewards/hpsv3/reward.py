@@ -19,7 +19,7 @@ from rewards.hpsv3.preprocess import patchify
 class HPSv3Reward:
     """Scores images with an HPSv3 folder (arXiv 2508.03789); the score is mu, about -2 to 12 for the published one.
 
-    `path` is such a folder or "pocket". Raises `rewards.files.CheckpointError` when it cannot be loaded.
+    `path` is such a folder or "pocket". Raises `flowrl.base.errors.CheckpointError` when it cannot be loaded.
     """
 
     name = "hpsv3"

@@ -166,4 +166,3 @@ def _make_folder(config: ProbeConfig) -> None:
         raise UserError(f"out: {out} must be a folder, but a file of that name exists")
     out.mkdir(parents=True, exist_ok=True)
     (out / "config.yaml").write_text(dump_config(config), encoding="utf-8")
-

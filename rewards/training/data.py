@@ -96,4 +96,3 @@ def _encoders(config: RewardTrainConfig) -> Encoders:
 def _buckets(config: RewardTrainConfig) -> BucketPlan:
     data = config.data
     return BucketPlan(image_size=data.image_size, step=data.bucket_step, max_aspect=data.max_aspect)
-

@@ -89,4 +89,3 @@ def dit_reward_config(config: RewardTrainConfig, *, text_length: int, latent_spa
         )
     except ValueError as error:
         raise ConfigError(f"dit_reward: {error}") from None
-

@@ -99,7 +99,7 @@ def _export(
         shift = float(score_samples(session, validation, samples, batch_size=config.eval.batch_size).mean())
     state = session.state_dict()
     if not session.is_main:
-        session.accelerator.wait_for_everyone()
+        session.wait()
         return
     bias = _name_of(trainable.module, trainable.output_layer()) + ".bias"
     state[bias] = state[bias].clone()
@@ -119,7 +119,7 @@ def _export(
     write_atomically(folder.validation, f"{json.dumps(asdict(reached), indent=2)}\n".encode())
     shutil.rmtree(folder.reward, ignore_errors=True)
     aside.rename(folder.reward)  # last: where it stands, the training has come to its end
-    session.accelerator.wait_for_everyone()
+    session.wait()
 
 
 def _newest(checkpoints: Path) -> Path | None:

@@ -161,6 +161,10 @@ class Session:
         total = self.accelerator.reduce(torch.tensor(value, device=self.device, dtype=torch.float64), reduction="sum")
         return float(total)
 
+    def wait(self) -> None:
+        """Until every rank has come here."""
+        self.accelerator.wait_for_everyone()
+
     def any(self, flag: bool) -> bool:
         """Whether it holds on some rank."""
         return flag if self.world == 1 else self.sum(float(flag)) > 0

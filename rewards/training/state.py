@@ -23,7 +23,7 @@ def save_state(root: Path, step: int, session: Session, average: MovingAverage, 
         session.network.save_checkpoint(
             str(root.parent / _SHARDED), tag=f"step_{step:06d}", exclude_frozen_parameters=True
         )
-    session.accelerator.wait_for_everyone()
+    session.wait()
     if not session.is_main:
         return
 
