@@ -96,7 +96,7 @@ lint: $(STAMP) check-configs ## Check style, types, layers, spelling, shell scri
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 	$(BIN)/codespell
-	$(BIN)/shellcheck .ci/run $(wildcard launch/*.sh launch/*.sbatch)
+	$(BIN)/shellcheck .ci/run $(wildcard launch/*.sh launch/*.sbatch experiments/*/*.sh)
 
 format: $(STAMP) ## Format the code, and mend what can be mended without thought
 	$(BIN)/ruff check --fix .

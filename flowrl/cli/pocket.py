@@ -5,10 +5,9 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from flowrl.base.embedded import EMBEDDED
 from flowrl.base.errors import UserError
 from flowrl.cli.verb import Verb, check_output
-
-_CHECKPOINTS = Path(__file__).parent / "pocket" / "checkpoints"
 
 
 def _build_arguments(parser: argparse.ArgumentParser) -> None:
@@ -31,7 +30,7 @@ def _build(args: argparse.Namespace) -> int:
         raise UserError("pocket build: --scale makes models that must not replace the package's; name another --out")
     from flowrl.pocket.build import build
 
-    build(out=args.out or _CHECKPOINTS, work=args.work, seed=args.seed, scale=args.scale)
+    build(out=args.out or EMBEDDED, work=args.work, seed=args.seed, scale=args.scale)
     return 0
 
 
@@ -82,7 +81,7 @@ def _no_arguments(parser: argparse.ArgumentParser) -> None:
 def _info(_: argparse.Namespace) -> int:
     from flowrl.pocket.provenance import describe
 
-    print(describe(_CHECKPOINTS))
+    print(describe(EMBEDDED))
     return 0
 
 

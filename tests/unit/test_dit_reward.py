@@ -9,6 +9,7 @@ import pytest
 import torch
 from diffusers import SD3Transformer2DModel
 
+from flowrl.base import embedded
 from flowrl.base.errors import CheckpointError
 from flowrl.types import RewardInput, TextCondition
 from rewards.dit_reward import DiTReward, layout
@@ -440,6 +441,7 @@ def test_the_published_sizes() -> None:
     assert round(sum(p.numel() for p in model.head.parameters()) / 1e6, 1) == 15.7
 
 
-def test_the_pocket_name_says_how_to_build_it(tmp_path: Path) -> None:
-    with pytest.raises(CheckpointError, match=r"embedded nothing checkpoint is missing; run `flowrl pocket build`"):
-        resolve("pocket", "nothing")
+def test_the_pocket_name_says_how_to_build_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(embedded, "EMBEDDED", tmp_path)
+    with pytest.raises(CheckpointError, match=r"'dit_reward' is missing or not whole; run `flowrl pocket build`"):
+        resolve("pocket", "dit_reward")

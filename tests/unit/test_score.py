@@ -16,6 +16,7 @@ from safetensors.torch import save_file
 
 from flowrl import cli
 from flowrl.actors.device import ModelSpec
+from flowrl.base.embedded import embedded
 from flowrl.config import ModelSection
 from flowrl.core.seeds import evaluation_seeds
 from flowrl.models.sd3 import SD3
@@ -120,7 +121,7 @@ def test_what_cannot_be_scored_is_null_in_json_lines() -> None:
     for number in range(2):
         save_image(f"{number}.png", number)
     words = ["--reward", f"{LATENT} nan_every=2", "--prompt", "caf\u00e9", "--model", "pocket"]
-    space = "latent_space=" + SD3.latent_space(Path(cli.__file__).parent / "pocket" / "checkpoints" / "sd35")
+    space = "latent_space=" + SD3.latent_space(embedded("sd35"))
     words[1] += f" {space}"
     assert cli.main(["score", "0.png", "1.png", *words, "--out", "out.jsonl"]) == 1
     rows = [json.loads(line) for line in Path("out.jsonl").read_text(encoding="utf-8").splitlines()]
