@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from flowrl.base.config_file import top_level_keys
+from flowrl.base.config_tree import ConfigError
 from flowrl.registry import Plugin
 
 
@@ -17,25 +18,45 @@ from flowrl.registry import Plugin
 class ConfigKind:
     """A kind of configuration: the sections that no other kind has, and what reads and checks it.
 
-    Example: ``ConfigKind(name="evaluation", sections={"benchmarks"}, target="rewards.evaluation.config:load")``
+    Example: ``ConfigKind(name="reward evaluation", sections={"benchmarks"}, target="rewards.evaluation.config:load",
+    command="reward eval")``
     """
 
     name: str
     sections: set[str]
     target: str  # "module:load", called with the path and a list of overrides
+    command: str  # what is done with it
 
     def load(self, path: Path, overrides: list[str]) -> Any:
         """Read a file of this kind; raises ConfigError."""
         return Plugin(name=self.name, target=self.target).load()(path, overrides)
 
 
-RUN = ConfigKind(name="run", sections={"rollout", "algorithm", "gate", "placement"}, target="flowrl.config:load")
+RUN = ConfigKind(
+    name="run",
+    sections={"rollout", "algorithm", "gate", "placement"},
+    target="flowrl.config:load",
+    command="train",
+)
 KINDS = (
     ConfigKind(
-        name="reward training", sections={"dit_reward", "loss", "export"}, target="rewards.training.config:load"
+        name="reward training",
+        sections={"dit_reward", "loss", "export"},
+        target="rewards.training.config:load",
+        command="reward train",
     ),
-    ConfigKind(name="reward evaluation", sections={"benchmarks"}, target="rewards.evaluation.config:load"),
-    ConfigKind(name="reward probe", sections={"head", "layers", "pairs"}, target="rewards.probe.config:load"),
+    ConfigKind(
+        name="reward evaluation",
+        sections={"benchmarks"},
+        target="rewards.evaluation.config:load",
+        command="reward eval",
+    ),
+    ConfigKind(
+        name="reward probe",
+        sections={"head", "layers", "pairs"},
+        target="rewards.probe.config:load",
+        command="reward probe",
+    ),
     RUN,
 )
 
@@ -49,3 +70,10 @@ def kind_of(path: Path) -> ConfigKind:
 def load_any(path: Path, overrides: list[str]) -> Any:
     """Read and check a configuration file of whatever kind; raises ConfigError."""
     return kind_of(path).load(path, overrides)
+
+
+def refuse_other_kind(path: Path, name: str) -> None:
+    """Raise ConfigError when a file is clearly a configuration of another kind than `name`."""
+    found = kind_of(path)
+    if found.name != name and top_level_keys(path) & found.sections:
+        raise ConfigError(f"{path}: is the config of a {found.name}; start it with flowrl {found.command}")

@@ -9,11 +9,12 @@ import torch
 from safetensors.torch import save_file
 
 from flowrl.models.sd3 import SD3
-from flowrl.pocket.text import CLIP_WIDTHS, JOINT_DIM
+from flowrl.pocket.text import CLIP_WIDTHS, JOINT_DIM, MAX_TOKENS
 from rewards.data.pairs import PairTable
 from rewards.data.store import INFO, PROMPTS, TABLES, StoreInfo, save_info, shard_path
 
-TEXT_LENGTH = 6
+T5_LENGTH = 2
+TEXT_LENGTH = MAX_TOKENS + T5_LENGTH  # that of CLIP comes first
 SHAPES = ((16, 4, 4), (16, 4, 6))  # of the latents of two buckets, as the tiny policy's transformer takes them
 _PER_SHARD = 16
 

@@ -6,6 +6,7 @@ import inspect
 from collections.abc import Sequence
 from typing import Any
 
+from flowrl.base.devices import pick_device
 from flowrl.config import ConfigError, RewardSpec
 from flowrl.protocols import CheckableReward, Reward
 from flowrl.registry import resolve
@@ -25,6 +26,8 @@ def check_rewards(specs: Sequence[RewardSpec], policy_space: str, device: str) -
 def make_reward(spec: RewardSpec, device: str = "cpu") -> Reward:
     """Make one reward for no policy in particular; raises ConfigError when its options do not fit."""
     factory, arguments = _bind(spec, device)
+    if arguments["device"] == "cuda":
+        pick_device("cuda", key=f"device of reward {spec.name!r}")
     reward: Reward = factory(**arguments)
     return reward
 

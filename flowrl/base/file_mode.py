@@ -11,3 +11,10 @@ def apply_umask(file: Path) -> None:
     umask = os.umask(0)
     os.umask(umask)
     file.chmod(0o666 & ~umask)
+
+
+def apply_umask_below(folder: Path) -> None:
+    """Give every file of a folder such rights."""
+    for file in folder.rglob("*"):
+        if file.is_file():
+            apply_umask(file)

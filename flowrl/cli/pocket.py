@@ -48,11 +48,13 @@ def _preferences_arguments(parser: argparse.ArgumentParser) -> None:
 
 def _preferences(args: argparse.Namespace) -> int:
     from flowrl.base.embedded import embedded
+    from flowrl.pocket.build import check_begun
     from flowrl.pocket.build_plan import BuildPlan
     from flowrl.pocket.preference_store import draw_preferences, make_captioner
 
     plan = BuildPlan().scaled(args.scale)
     args.out.mkdir(parents=True, exist_ok=True)
+    check_begun(args.out, f"flowrl pocket preferences --seed {args.seed} --scale {args.scale:g}", "--out")
     draw_preferences(args.out, embedded("sd35"), seed=args.seed, plan=plan.pairs)
     make_captioner(args.out, seed=args.seed, plan=plan.captions)
     print(args.out)

@@ -29,8 +29,10 @@ def _eval_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _eval(args: argparse.Namespace) -> int:
+    from flowrl.config_kinds import refuse_other_kind
     from rewards.evaluation.config import load
 
+    refuse_other_kind(args.config, "reward evaluation")
     config = load(args.config, args.overrides)
     from flowrl.actors.reward_loading import check_rewards, load_reward
     from flowrl.base.devices import pick_device

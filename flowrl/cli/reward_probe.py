@@ -19,8 +19,10 @@ def _probe_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _probe(args: argparse.Namespace) -> int:
+    from flowrl.config_kinds import refuse_other_kind
     from rewards.probe.config import load
 
+    refuse_other_kind(args.config, "reward probe")
     config = load(args.config, args.overrides)
     from rewards.probe.report import PAGE, singles_table
     from rewards.probe.run import probe

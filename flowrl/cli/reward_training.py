@@ -19,6 +19,7 @@ def _train_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _train(args: argparse.Namespace) -> int:
+    from flowrl.config_kinds import refuse_other_kind
     from rewards.training.config import load
 
     config, overrides = args.config, list(args.overrides)
@@ -32,13 +33,28 @@ def _train(args: argparse.Namespace) -> int:
             raise UserError(f"--resume {args.resume}: holds no training: there is no {begun}")
         overrides = [f"run.name={args.resume.name}", *overrides, f"run.dir={args.resume}", "run.overwrite=false"]
         config = config or begun
+    refuse_other_kind(Path(config), "reward training")
     loaded = load(config, overrides)
     from rewards.training.run import train_reward
 
     reward = train_reward(loaded, resume=args.resume is not None)
     if os.environ.get("RANK", "0") == "0":  # one of the processes that were launched speaks for all
-        print(f"reward: {reward}" if reward else f"stopped; go on with: flowrl reward train --resume {loaded.run.dir}")
+        print(_came_to(reward) if reward else f"stopped; go on with: flowrl reward train --resume {loaded.run.dir}")
     return 0 if reward else 1
+
+
+def _came_to(reward: Path) -> str:
+    """The last word of a training: how good the reward is, where it lies, and what to do with it."""
+    import json
+
+    reached = json.loads((reward.parent / "validation.json").read_text(encoding="utf-8"))
+    sources = ", ".join(f"{name} {100 * share:.1f} %" for name, share in reached["by_source"].items())
+    name = "dit_reward" if (reward / "reward_head.safetensors").is_file() else "hpsv3"
+    return (
+        f"{100 * reached['overall']:.1f} % of {reached['pairs']:,} validation pairs in the right order ({sources})\n"
+        f"try it: flowrl reward check {name} path={reward}\n"
+        f"reward: {reward}"
+    )
 
 
 def _prepare_arguments(parser: argparse.ArgumentParser) -> None:

@@ -19,6 +19,7 @@ def _train_arguments(parser: argparse.ArgumentParser) -> None:
 
 def _train(args: argparse.Namespace) -> int:
     from flowrl.config import ConfigError, load
+    from flowrl.config_kinds import refuse_other_kind
     from flowrl.find_runs import run_dir
 
     config, overrides = args.config, list(args.overrides)
@@ -31,6 +32,7 @@ def _train(args: argparse.Namespace) -> int:
         # The folder may have been moved since it was made; its place is where it was found now.
         overrides = [f"run.name={run.name}", *overrides, f"run.dir={run}"]
         config = config or run / "config.yaml"
+    refuse_other_kind(Path(config), "run")
     loaded = load(config, overrides)
     from flowrl.run import run_training
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, contextmanager
 from functools import cache
 from pathlib import Path
 
@@ -67,6 +67,17 @@ def _quiet() -> None:
     """No progress bars for the loading of each file: many actors load at once, and the console is the driver's."""
     diffusers_logging.disable_progress_bar()
     transformers_logging.disable_progress_bar()
+
+
+@contextmanager
+def _silent() -> Iterator[None]:
+    """Within the context diffusers speaks of errors alone."""
+    before = diffusers_logging.get_verbosity()
+    diffusers_logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        diffusers_logging.set_verbosity(before)
 
 
 class SD3Policy:
@@ -147,7 +158,8 @@ class SD3PromptEncoder:
 
     def encode(self, text: str) -> TextCondition:
         """The condition of one text: embeds [1, L, D] and pooled [1, P] on the CPU."""
-        with torch.no_grad():
+        # Texts are cut where the encoders end, as in all use of this family; said for each, it would bury all else.
+        with torch.no_grad(), _silent():
             embeds, _, pooled, _ = self._pipeline.encode_prompt(
                 text, None, None, do_classifier_free_guidance=False, max_sequence_length=self._max_sequence_length
             )
@@ -202,6 +214,12 @@ class SD3:
     def latent_space(path: Path) -> str:
         """The name of the latent space, from the VAE's config."""
         return latent_space_of(AutoencoderKL.load_config(path / "vae"))
+
+    @staticmethod
+    def text_length(path: Path, max_sequence_length: int) -> int:
+        """The tokens of a text condition: those of CLIP, then `max_sequence_length` of T5."""
+        clip = read_json(path / "text_encoder" / "config.json")["max_position_embeddings"]
+        return int(clip) + max_sequence_length
 
     @staticmethod
     def load_policy(path: Path, *, image_size: int, dtype: torch.dtype, device: str) -> SD3Policy:

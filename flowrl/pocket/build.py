@@ -34,7 +34,7 @@ def build(out: Path, work: Path, seed: int, scale: float = 1.0) -> Record:
     command = f"flowrl pocket build --seed {seed}" + (f" --scale {scale:g}" if scale != 1 else "")
     work.mkdir(parents=True, exist_ok=True)
     out.mkdir(parents=True, exist_ok=True)
-    _check_begun(work / "begun", command)
+    check_begun(work, command, "--work")
     stage = Stages(out=out, work=work, seed=seed, plan=plan)
     # Each with the folder that it must leave.
     stages: list[tuple[str, Path, Callable[[], Record]]] = [
@@ -55,10 +55,11 @@ def build(out: Path, work: Path, seed: int, scale: float = 1.0) -> Record:
     return _write_provenance(out, records, seed, command)
 
 
-def _check_begun(path: Path, command: str) -> None:
-    """Raise UserError when the work folder holds the stages of another build; else remember this one."""
+def check_begun(folder: Path, command: str, option: str) -> None:
+    """Raise UserError when a folder holds the work of another command; else remember this one."""
+    path = folder / "begun"
     if path.is_file() and (begun := path.read_text(encoding="utf-8").strip()) != command:
-        raise UserError(f"{path.parent}: was begun by {begun}, not {command}; go on as begun, or use an empty --work")
+        raise UserError(f"{folder}: was begun by {begun}, not {command}; go on as begun, or use an empty {option}")
     path.write_text(f"{command}\n", encoding="utf-8")
 
 

@@ -28,7 +28,7 @@ class BuildPlan:
         Raises UserError unless `share` lies in (0, 1].
         """
         if not 0 < share <= 1:
-            raise UserError(f"pocket build: --scale must lie in (0, 1], got {share:g}")
+            raise UserError(f"--scale must lie in (0, 1], got {share:g}")
 
         def part(number: int) -> int:
             return max(1, round(number * share))

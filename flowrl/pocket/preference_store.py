@@ -10,7 +10,6 @@ from pathlib import Path
 
 import torch
 from diffusers import StableDiffusion3Pipeline
-from safetensors.torch import save_file
 
 from flowrl.core.seeds import global_seed
 from flowrl.models.sd3 import SD3
@@ -18,7 +17,7 @@ from flowrl.pocket.fitting import FitPlan, FitRecord
 from flowrl.pocket.preferences import TEST_MARGIN, TRAIN_MARGIN, SampleTable, SetPlan, build_table, pairs_of
 from flowrl.pocket.vision_language import SPEC, Captioner, new_config, new_tokenizer, pretrain
 from rewards.data.pairs import PairTable
-from rewards.data.store import INFO, PROMPTS, TABLES, StoreInfo, save_info, shard_path
+from rewards.data.store import INFO, PROMPTS, TABLES, StoreInfo, save_info, save_tensors, shard_path
 from rewards.hpsv3 import layout as hpsv3_layout
 from rewards.hpsv3.model import HPSv3Model
 
@@ -65,9 +64,10 @@ def write_store(folder: Path, table: SampleTable, pairs: PairTable, *, latent_sp
         (folder / kind).mkdir(parents=True, exist_ok=True)
     count = len(table.prompt)
     for number, rows in enumerate(torch.arange(count).split(_PER_SHARD)):
-        _write(shard_path(folder, "samples", number), {"latents": table.latents[rows], "pixels": table.images[rows]})
+        samples = {"latents": table.latents[rows], "pixels": table.images[rows]}
+        save_tensors(shard_path(folder, "samples", number), samples)
     for number, rows in enumerate(torch.arange(len(table.prompts)).split(_PER_SHARD)):
-        _write(
+        save_tensors(
             shard_path(folder, "conditions", number),
             {"embeds": table.text.embeds[rows], "pooled": table.text.pooled[rows]},
         )
@@ -79,7 +79,7 @@ def write_store(folder: Path, table: SampleTable, pairs: PairTable, *, latent_sp
         "sample_shape": torch.zeros(count, dtype=torch.int64),
         **{f"pair_{name}": values for name, values in pairs.columns().items()},
     }
-    _write(folder / TABLES, tables)
+    save_tensors(folder / TABLES, tables)
     lines = "".join(f'"{prompt}"\n' for prompt in table.prompts)  # of letters and spaces, which JSON keeps as they are
     (folder / PROMPTS).write_text(lines, encoding="utf-8")
     save_info(
@@ -96,8 +96,3 @@ def write_store(folder: Path, table: SampleTable, pairs: PairTable, *, latent_sp
             num_prompts=len(table.prompts),
         ),
     )
-
-
-def _write(path: Path, tensors: dict[str, torch.Tensor]) -> None:
-    save_file({key: value.contiguous() for key, value in tensors.items()}, path.with_suffix(".tmp"))
-    path.with_suffix(".tmp").replace(path)

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from flowrl.pocket.preference_store import CAPTIONER
+from flowrl.pocket.text import MAX_TOKENS
 from rewards.training.config import (
     CheckpointSection,
     DataSection,
@@ -41,7 +42,7 @@ def dit_reward_config(work: Path, policy: Path, *, seed: int, steps: int) -> Rew
         run=_run(work, "dit_reward", seed),
         model=ModelSection(kind="dit_reward", path=str(policy), mode="full"),
         dit_reward=DiTRewardSection(layers=LAYERS, head_dims=HEAD_DIMS),
-        data=DataSection(store=str(work / "preferences")),
+        data=DataSection(store=str(work / "preferences"), max_sequence_length=MAX_TOKENS),
         optim=OptimSection(
             lr_head=1.5e-3,
             lr_backbone=6e-4,
@@ -67,7 +68,7 @@ def hpsv3_config(work: Path, *, seed: int, steps: int) -> RewardTrainConfig:
     return RewardTrainConfig(
         run=_run(work, "hpsv3", seed),
         model=ModelSection(kind="hpsv3", path=str(work / "preferences" / CAPTIONER), mode="full"),
-        data=DataSection(store=str(work / "preferences")),
+        data=DataSection(store=str(work / "preferences"), max_sequence_length=MAX_TOKENS),
         loss=LossSection(kind="uncertainty", draws=100),
         optim=OptimSection(
             lr_head=1.5e-3,

@@ -227,7 +227,7 @@ class _SourceScan:
             if looked_at >= at_least and bad > self._max_bad_share * looked_at:
                 raise UserError(
                     f"{self._source.path}: {bad} of {looked_at} rows are unusable ({reason}), more than "
-                    f"max_bad_share = {self._max_bad_share:g}; {remedy}. The first: "
+                    f"data.max_bad_share = {self._max_bad_share:g}; {remedy}. The first of what is broken: "
                     f"{'; '.join(tally.first_bad[:_IN_MESSAGE])}"
                 )
 

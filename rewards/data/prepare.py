@@ -7,7 +7,6 @@ hashes, positions and numbers of what was scanned are held in memory.
 from __future__ import annotations
 
 import json
-import os
 import shutil
 from collections.abc import Callable
 from contextlib import nullcontext
@@ -18,7 +17,6 @@ from typing import Any
 
 import torch
 from safetensors import safe_open
-from safetensors.torch import save_file
 from tqdm import tqdm
 
 from flowrl.base.errors import UserError
@@ -31,9 +29,10 @@ from rewards.data.scan_index import ScanIndex
 from rewards.data.set_origin import begin, check_scan, check_settings
 from rewards.data.source import DataSource
 from rewards.data.statistics import MixtureStatistics
-from rewards.data.store import INFO, PROMPTS, TABLES, StoreInfo, save_info, shard_path
+from rewards.data.store import INFO, PROMPTS, TABLES, StoreInfo, save_info, save_tensors, shard_path
 
 _PER_SHARD = 256  # samples or prompts
+_NAMED = 20  # broken images
 _STATISTICS, _BROKEN = "statistics.json", "broken.json"
 _SPARE = 256 * 2**20  # bytes that must stay free
 
@@ -127,10 +126,11 @@ def _make_whole(
 ) -> None:
     """Write what stands beside the shards, store.json last."""
     (folder / _STATISTICS).write_text(statistics.to_json(), encoding="utf-8")
-    (folder / "statistics.md").write_text(statistics.to_markdown(), encoding="utf-8")
+    page = statistics.to_markdown() + _lost(broken, index)
+    (folder / "statistics.md").write_text(page, encoding="utf-8")
     (folder / _BROKEN).write_text(json.dumps(broken, indent=1) + "\n", encoding="utf-8")
     tables = index.tables(work.place(), broken=set(map(int, broken)))
-    _save_aside(folder / TABLES, tables)
+    save_tensors(folder / TABLES, tables)
     for pattern in ("samples/*", "conditions/*", f"{Path(TABLES).stem}.*"):
         for file in folder.glob(pattern):
             if file.suffix != ".safetensors":  # of a process that was killed
@@ -148,6 +148,19 @@ def _make_whole(
             num_samples=index.num_samples,
             num_prompts=index.num_prompts,
         ),
+    )
+
+
+def _lost(broken: dict[str, str], index: ScanIndex) -> str:
+    """What the scan could not see: images that break off after their header, and what went with them."""
+    if not broken:
+        return ""
+    names = "\n".join(f"- {reason}" for reason in list(broken.values())[:_NAMED])
+    pairs = index.num_pairs_of(set(map(int, broken)))
+    return (
+        "\n## Images that could not be read to their end\n\n"
+        f"{len(broken)} images, found when they were encoded; the {pairs} pairs that they stand in are counted above "
+        f"but are not in the set. All of them: {_BROKEN}. The first:\n\n{names}\n"
     )
 
 
@@ -228,7 +241,7 @@ class _Shards:
         free = shutil.disk_usage(path.parent).free
         if free < needed + _SPARE:
             raise UserError(f"{path}: needs {needed / 2**20:.0f} MiB, but {free / 2**20:.0f} MiB are free; make room")
-        _save_aside(path, tensors, {"broken": json.dumps(broken)})
+        save_tensors(path, tensors, {"broken": json.dumps(broken)})
 
     def broken(self) -> dict[str, str]:
         """The samples whose pixels could not be read, by number, and why; from the shards' headers."""
@@ -237,13 +250,6 @@ class _Shards:
             with safe_open(shard_path(self._folder, "samples", number), framework="pt") as file:
                 found |= json.loads(file.metadata()["broken"])
         return found
-
-
-def _save_aside(path: Path, tensors: dict[str, torch.Tensor], metadata: dict[str, str] | None = None) -> None:
-    """Write a file that is whole or absent."""
-    aside = path.with_suffix(f".{os.getpid()}")
-    save_file({key: value.contiguous() for key, value in tensors.items()}, aside, metadata=metadata)
-    aside.replace(path)
 
 
 def _choices(sources: list[DataSource], buckets: BucketPlan, dtype: torch.dtype) -> dict[str, Any]:

@@ -160,6 +160,11 @@ class ScanIndex:
         """A prompt's text."""
         return str(self._prompts.read(number))
 
+    def num_pairs_of(self, samples: set[int]) -> int:
+        """How many pairs one of these samples stands in."""
+        both = zip(self._columns["winner"], self._columns["loser"], strict=True)
+        return sum(1 for winner, loser in both if int(winner) in samples or int(loser) in samples)
+
     def tables(self, place: tuple[torch.Tensor, torch.Tensor], *, broken: set[int]) -> dict[str, torch.Tensor]:
         """The columns of tables.safetensors, without the pairs of samples that are broken."""
         columns = {name: torch.tensor(values, dtype=torch.float64) for name, values in self._columns.items()}

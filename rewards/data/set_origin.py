@@ -18,14 +18,17 @@ _SETTINGS, _SCAN = "settings.json", "scan.sha256"
 
 def begin(folder: Path, settings: dict[str, Any]) -> None:
     """Raise ConfigError when the folder holds something else, or a set or a part of one with other settings."""
-    if (folder / _SETTINGS).is_file():
+    begun = (folder / INFO).is_file() or any((folder / kind).is_dir() for kind in ("samples", "conditions"))
+    if begun and (folder / _SETTINGS).is_file():
         check_settings(folder, settings)
         return
     if (folder / INFO).is_file():
         return  # a set that was made elsewhere
-    if folder.is_dir() and any(not file.name.startswith(".") for file in folder.iterdir()):
+    held = {file.name for file in folder.iterdir() if not file.name.startswith(".")} if folder.is_dir() else set()
+    if held - {_SETTINGS, _SCAN}:
         raise ConfigError(f"{folder}: holds other files; set data.store to a new or empty folder")
     make_writable(folder, "data.store")
+    (folder / _SCAN).unlink(missing_ok=True)  # of a start that came to no shard
     write_atomically(folder / _SETTINGS, f"{json.dumps(settings, indent=1)}\n".encode())
 
 

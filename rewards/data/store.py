@@ -9,16 +9,18 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 from collections import OrderedDict
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from flowrl.base.atomic_file import write_atomically
 from flowrl.base.errors import CheckpointError
+from flowrl.base.file_mode import apply_umask
 from flowrl.base.weight_files import check_safetensors, read_json
 from flowrl.types import TextCondition
 from rewards.data.pairs import PairTable
@@ -51,6 +53,14 @@ class StoreInfo:
 def shard_path(folder: Path, kind: str, number: int) -> Path:
     """The file of shard `number` of "samples" or "conditions"."""
     return folder / kind / f"{number:05d}.safetensors"
+
+
+def save_tensors(path: Path, tensors: dict[str, torch.Tensor], metadata: dict[str, str] | None = None) -> None:
+    """Write a file of tensors that is whole or absent."""
+    aside = path.with_suffix(f".{os.getpid()}")
+    save_file({key: value.contiguous() for key, value in tensors.items()}, aside, metadata=metadata)
+    apply_umask(aside)
+    aside.replace(path)
 
 
 def save_info(folder: Path, info: StoreInfo) -> None:

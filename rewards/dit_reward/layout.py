@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import json
 from pathlib import Path
+from typing import Any
 
 import torch
 from diffusers import SD3Transformer2DModel
@@ -24,6 +25,7 @@ from rewards.files import load_strict, read_shards, read_tensors
 from rewards.lora_files import LoraSettings, check_lora, merge_lora, save_lora
 
 FORMAT = "dit_reward"
+_OWN, _BASE = "own", "base"  # whose weights the backbone has: those in the folder, or those of the base
 LORA = "backbone_lora"
 ADAPTER = "default"  # diffusers' name for the one adapter of a model
 STEM = "diffusion_pytorch_model"
@@ -69,7 +71,7 @@ def save(
     }
     head = {key.removeprefix("head."): value for key, value in state.items() if key.startswith("head.")}
     folder.mkdir(parents=True, exist_ok=True)
-    settings = {"format": FORMAT, **dataclasses.asdict(model.config)}
+    settings = {"format": FORMAT, "backbone": _OWN if whole else _BASE, **dataclasses.asdict(model.config)}
     (folder / "config.json").write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
     if whole:
         _save_backbone(model.transformer, backbone, folder / "transformer", dtype=dtype, shard_size=shard_size)
@@ -123,8 +125,8 @@ def merged_weights(transformer: SD3Transformer2DModel, state: dict[str, torch.Te
     return weights
 
 
-def load_config(folder: Path) -> DiTRewardConfig:
-    """Read config.json; raises CheckpointError when the folder is not a DiT-Reward."""
+def _read_settings(folder: Path) -> dict[str, Any]:
+    """The content of config.json but for its format; raises CheckpointError when the folder is not a DiT-Reward."""
     if not (folder / "config.json").is_file():
         hint = " (a diffusers pipeline)" if (folder / "model_index.json").is_file() else ""
         raise CheckpointError(
@@ -134,6 +136,13 @@ def load_config(folder: Path) -> DiTRewardConfig:
     settings = read_json(folder / "config.json")
     if settings.pop("format", None) != FORMAT:
         raise CheckpointError(f"{folder} is not a DiT-Reward folder: its config.json does not say format {FORMAT!r}")
+    return settings
+
+
+def load_config(folder: Path) -> DiTRewardConfig:
+    """Read config.json; raises CheckpointError when the folder is not a DiT-Reward."""
+    settings = _read_settings(folder)
+    settings.pop("backbone", None)
     fields = {field.name for field in dataclasses.fields(DiTRewardConfig)}
     if settings.keys() != fields:
         raise CheckpointError(
@@ -188,7 +197,12 @@ def load(folder: Path, *, dtype: torch.dtype, base: str = "") -> DiTRewardModel:
 
 def _backbone_folder(folder: Path, config: DiTRewardConfig, base: str) -> Path:
     """Where the transformer lies: in the folder itself, or in that of the model it was trained on."""
-    if (folder / "transformer").is_dir():
+    backbone = _read_settings(folder).get("backbone")
+    if backbone not in (_OWN, _BASE):
+        raise CheckpointError(f"{folder / 'config.json'}: backbone must be {_OWN!r} or {_BASE!r}, got {backbone!r}")
+    if backbone == _OWN:
+        if not (folder / "transformer").is_dir():
+            raise CheckpointError(f"{folder}: transformer/ is missing; copy the folder again")
         return folder / "transformer"
     named = base or config.base
     found = folder_of(named, "sd35") / "transformer"

@@ -14,7 +14,6 @@ import torch
 from flowrl.base.dtypes import torch_dtype
 from flowrl.base.embedded import POCKET, folder_of
 from flowrl.base.errors import CheckpointError
-from flowrl.base.weight_files import read_json
 from flowrl.core.buckets import BucketPlan
 from flowrl.models.latent_inputs import EncoderSetting, LatentInputs
 from flowrl.models.sd3 import SD3
@@ -53,7 +52,7 @@ class DiTRewardPixels:
             SD3,
             EncoderSetting(
                 path=folder,
-                max_sequence_length=self._latent_reward.config.text_length - _clip_length(folder),
+                max_sequence_length=self._latent_reward.config.text_length - SD3.text_length(folder, 0),
                 dtype=torch_dtype(dtype),
                 device=device,
                 buckets=BucketPlan(image_size=image_size) if image_size else None,
@@ -105,8 +104,3 @@ class DiTRewardPixels:
 def _encoder_folder(path: str, encoders: str) -> Path:
     named = encoders or (POCKET if path == POCKET else load_config(resolve(path, DiTReward.name)).base)
     return folder_of(named, "sd35")
-
-
-def _clip_length(folder: Path) -> int:
-    """The tokens of the CLIP encoders, which stand before those of T5."""
-    return int(read_json(folder / "text_encoder" / "config.json")["max_position_embeddings"])

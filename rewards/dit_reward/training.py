@@ -83,6 +83,15 @@ def check_store(info: StoreInfo, space: str, folder: Path) -> None:
         )
 
 
+def check_text_length(info: StoreInfo, text_length: int, folder: Path) -> None:
+    """Raise CheckpointError unless a prepared set holds texts of the length that the configuration asks for."""
+    if info.text_length != text_length:
+        raise CheckpointError(
+            f"{folder}: was prepared with {info.text_length} text tokens, but data.max_sequence_length asks for "
+            f"{text_length}, those of CLIP and T5 together; correct the key, or prepare the set again"
+        )
+
+
 class CachedHead(torch.nn.Module):
     """The head on features that were computed before: [B, K, F] to outputs [B, 1 or 2], averaged over K levels."""
 

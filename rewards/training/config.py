@@ -227,10 +227,10 @@ _SHARES = (
 def _check_numbers(config: RewardTrainConfig) -> None:
     for key, least in _AT_LEAST.items():
         value = _value(config, key)
-        _require(value >= least, f"{key} must be at least {least:g}, got {value}")
+        _require(value >= least, f"{key} must be at least {least:g}, got {value:g}")
     for key in _SHARES:
         value = _value(config, key)
-        _require(0 <= value <= 1, f"{key} must lie in [0, 1], got {value}")
+        _require(0 <= value <= 1, f"{key} must lie in [0, 1], got {value:g}")
     _require(0 < config.data.share <= 1, f"data.share must lie in (0, 1], got {config.data.share}")
     _require(config.optim.ema_decay < 1, f"optim.ema_decay must be below 1, got {config.optim.ema_decay}")
     betas = config.optim.betas

@@ -13,7 +13,13 @@ from flowrl.models.sd3 import SD3
 from rewards.data.store import PreferenceStore
 from rewards.dit_reward.features import FeatureShards, features_name
 from rewards.dit_reward.model import DiTRewardConfig, DiTRewardModel
-from rewards.dit_reward.training import DiTRewardTraining, FrozenDiTRewardTraining, check_store, new_model
+from rewards.dit_reward.training import (
+    DiTRewardTraining,
+    FrozenDiTRewardTraining,
+    check_store,
+    check_text_length,
+    new_model,
+)
 from rewards.hpsv3.training import HPSv3Training
 from rewards.training.config import RewardTrainConfig
 from rewards.training.trainable import TrainableReward
@@ -31,8 +37,10 @@ def make_trainable(config: RewardTrainConfig, stores: list[PreferenceStore], fea
     folder = folder_of(config.model.path, "sd35")
     SD3.check(folder)
     info = stores[0].info
+    text_length = SD3.text_length(folder, config.data.max_sequence_length)
     for store in stores:
         check_store(store.info, SD3.latent_space(folder), store.folder)
+        check_text_length(store.info, text_length, store.folder)
     model = new_model(
         folder / "transformer",
         dit_reward_config(config, text_length=info.text_length, latent_space=info.latent_space),

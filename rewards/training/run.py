@@ -16,6 +16,7 @@ from flowrl.base.atomic_file import write_atomically
 from flowrl.base.config_file import dump_config
 from flowrl.base.config_tree import ConfigError
 from flowrl.base.dtypes import torch_dtype
+from flowrl.base.file_mode import apply_umask_below
 from flowrl.core.seeds import generator
 from rewards.data.pairs import PairTable
 from rewards.data.store import PreferenceStore
@@ -104,9 +105,7 @@ def _export(
     bias = _name_of(trainable.module, trainable.output_layer()) + ".bias"
     state[bias] = state[bias].clone()
     state[bias][0] -= shift
-    notes = (
-        config.export.notes or f"Trained with `flowrl reward train`; the configuration is beside it, in {folder.path}."
-    )
+    notes = config.export.notes or f"Trained with `flowrl reward train` as {config.run.name}."
     aside = folder.path / ".reward"
     shutil.rmtree(aside, ignore_errors=True)
     trainable.save(
@@ -116,6 +115,7 @@ def _export(
         notes=_card(notes, reached),
         whole=config.export.whole,
     )
+    apply_umask_below(aside)
     write_atomically(folder.validation, f"{json.dumps(asdict(reached), indent=2)}\n".encode())
     shutil.rmtree(folder.reward, ignore_errors=True)
     aside.rename(folder.reward)  # last: where it stands, the training has come to its end
@@ -139,7 +139,7 @@ def _some_samples(pairs: PairTable) -> torch.Tensor:
 
 
 def _card(notes: str, reached: Accuracy) -> str:
-    lines = [notes, "", f"Accuracy on {reached.pairs:,} validation pairs: {100 * reached.overall:.1f} %."]
+    lines = [notes, "", f"Accuracy on the {reached.pairs:,} validation pairs looked at: {100 * reached.overall:.1f} %."]
     lines += [f"- {name}: {100 * share:.1f} %" for name, share in (reached.by_source | reached.by_category).items()]
     return "\n".join(lines)
 

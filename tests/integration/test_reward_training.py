@@ -87,6 +87,7 @@ def trainer(tmp_path: Path, store: Path, sd3_folder: Path, monkeypatch: pytest.M
         "dit_reward.layers": [0, 1],
         "dit_reward.head_dims": [16],
         "data.store": str(store),
+        "data.max_sequence_length": tiny_store.T5_LENGTH,
         "optim.lr_head": 1e-2,
         "optim.lr_backbone": 3e-3,
         "eval.every": 0,
@@ -521,3 +522,19 @@ def test_pairs_that_are_all_ties_are_one_clear_line(
         made = {"data__store": str(tmp_path / "made" / name), "data__train": train, "data__validation": validation}
         assert cli.main(trainer.words(name, **sizes, **made)) == 2
         assert message in one_line(capsys)
+
+
+def test_a_text_length_that_differs_from_the_sets_is_refused(
+    trainer: Trainer, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.main(trainer.words("run", data__max_sequence_length=20)) == 2
+    said = one_line(capsys)
+    assert "was prepared with 16 text tokens, but data.max_sequence_length asks for 34, those of CLIP and T5" in said
+
+
+def test_the_end_says_how_good_the_reward_is(trainer: Trainer, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = trainer.train()
+    last = capsys.readouterr().out.splitlines()[-3:]
+    reached = json.loads((folder / "validation.json").read_text())
+    assert last[0].startswith(f"{100 * reached['overall']:.1f} % of {reached['pairs']:,} validation pairs in the right")
+    assert last[1:] == [f"try it: flowrl reward check dit_reward path={folder}/reward", f"reward: {folder}/reward"]

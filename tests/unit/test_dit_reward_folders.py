@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -139,3 +140,10 @@ def test_encoders_of_another_latent_space_are_refused(policy: Path, tmp_path: Pa
     other = tiny.write_folder(tmp_path / "other", shift=0.5)
     with pytest.raises(CheckpointError, match=r"makes latents of .*shift0.5, but .* was trained on .*shift0.0609"):
         DiTRewardPixels.check({"path": str(whole), "encoders": str(other)})
+
+
+def test_a_backbone_that_was_left_behind_is_missed(policy: Path, tmp_path: Path) -> None:
+    whole = save(trained(policy, "frozen"), tmp_path / "whole", whole=True)
+    shutil.rmtree(whole / "transformer")
+    with pytest.raises(CheckpointError, match=r"whole: transformer/ is missing; copy the folder again"):
+        DiTReward.check({"path": str(whole)})

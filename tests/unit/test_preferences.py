@@ -229,10 +229,10 @@ def test_a_stage_of_the_build_runs_once_unless_its_folder_is_gone(tmp_path: Path
 
 
 def test_a_work_folder_belongs_to_one_build(tmp_path: Path) -> None:
-    build._check_begun(tmp_path / "begun", "build --seed 3")
-    build._check_begun(tmp_path / "begun", "build --seed 3")
+    build.check_begun(tmp_path, "build --seed 3", "--work")
+    build.check_begun(tmp_path, "build --seed 3", "--work")
     with pytest.raises(UserError, match=r"was begun by build --seed 3, not build --seed 4; go on as begun, or use an"):
-        build._check_begun(tmp_path / "begun", "build --seed 4")
+        build.check_begun(tmp_path, "build --seed 4", "--work")
 
 
 def test_a_smaller_build_does_a_share_of_every_stage() -> None:

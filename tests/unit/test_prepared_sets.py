@@ -23,6 +23,7 @@ from rewards.data import prepare as prepare_module
 from rewards.data.comparison import ImageRef
 from rewards.data.images import ImageReader
 from rewards.data.prepare import Encoders, check_choices, prepare
+from rewards.data.set_origin import begin
 from rewards.data.source import DataSource
 from rewards.data.store import PreferenceStore
 from rewards.training.batches import ComparisonBatcher
@@ -418,3 +419,12 @@ def test_store_json_must_be_there_and_of_this_version(made: Path) -> None:
 def test_what_a_set_does_not_hold_is_said(made: Path) -> None:
     with pytest.raises(CheckpointError, match=r"holds latents, not pixels; prepare it again"):
         PreferenceStore(made).tensors("pixels", torch.arange(1))
+
+
+def test_a_start_that_came_to_no_shard_leaves_the_folder_free(tmp_path: Path) -> None:
+    begin(tmp_path, {"sources": ["nope.jsonl"]})
+    begin(tmp_path, {"sources": ["there.jsonl"]})
+    assert json.loads((tmp_path / "settings.json").read_text()) == {"sources": ["there.jsonl"]}
+    (tmp_path / "samples").mkdir()
+    with pytest.raises(ConfigError, match=r"was prepared with other data settings \(sources\)"):
+        begin(tmp_path, {"sources": ["nope.jsonl"]})
