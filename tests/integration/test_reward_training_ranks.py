@@ -106,7 +106,7 @@ def test_two_ranks_reach_the_weights_of_one(trainings: Trainings, kind: Kind) ->
     assert_same(spread, alone, atol=CLOSE)
     start = load_file(trainings.policy / "transformer" / FILE)
     moved = [(value - start[key]).abs().max() for key, value in weights(alone).items() if key in start]
-    assert max(moved) > 100 * CLOSE  # so that equality says something
+    assert max(moved) > 50 * CLOSE  # so that equality says something
 
 
 @pytest.mark.parametrize("kind", ["ddp", SLOW[0], "zero3"])
