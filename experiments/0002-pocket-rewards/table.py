@@ -80,7 +80,7 @@ def draw(
     left.set_yticks(range(len(labels)), labels)
     left.axvline(50, color="0.7", linewidth=1)
     left.set_xlabel("held-out pairs ordered as the oracle does, %")
-    left.legend(loc="lower left", frameon=False)
+    left.legend(loc="upper left", frameon=False)
     for arm in arms:
         values = [growth[f"{arm}, {100 * share:.0f} %"] for share in SHARES]
         middle = torch.tensor([100 * one["accuracy"] for one in values])
@@ -92,7 +92,7 @@ def draw(
     right.minorticks_off()
     right.set_xlabel("training pairs")
     right.set_ylabel("the policy's samples, %")
-    right.legend(frameon=False)
+    right.legend(loc="upper left", frameon=False)
     for axes in (left, right):
         axes.spines[["top", "right"]].set_visible(False)
     figure.savefig(HERE / "picture.png", dpi=110)
