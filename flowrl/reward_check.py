@@ -199,11 +199,19 @@ def cost(trial: Trial) -> Finding:
     return Finding(verdict="info", found=f"{milliseconds:.3g} ms per image, {size} in one call; {memory}")
 
 
+def tells_apart(trial: Trial) -> Finding:
+    """Different samples do not all have one score: there would be nothing to learn from it."""
+    scores = trial.scores()
+    different = len(set(scores.tolist()))
+    return _judge(different > 1, f"{len(scores)} samples, distinct scores: {different}")
+
+
 CONTRACT: dict[str, Check] = {
     "shape": shape,
     "dtype": dtype,
     "finite": finite,
     "scores": scores_seen,
+    "tells apart": tells_apart,
     "determinism": determinism,
     "input": leaves_its_input,
     "order": order,

@@ -79,6 +79,8 @@ def _score(args: argparse.Namespace) -> int:
     check_output(args.out)
     if args.sheet is not None and (args.sheet.is_dir() or not args.sheet.parent.is_dir()):
         raise UserError(f"--sheet {args.sheet}: must be a file in a folder that exists")
+    if args.sheet is not None and args.sheet.suffix != ".png":
+        raise UserError(f"--sheet {args.sheet}: is written as PNG; give it a name that ends in .png")
     if args.max_sequence_length is not None and args.max_sequence_length < 1:
         raise UserError(f"--max-sequence-length must be at least 1, got {args.max_sequence_length}")
     if args.image_size != 0 and args.image_size < _SMALLEST_IMAGE:

@@ -11,6 +11,7 @@ import torch
 from tqdm import tqdm
 
 from flowrl.base.config_file import dump_config
+from flowrl.base.environment import environment, read_environments, write_environments
 from flowrl.base.errors import UserError
 from flowrl.models.latent_inputs import LatentInputs
 from rewards.data.comparison import Comparison, Row, fault_of
@@ -29,7 +30,7 @@ RESULT, PAGE = "result.json", "result.md"
 
 
 def run(config: EvaluationConfig, *, make: MakeReward, inputs: LatentInputs | None) -> EvaluationResult:
-    """Evaluate, and write config.yaml, result.json and result.md in `config.out`.
+    """Evaluate, and write config.yaml, env.json, result.json and result.md in `config.out`.
 
     `make` loads a reward by name and options; `inputs` are the encoders for latent rewards. Scores that an earlier run
     left in `config.out` are not made again, but for those of a reward behind a server. Raises UserError when data or a
@@ -41,6 +42,7 @@ def run(config: EvaluationConfig, *, make: MakeReward, inputs: LatentInputs | No
     out.mkdir(parents=True, exist_ok=True)
     (out / "config.yaml").write_text(dump_config(config), encoding="utf-8")
     result = Evaluation(config, make=make, inputs=inputs).run()
+    write_environments(out / "env.json", [*read_environments(out / "env.json"), environment()])
     (out / RESULT).write_text(result.to_json(), encoding="utf-8")
     (out / PAGE).write_text(markdown(result), encoding="utf-8")
     return result

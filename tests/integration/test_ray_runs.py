@@ -84,6 +84,7 @@ def test_a_run_is_the_same_bit_for_bit_wherever_its_actors_are(
     assert found.metrics[5]["memory/actors_gib"] > 0
 
 
+@pytest.mark.slow
 def test_two_learners_that_were_stopped_and_resumed_end_where_one_that_was_not_does(
     runs: TinyRuns, tmp_path: Path
 ) -> None:

@@ -116,6 +116,11 @@ class Indifferent(Sound):
         return torch.zeros(len(batch.prompts)) if batch.pixels is None else super().__call__(batch)
 
 
+class Constant(Sound):
+    def score(self, batch: RewardInput, pixels: torch.Tensor) -> torch.Tensor:
+        return 0 * super().score(batch, pixels)
+
+
 FAULTS: dict[type[Sound], dict[str, str]] = {
     Sound: {},
     Scalar: {"shape": "[], must be [4]"},
@@ -128,6 +133,7 @@ FAULTS: dict[type[Sound], dict[str, str]] = {
     InPlace: {"input": "changes pixels in place"},
     Sorted: {"order": "scores differ by ", "batch split": "scores differ by "},
     Relative: {"batch split": "scores differ by "},
+    Constant: {"tells apart": "4 samples, distinct scores: 1"},
     Careless: {"other input": "a batch with latents: AttributeError; raise a ValueError that says what is missing"},
     Indifferent: {"other input": "a batch with latents gets scores; raise a ValueError"},
 }
@@ -259,7 +265,7 @@ def test_check_prints_a_line_for_each_check(capsys: pytest.CaptureFixture[str]) 
 @pytest.mark.parametrize(
     ("words", "failed", "line"),
     [
-        ([f"{__name__}:Relative"], "1 of 9 checks failed", "FAIL  batch split  scores differ by "),
+        ([f"{__name__}:Relative"], "1 of 10 checks failed", "FAIL  batch split  scores differ by "),
         ([f"{__name__}:Scalar"], "1 of 2 checks failed", "FAIL  shape        [], must be [4]"),
         (
             ["dit_reward", "--image-size", "128", "--text", "5x96x80"],

@@ -378,3 +378,8 @@ def test_what_no_reward_needs_is_not_loaded() -> None:
     [one] = score(samples, ["x"], rewards, PolicyParts(model), kind="pixel", with_pixels=True)
     assert one.row.scores[0] is not None
     assert one.pixels is not None
+
+
+def test_a_sheet_is_a_png(sd3_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["score", "--reward", BRIGHT, ".", "--prompt", "x", "--sheet", "sheet.txt"]) == 2
+    assert "--sheet sheet.txt: is written as PNG; give it a name that ends in .png" in capsys.readouterr().err
