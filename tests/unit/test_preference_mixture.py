@@ -165,7 +165,8 @@ def test_too_many_broken_rows_end_the_scan_with_the_first_of_them(tmp_path: Path
     path = files.add_rows(files.write_jsonl(tmp_path, num=8), {}, {}, {}, {})
     says = (
         r"pairs\.jsonl: 4 of 12 rows are unusable \(broken row\), more than data\.max_bad_share = 0\.1; mend the data "
-        r"or raise it\. The first of what is broken: pairs\.jsonl:9: has no 'preferred'; pairs\.jsonl:10: .*; pairs\.jsonl:11: has no [^;]*$"
+        r"or raise it\. The first of what is broken: pairs\.jsonl:9: has no 'preferred'; pairs\.jsonl:10: .*; "
+        r"pairs\.jsonl:11: has no [^;]*$"
     )
     with pytest.raises(UserError, match=says):
         scanned(jsonl(path), max_bad_share=0.1)
