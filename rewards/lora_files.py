@@ -11,6 +11,7 @@ import torch
 from safetensors.torch import save_file
 
 from flowrl.base.errors import CheckpointError
+from flowrl.base.file_mode import apply_umask
 from flowrl.base.weight_files import check_safetensors, read_json
 from rewards.files import read_tensors
 
@@ -105,6 +106,7 @@ def save_lora(
         for side, factor in zip("AB", factors, strict=True)
     }
     save_file(tensors, folder / WEIGHTS, metadata={"format": "pt"})
+    apply_umask(folder / WEIGHTS)
 
 
 def _targeted(module: torch.nn.Module, settings: LoraSettings) -> dict[str, torch.nn.Linear]:

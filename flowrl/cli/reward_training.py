@@ -49,10 +49,14 @@ def _came_to(reward: Path) -> str:
 
     reached = json.loads((reward.parent / "validation.json").read_text(encoding="utf-8"))
     sources = ", ".join(f"{name} {100 * share:.1f} %" for name, share in reached["by_source"].items())
-    name = "dit_reward" if (reward / "reward_head.safetensors").is_file() else "hpsv3"
+    name, text = "hpsv3", ""
+    if (reward / "reward_head.safetensors").is_file():
+        from rewards.dit_reward.layout import text_shape
+
+        name, text = "dit_reward", f" --text {'x'.join(map(str, text_shape(reward)))}"
     return (
         f"{100 * reached['overall']:.1f} % of {reached['pairs']:,} validation pairs in the right order ({sources})\n"
-        f"try it: flowrl reward check {name} path={reward}\n"
+        f"try it: flowrl reward check {name} path={reward}{text}\n"
         f"reward: {reward}"
     )
 

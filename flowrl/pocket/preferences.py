@@ -12,7 +12,7 @@ from pathlib import Path
 
 import torch
 from diffusers import StableDiffusion3Pipeline
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from tqdm import tqdm
 
 from flowrl.pocket import oracle
@@ -21,6 +21,7 @@ from flowrl.pocket.render import FLAWS, draw, place
 from flowrl.pocket.sampling import SamplerSetting, TextTable, decode, encode_texts, sample_latents
 from flowrl.pocket.scene import BACKGROUNDS, COLOURS, RELATIONS, SHAPES, SIZES, Scene, all_scenes
 from rewards.data.pairs import PairTable
+from rewards.data.store import save_tensors
 
 KINDS = ("policy", "edited")
 # Of a pair: two policy samples under one rollout setting, as a training step draws them; two others; two renderings.
@@ -168,8 +169,7 @@ class _ShardBuilder:
             "total": judged.total,
             "seconds": torch.tensor([time.monotonic() - began]),
         }
-        save_file(shard, path.with_suffix(".tmp"))
-        path.with_suffix(".tmp").replace(path)
+        save_tensors(path, shard)
         return shard
 
     def _samples(self, scenes: list[Scene], generator: torch.Generator) -> torch.Tensor:

@@ -8,12 +8,12 @@ from dataclasses import asdict
 from pathlib import Path
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from tqdm import tqdm
 
 from flowrl.base.weight_files import check_safetensors
 from flowrl.core.seeds import evaluation_seeds
-from rewards.data.store import PreferenceStore
+from rewards.data.store import PreferenceStore, save_tensors
 from rewards.dit_reward.model import DiTRewardModel, sample_noise
 
 _PER_SHARD = 2048  # samples
@@ -56,9 +56,7 @@ class FeatureShards:
                     found = pooled(net, store, part, device)
                     features = torch.zeros(len(rows), *found.shape[1:]) if not len(features) else features
                     features[part - rows[0]] = found
-            aside = self._path(number).with_suffix(f".{rank}")
-            save_file({"features": features}, aside)
-            aside.replace(self._path(number))
+            save_tensors(self._path(number), {"features": features})
 
     def rows(self, samples: torch.Tensor) -> torch.Tensor:
         """The features [n, K, F] float32 of samples [n]."""

@@ -25,7 +25,9 @@ from rewards.files import load_strict, read_shards, read_tensors
 from rewards.lora_files import LoraSettings, check_lora, merge_lora, save_lora
 
 FORMAT = "dit_reward"
-_OWN, _BASE = "own", "base"  # whose weights the backbone has: those in the folder, or those of the base
+# Whose weights the backbone has: those in the folder, those of the base, or these with the LoRA in the folder.
+_OWN, _BASE, _BASE_AND_LORA = "own", "base", "base and lora"
+_BACKBONES = (_OWN, _BASE, _BASE_AND_LORA)
 LORA = "backbone_lora"
 ADAPTER = "default"  # diffusers' name for the one adapter of a model
 STEM = "diffusion_pytorch_model"
@@ -71,15 +73,17 @@ def save(
     }
     head = {key.removeprefix("head."): value for key, value in state.items() if key.startswith("head.")}
     folder.mkdir(parents=True, exist_ok=True)
-    settings = {"format": FORMAT, "backbone": _OWN if whole else _BASE, **dataclasses.asdict(model.config)}
+    factors = lora_factors(model.transformer, backbone)
+    kind = _OWN if whole else _BASE_AND_LORA if factors else _BASE
+    settings = {"format": FORMAT, "backbone": kind, **dataclasses.asdict(model.config)}
     (folder / "config.json").write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
     if whole:
         _save_backbone(model.transformer, backbone, folder / "transformer", dtype=dtype, shard_size=shard_size)
-    elif layers := lora_factors(model.transformer, backbone):
+    elif factors:
         adapter = model.transformer.peft_config[ADAPTER]
-        targets = tuple(sorted(layers))
+        targets = tuple(sorted(factors))
         lora = LoraSettings(rank=adapter.r, alpha=adapter.lora_alpha, targets=targets)
-        save_lora(folder / LORA, layers, lora, base=model.config.base)
+        save_lora(folder / LORA, factors, lora, base=model.config.base)
     stored_head = {key: value.detach().to("cpu", dtype).contiguous() for key, value in head.items()}
     save_file(stored_head, folder / _HEAD, metadata={"format": "pt"})
     (folder / "README.md").write_text(_CARD.format(**settings, notes=notes), encoding="utf-8")
@@ -168,7 +172,7 @@ def check_folder(folder: Path, base: str = "") -> DiTRewardConfig:
             f"got {settings.get('_class_name')!r}"
         )
     check_model_folder(backbone, STEM)
-    if (folder / LORA).is_dir():
+    if _backbone_kind(folder) == _BASE_AND_LORA:
         check_lora(folder / LORA)
     check_safetensors(folder / _HEAD)
     return config
@@ -190,17 +194,28 @@ def load(folder: Path, *, dtype: torch.dtype, base: str = "") -> DiTRewardModel:
             raise CheckpointError(f"{folder}: {error}") from None
     load_strict(model.transformer, tensors, backbone, dtype)
     load_strict(model.head, head, folder / _HEAD, dtype)
-    if backbone.parent != folder and (folder / LORA).is_dir():
+    if _backbone_kind(folder) == _BASE_AND_LORA:
         merge_lora(model.transformer, folder / LORA)
     return model.eval().requires_grad_(False)
 
 
+def text_shape(folder: Path) -> tuple[int, int, int]:
+    """The text conditions that a reward reads: tokens, their width, and the width of the pooled vector."""
+    config = load_config(folder)
+    settings = read_json(_backbone_folder(folder, config, "") / "config.json")
+    return config.text_length, int(settings["joint_attention_dim"]), int(settings["pooled_projection_dim"])
+
+
+def _backbone_kind(folder: Path) -> str:
+    found = _read_settings(folder).get("backbone")
+    if found not in _BACKBONES:
+        raise CheckpointError(f"{folder / 'config.json'}: backbone must be one of {_BACKBONES}, got {found!r}")
+    return str(found)
+
+
 def _backbone_folder(folder: Path, config: DiTRewardConfig, base: str) -> Path:
     """Where the transformer lies: in the folder itself, or in that of the model it was trained on."""
-    backbone = _read_settings(folder).get("backbone")
-    if backbone not in (_OWN, _BASE):
-        raise CheckpointError(f"{folder / 'config.json'}: backbone must be {_OWN!r} or {_BASE!r}, got {backbone!r}")
-    if backbone == _OWN:
+    if _backbone_kind(folder) == _OWN:
         if not (folder / "transformer").is_dir():
             raise CheckpointError(f"{folder}: transformer/ is missing; copy the folder again")
         return folder / "transformer"

@@ -11,6 +11,7 @@ from safetensors.torch import save_file
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, Qwen2VLConfig
 
 from flowrl.base.errors import CheckpointError
+from flowrl.base.file_mode import apply_umask
 from flowrl.base.weight_files import check_safetensors, read_json
 from rewards.files import load_strict, read_tensors
 from rewards.hpsv3.model import DROPPED, HPSv3Model, from_published, to_published
@@ -43,6 +44,7 @@ def save(
         for key, value in tensors.items()
     }
     save_file(stored, folder / WEIGHTS, metadata={"format": "pt"})
+    apply_umask(folder / WEIGHTS)
     model.backbone.config.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     (folder / _PIXELS).write_text(json.dumps({"area": area}) + "\n", encoding="utf-8")

@@ -537,4 +537,5 @@ def test_the_end_says_how_good_the_reward_is(trainer: Trainer, capsys: pytest.Ca
     last = capsys.readouterr().out.splitlines()[-3:]
     reached = json.loads((folder / "validation.json").read_text())
     assert last[0].startswith(f"{100 * reached['overall']:.1f} % of {reached['pairs']:,} validation pairs in the right")
-    assert last[1:] == [f"try it: flowrl reward check dit_reward path={folder}/reward", f"reward: {folder}/reward"]
+    check = f"try it: flowrl reward check dit_reward path={folder}/reward --text 16x96x80"
+    assert last[1:] == [check, f"reward: {folder}/reward"]

@@ -147,3 +147,10 @@ def test_a_backbone_that_was_left_behind_is_missed(policy: Path, tmp_path: Path)
     shutil.rmtree(whole / "transformer")
     with pytest.raises(CheckpointError, match=r"whole: transformer/ is missing; copy the folder again"):
         DiTReward.check({"path": str(whole)})
+
+
+def test_a_lora_that_was_left_behind_is_missed(policy: Path, tmp_path: Path) -> None:
+    small = save(trained(policy, "lora"), tmp_path / "small", whole=False)
+    shutil.rmtree(small / "backbone_lora")
+    with pytest.raises(CheckpointError, match=r"backbone_lora/adapter_config.json: this file is missing"):
+        DiTReward.check({"path": str(small)})
