@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import IO
 
 from flowrl.base.atomic_file import write_atomically
-from flowrl.base.config_file import diff_configs, dump_config, read_config
+from flowrl.base.config_file import diff_configs, dump_config, flat_config, read_config
 from flowrl.base.config_tree import ConfigError
 from flowrl.base.environment import environment, read_environments, write_environments
 from flowrl.base.folder_lock import LOCK, make_writable, take_lock
@@ -76,6 +76,11 @@ def claim(config: RewardTrainConfig, *, resume: bool) -> TrainingFolder:
     earlier = read_environments(path / "env.json") if resume else []
     write_environments(path / "env.json", [*earlier, environment()])
     return TrainingFolder(path=path, lock=lock)
+
+
+def fixed_settings(config: RewardTrainConfig) -> dict[str, str]:
+    """The keys that shape the numbers of a training, with their values as text."""
+    return {key: repr(value) for key, value in flat_config(config).items() if not key.startswith(_MAY_CHANGE)}
 
 
 def _check_same(config: RewardTrainConfig, begun: Path) -> None:

@@ -19,6 +19,7 @@ from rewards.data.store import PreferenceStore
 from rewards.training.average import MovingAverage
 from rewards.training.batches import ComparisonBatcher, MicroBatch
 from rewards.training.config import OptimSection, RewardTrainConfig
+from rewards.training.folder import fixed_settings
 from rewards.training.losses import pair_losses
 from rewards.training.scoring import Accuracy, validate
 from rewards.training.session import Session, TrainingError
@@ -54,7 +55,11 @@ class RewardTrainer:
 
     def fit(self, start_from: Path | None) -> str | None:
         """Train to the end, or until a signal came, which is then named; leaves the averaged weights in place."""
-        done = 0 if start_from is None else load_state(start_from, self.session, self.average)
+        done = (
+            0
+            if start_from is None
+            else load_state(start_from, self.session, self.average, settings=fixed_settings(self.config))
+        )
         bar = tqdm(
             range(done, self.num_steps),
             initial=done,
@@ -161,7 +166,8 @@ class RewardTrainer:
         return step + 1 == self.num_steps or bool(every and (step + 1) % every == 0)
 
     def _save(self, step: int) -> None:
-        save_state(self.checkpoints, step + 1, self.session, self.average, keep=self.config.checkpoint.keep)
+        settings, keep = fixed_settings(self.config), self.config.checkpoint.keep
+        save_state(self.checkpoints, step + 1, self.session, self.average, settings=settings, keep=keep)
 
     def _report(self, step: int, figures: dict[str, float], bar: tqdm) -> None:
         if self.log is not None:

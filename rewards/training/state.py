@@ -16,7 +16,9 @@ _STATE = "state.pt"
 _SHARDED = "sharded"
 
 
-def save_state(root: Path, step: int, session: Session, average: MovingAverage, *, keep: int) -> None:
+def save_state(
+    root: Path, step: int, session: Session, average: MovingAverage, *, settings: dict[str, str], keep: int
+) -> None:
     """Write checkpoint `step`, whole or not at all; frozen weights are not in it. Every rank must call it."""
     if session.is_sharded:
         # DeepSpeed's own files come first, each rank's; without a manifest beside them they are not a checkpoint.
@@ -28,7 +30,7 @@ def save_state(root: Path, step: int, session: Session, average: MovingAverage, 
         return
 
     def write(folder: Path) -> None:
-        state: dict[str, object] = {"step": step, "world": session.world}
+        state: dict[str, object] = {"step": step, "world": session.world, "settings": settings}
         if not session.is_sharded:
             state |= {
                 "weights": {name: p.detach() for name, p in session.learning.items()},
@@ -43,9 +45,16 @@ def save_state(root: Path, step: int, session: Session, average: MovingAverage, 
             shutil.rmtree(old)
 
 
-def load_state(folder: Path, session: Session, average: MovingAverage) -> int:
-    """Go on from a checkpoint; returns how many steps were done. Raises CheckpointError when it does not fit."""
+def load_state(folder: Path, session: Session, average: MovingAverage, *, settings: dict[str, str]) -> int:
+    """Go on from a checkpoint; returns how many steps were done.
+
+    Raises CheckpointError when it does not fit, or was made under other settings: config.yaml was changed since.
+    """
     state = torch.load(folder / _STATE, weights_only=True, map_location="cpu")
+    made_under = state["settings"]
+    changed = sorted(key for key in settings.keys() | made_under.keys() if settings.get(key) != made_under.get(key))
+    if changed:
+        raise CheckpointError(f"{folder}: was made with other values of {', '.join(changed)}; put them back")
     if session.is_sharded != ("weights" not in state):
         raise CheckpointError(
             f"{folder}: was written {'with' if 'weights' not in state else 'without'} DeepSpeed; go on the same way"

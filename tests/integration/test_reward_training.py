@@ -539,3 +539,13 @@ def test_the_end_says_how_good_the_reward_is(trainer: Trainer, capsys: pytest.Ca
     assert last[0].startswith(f"{100 * reached['overall']:.1f} % of {reached['pairs']:,} validation pairs in the right")
     check = f"try it: flowrl reward check dit_reward path={folder}/reward --text 16x96x80"
     assert last[1:] == [check, f"reward: {folder}/reward"]
+
+
+def test_a_config_that_was_edited_in_the_folder_is_noticed(
+    trainer: Trainer, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = trainer.train(checkpoint__every=2)
+    begun = folder / "config.yaml"
+    begun.write_text(begun.read_text().replace("clip_norm: 1.0", "clip_norm: 9.0"))
+    assert cli.main(["reward", "train", "--resume", str(folder)]) == 2
+    assert "was made with other values of optim.clip_norm; put them back" in one_line(capsys)
