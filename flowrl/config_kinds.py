@@ -72,8 +72,9 @@ def load_any(path: Path, overrides: list[str]) -> Any:
     return kind_of(path).load(path, overrides)
 
 
-def refuse_other_kind(path: Path, name: str) -> None:
-    """Raise ConfigError when a file is clearly a configuration of another kind than `name`."""
+def load_as(name: str, path: Path, overrides: list[str]) -> Any:
+    """Read and check a configuration of the kind called `name`; raises ConfigError, also for one of another kind."""
     found = kind_of(path)
     if found.name != name and top_level_keys(path) & found.sections:
         raise ConfigError(f"{path}: is the config of a {found.name}; start it with flowrl {found.command}")
+    return next(kind for kind in KINDS if kind.name == name).load(path, overrides)

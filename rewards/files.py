@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError
@@ -19,6 +20,16 @@ def resolve(path: str, name: str) -> Path:
     if not folder.is_dir():
         raise CheckpointError(f"{path}: no such folder; give a {name} checkpoint folder or {POCKET!r}")
     return folder
+
+
+def sd3_settings(folder: Path) -> dict[str, Any]:
+    """The config.json of a transformer's folder; raises CheckpointError unless it is that of an SD3 transformer."""
+    settings = read_json(folder / "config.json")
+    if settings.get("_class_name") != "SD3Transformer2DModel":
+        raise CheckpointError(
+            f"{folder / 'config.json'}: expected _class_name SD3Transformer2DModel, got {settings.get('_class_name')!r}"
+        )
+    return settings
 
 
 def read_tensors(path: Path) -> dict[str, torch.Tensor]:

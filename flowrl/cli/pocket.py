@@ -95,7 +95,7 @@ POCKET_VERBS = {
         run=_build,
     ),
     "pocket preferences": Verb(
-        summary="draw preference pairs of the embedded policy, to train rewards on (20 minutes), or go on with it",
+        summary="draw preference pairs of the embedded policy, to train rewards on (25 minutes), or go on with it",
         example="flowrl pocket preferences --out runs/pocket-preferences\n"
         "  flowrl reward train configs/reward/pocket/full.yaml",
         add_arguments=_preferences_arguments,

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from flowrl.base.errors import UserError
-from flowrl.cli.verb import Verb
+from flowrl.cli.verb import Verb, add_overrides
 
 if TYPE_CHECKING:
     from flowrl.models.latent_inputs import LatentInputs
@@ -20,20 +20,13 @@ _NO_SPACE = "none (encoders.path is not set)"
 
 def _eval_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("config", metavar="CONFIG", type=Path, help="a YAML file: rewards and benchmarks")
-    parser.add_argument(
-        "overrides",
-        metavar="key=value",
-        nargs="*",
-        help="a key of the config and its value, such as device=cuda; lists are given whole",
-    )
+    add_overrides(parser, "device=cuda")
 
 
 def _eval(args: argparse.Namespace) -> int:
-    from flowrl.config_kinds import refuse_other_kind
-    from rewards.evaluation.config import load
+    from flowrl.config_kinds import load_as
 
-    refuse_other_kind(args.config, "reward evaluation")
-    config = load(args.config, args.overrides)
+    config = load_as("reward evaluation", args.config, args.overrides)
     from flowrl.actors.reward_loading import check_rewards, load_reward
     from flowrl.base.devices import pick_device
     from flowrl.config import RewardSpec

@@ -5,25 +5,18 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from flowrl.cli.verb import Verb
+from flowrl.cli.verb import Verb, add_overrides
 
 
 def _probe_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("config", metavar="CONFIG", type=Path, help="a YAML file: backbone, preference set, heads")
-    parser.add_argument(
-        "overrides",
-        metavar="key=value",
-        nargs="*",
-        help="a key of the config and its value, such as head.steps=500; lists are given whole",
-    )
+    add_overrides(parser, "head.steps=500")
 
 
 def _probe(args: argparse.Namespace) -> int:
-    from flowrl.config_kinds import refuse_other_kind
-    from rewards.probe.config import load
+    from flowrl.config_kinds import load_as
 
-    refuse_other_kind(args.config, "reward probe")
-    config = load(args.config, args.overrides)
+    config = load_as("reward probe", args.config, args.overrides)
     from rewards.probe.report import PAGE, singles_table
     from rewards.probe.run import probe
 

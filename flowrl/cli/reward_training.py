@@ -7,34 +7,28 @@ import os
 from pathlib import Path
 
 from flowrl.base.errors import UserError
-from flowrl.cli.verb import Verb
-
-_OVERRIDES_HELP = "a key of the config and its value, such as optim.epochs=1; lists are given whole"
+from flowrl.cli.verb import Verb, add_overrides, config_and_overrides
 
 
 def _train_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("config", metavar="CONFIG", nargs="?", help="a YAML file; with --resume, the one in DIR")
-    parser.add_argument("overrides", metavar="key=value", nargs="*", help=_OVERRIDES_HELP)
+    add_overrides(parser, "optim.epochs=1")
     parser.add_argument("--resume", metavar="DIR", type=Path, help="go on from its last whole checkpoint")
 
 
 def _train(args: argparse.Namespace) -> int:
-    from flowrl.config_kinds import refuse_other_kind
-    from rewards.training.config import load
+    from flowrl.config_kinds import load_as
 
-    config, overrides = args.config, list(args.overrides)
-    if config and "=" in config and not Path(config).exists():
-        config, overrides = None, [config, *overrides]
-    if not config and not args.resume:
-        raise UserError("reward train: name a config, such as configs/reward/pocket/full.yaml, or use --resume DIR")
+    config, overrides = config_and_overrides(args)
     if args.resume:
         begun = args.resume / "config.yaml"
         if not begun.is_file():
             raise UserError(f"--resume {args.resume}: holds no training: there is no {begun}")
         overrides = [f"run.name={args.resume.name}", *overrides, f"run.dir={args.resume}", "run.overwrite=false"]
         config = config or begun
-    refuse_other_kind(Path(config), "reward training")
-    loaded = load(config, overrides)
+    elif config is None:
+        raise UserError("reward train: name a config, such as configs/reward/pocket/full.yaml, or use --resume DIR")
+    loaded = load_as("reward training", config, overrides)
     from rewards.training.run import train_reward
 
     reward = train_reward(loaded, resume=args.resume is not None)
@@ -63,19 +57,19 @@ def _came_to(reward: Path) -> str:
 
 def _prepare_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("config", metavar="CONFIG", help="the YAML file of a reward training")
-    parser.add_argument("overrides", metavar="key=value", nargs="*", help=_OVERRIDES_HELP)
+    add_overrides(parser, "optim.epochs=1")
     parser.add_argument(
         "--part", metavar="I/N", default="0/1", help="one of N parts, 0 to N-1, to share the work among processes"
     )
 
 
 def _prepare(args: argparse.Namespace) -> int:
-    from rewards.training.config import load
+    from flowrl.config_kinds import load_as
 
     part, _, count = args.part.partition("/")
     if not (part.isdigit() and count.isdigit() and int(part) < int(count)):
         raise UserError(f"--part must read I/N with I from 0 to N-1, such as 0/8, got {args.part!r}")
-    config = load(args.config, args.overrides)
+    config = load_as("reward training", Path(args.config), args.overrides)
     from rewards.training.data import prepare_stores
 
     whole = prepare_stores(config, part=int(part), num_parts=int(count))

@@ -6,34 +6,29 @@ import argparse
 import sys
 from pathlib import Path
 
-from flowrl.cli.verb import Verb, check_output
-
-_OVERRIDES_HELP = "a key of the config and its value, such as optim.lr=1e-4; lists are given whole"
+from flowrl.cli.verb import Verb, add_overrides, check_output, config_and_overrides
 
 
 def _train_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("config", metavar="CONFIG", nargs="?", help="a YAML file; with --resume, that of the run")
-    parser.add_argument("overrides", metavar="key=value", nargs="*", help=_OVERRIDES_HELP)
+    add_overrides(parser, "optim.lr=1e-4")
     parser.add_argument("--resume", metavar="RUN_DIR", help="go on from the last complete checkpoint of this run")
 
 
 def _train(args: argparse.Namespace) -> int:
-    from flowrl.config import ConfigError, load
-    from flowrl.config_kinds import refuse_other_kind
+    from flowrl.base.config_tree import ConfigError
+    from flowrl.config_kinds import load_as
     from flowrl.find_runs import run_dir
 
-    config, overrides = args.config, list(args.overrides)
-    if config and "=" in config and not Path(config).exists():
-        config, overrides = None, [config, *overrides]
-    if not config and not args.resume:
-        raise ConfigError("train: name a config, such as configs/pocket/ditreward.yaml, or a run with --resume")
+    config, overrides = config_and_overrides(args)
     if args.resume:
         run = run_dir(args.resume)
         # The folder may have been moved since it was made; its place is where it was found now.
         overrides = [f"run.name={run.name}", *overrides, f"run.dir={run}"]
         config = config or run / "config.yaml"
-    refuse_other_kind(Path(config), "run")
-    loaded = load(config, overrides)
+    elif config is None:
+        raise ConfigError("train: name a config, such as configs/pocket/ditreward.yaml, or a run with --resume")
+    loaded = load_as("run", config, overrides)
     from flowrl.run import run_training
 
     return run_training(loaded, resume=bool(args.resume))
@@ -41,7 +36,7 @@ def _train(args: argparse.Namespace) -> int:
 
 def _show_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("config", metavar="CONFIG", help="a YAML file or a run")
-    parser.add_argument("overrides", metavar="key=value", nargs="*", help=_OVERRIDES_HELP)
+    add_overrides(parser, "optim.lr=1e-4")
 
 
 def _show(args: argparse.Namespace) -> int:
@@ -79,7 +74,7 @@ def _check(args: argparse.Namespace) -> int:
 
 def _eval_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("target", metavar="RUN_OR_CONFIG", help="a run, for its trained weights, or a config, for none")
-    parser.add_argument("overrides", metavar="key=value", nargs="*", help=_OVERRIDES_HELP)
+    add_overrides(parser, "optim.lr=1e-4")
 
 
 def _eval(args: argparse.Namespace) -> int:

@@ -24,3 +24,20 @@ def check_output(file: Path | None) -> None:
     """Raise UserError when a file cannot be written there, before the work that it would hold is done."""
     if file is not None and not (file.parent.is_dir() and (file.is_file() or not file.exists())):
         raise UserError(f"--out {file}: must be a file in a folder that exists")
+
+
+def add_overrides(parser: argparse.ArgumentParser, example: str) -> None:
+    """Let `key=value` words follow a config."""
+    parser.add_argument(
+        "overrides",
+        metavar="key=value",
+        nargs="*",
+        help=f"a key of the config and its value, such as {example}; lists are given whole",
+    )
+
+
+def config_and_overrides(args: argparse.Namespace) -> tuple[Path | None, list[str]]:
+    """The config and the overrides of a command whose config may be left out: then an override stands first."""
+    if args.config and "=" in args.config and not Path(args.config).exists():
+        return None, [args.config, *args.overrides]
+    return Path(args.config) if args.config else None, list(args.overrides)

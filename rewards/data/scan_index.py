@@ -6,6 +6,7 @@ import hashlib
 import json
 from array import array
 from dataclasses import asdict
+from functools import cached_property
 from pathlib import Path
 
 import torch
@@ -141,9 +142,9 @@ class ScanIndex:
         """The categories in use."""
         return list(self._category_of)
 
-    @property
+    @cached_property
     def size(self) -> torch.Tensor:
-        """The bucket [N] int64 of each sample."""
+        """The bucket [N] int64 of each sample, once the scan has ended."""
         return torch.tensor(self._sample_size, dtype=torch.int64)
 
     def samples_of_size(self, number: int) -> torch.Tensor:

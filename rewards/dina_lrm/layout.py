@@ -20,7 +20,7 @@ from flowrl.base.errors import CheckpointError
 from flowrl.base.weight_files import check_model_folder, read_json
 from flowrl.core.latent_space import latent_space_of
 from rewards.dina_lrm.model import DiNaConfig, DiNaModel, nearest_level
-from rewards.files import load_strict
+from rewards.files import load_strict, sd3_settings
 from rewards.lora_files import check_lora, merge_lora
 from rewards.published_files import check_torch_file, read_torch_file
 
@@ -151,12 +151,7 @@ def _transformer_settings(base: Path) -> dict[str, Any]:
             f"{base} is not a Stable Diffusion 3.5 Medium folder: it has no transformer/config.json; "
             "give the diffusers folder"
         )
-    settings = read_json(file)
-    if settings.get("_class_name") != "SD3Transformer2DModel":
-        raise CheckpointError(
-            f"{file}: expected _class_name SD3Transformer2DModel, got {settings.get('_class_name')!r}"
-        )
-    return settings
+    return sd3_settings(file.parent)
 
 
 def _scheduler(base: Path) -> FlowMatchEulerDiscreteScheduler:

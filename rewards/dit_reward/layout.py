@@ -21,7 +21,7 @@ from flowrl.base.embedded import folder_of
 from flowrl.base.errors import CheckpointError
 from flowrl.base.weight_files import check_model_folder, check_safetensors, read_json
 from rewards.dit_reward.model import DiTRewardConfig, DiTRewardModel
-from rewards.files import load_strict, read_shards, read_tensors
+from rewards.files import load_strict, read_shards, read_tensors, sd3_settings
 from rewards.lora_files import LoraSettings, check_lora, merge_lora, save_lora
 
 FORMAT = "dit_reward"
@@ -165,12 +165,7 @@ def check_folder(folder: Path, base: str = "") -> DiTRewardConfig:
     """The settings of the folder, its weights looked at but not read; raises CheckpointError naming the file."""
     config = load_config(folder)
     backbone = _backbone_folder(folder, config, base)
-    settings = read_json(backbone / "config.json")
-    if settings.get("_class_name") != "SD3Transformer2DModel":
-        raise CheckpointError(
-            f"{backbone / 'config.json'}: expected _class_name SD3Transformer2DModel, "
-            f"got {settings.get('_class_name')!r}"
-        )
+    sd3_settings(backbone)
     check_model_folder(backbone, STEM)
     if _backbone_kind(folder) == _BASE_AND_LORA:
         check_lora(folder / LORA)

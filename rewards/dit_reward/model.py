@@ -117,6 +117,11 @@ class RewardHead(nn.Module):
             before = dim
         self.mlp = nn.Sequential(*layers, nn.Linear(before, 2 if config.uncertainty else 1))
 
+    @property
+    def last_bias(self) -> str:
+        """The key of the bias of the outputs in the state dict."""
+        return f"mlp.{len(self.mlp) - 1}.bias"
+
     def pool(self, taps: list[torch.Tensor]) -> torch.Tensor:
         """Tapped sequences, each [B, N_i, D], to features [B, sources * D]."""
         return torch.cat([pool(tokens) for pool, tokens in zip(self.pools, taps, strict=True)], 1)

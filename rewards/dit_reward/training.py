@@ -8,12 +8,13 @@ import torch
 from diffusers import SD3Transformer2DModel
 
 from flowrl.base.errors import CheckpointError
-from flowrl.base.weight_files import check_model_folder, read_json
+from flowrl.base.weight_files import check_model_folder
 from flowrl.core.seeds import derive, global_seed
 from rewards.data.store import PreferenceStore, StoreInfo
 from rewards.dit_reward import layout
 from rewards.dit_reward.features import FeatureShards
 from rewards.dit_reward.model import DiTRewardConfig, DiTRewardModel, Mode, RewardHead, sample_noise
+from rewards.files import sd3_settings
 from rewards.training.trainable import Stored
 
 
@@ -29,6 +30,7 @@ class DiTRewardTraining:
             model.train_only(mode, lora_rank=lora_rank)
         self.module: torch.nn.Module = model
         self.model = model
+        self.score_bias = f"head.{model.head.last_bias}"
 
     def inputs(
         self, store: PreferenceStore, samples: torch.Tensor, seeds: torch.Tensor, device: torch.device
@@ -38,12 +40,6 @@ class DiTRewardTraining:
         condition = store.conditions(store.prompt[samples])
         noise = sample_noise(seeds, tuple(latents.shape[1:]))
         return tuple(tensor.to(device) for tensor in (latents, noise, condition.embeds, condition.pooled))
-
-    def output_layer(self) -> torch.nn.Linear:
-        """The last layer of the head."""
-        layer = self.model.head.mlp[-1]
-        assert isinstance(layer, torch.nn.Linear)
-        return layer
 
     def save(
         self, folder: Path, state: dict[str, torch.Tensor], *, dtype: torch.dtype, notes: str, whole: bool
@@ -56,12 +52,7 @@ def new_model(transformer_folder: Path, config: DiTRewardConfig, *, pretrained: 
     """A DiT-Reward in float32 with a fresh head on a transformer as diffusers saves it, or on random weights of its
     sizes; raises CheckpointError when the folder is not that of an SD3 transformer.
     """
-    settings = read_json(transformer_folder / "config.json")
-    if settings.get("_class_name") != "SD3Transformer2DModel":
-        raise CheckpointError(
-            f"{transformer_folder / 'config.json'}: expected _class_name SD3Transformer2DModel, "
-            f"got {settings.get('_class_name')!r}"
-        )
+    settings = sd3_settings(transformer_folder)
     with global_seed(derive(seed, "head")):
         if pretrained:
             check_model_folder(transformer_folder, layout.STEM)
@@ -118,6 +109,7 @@ class FrozenDiTRewardTraining:
         model.train_only("frozen")
         self.model = model
         self.module: torch.nn.Module = CachedHead(model.head)
+        self.score_bias = f"head.{model.head.last_bias}"
         self._features = features  # by the folder of the prepared set
 
     def inputs(
@@ -125,12 +117,6 @@ class FrozenDiTRewardTraining:
     ) -> tuple[torch.Tensor, ...]:
         """The features [B, K, F] of samples [B]; their noise was drawn by prompt, `seeds` is not used."""
         return (self._features[store.folder].rows(samples).to(device),)
-
-    def output_layer(self) -> torch.nn.Linear:
-        """The last layer of the head."""
-        layer = self.model.head.mlp[-1]
-        assert isinstance(layer, torch.nn.Linear)
-        return layer
 
     def save(
         self, folder: Path, state: dict[str, torch.Tensor], *, dtype: torch.dtype, notes: str, whole: bool

@@ -61,13 +61,17 @@ class Protocol:
     tie_measure: Measure | None = None  # of the TieRule that it needs, found on validation pairs; None: it needs none
     pairs_only: bool = False  # whether a ranking of more than two images is a mistake
 
+    def suits(self, table: PairTable) -> bool:
+        """Whether it can count these comparisons."""
+        return not (self.pairs_only and len(table) and int(torch.bincount(table.comparison).max()) > 1)
+
     def credits(self, table: PairTable, scores: torch.Tensor, rule: TieRule | None = None) -> Credits:
         """The credits of finite scores [N], one for each row that the table points at.
 
         Raises ValueError on a score that is not finite or a missing or superfluous tie rule, and UserError when the
         comparisons do not suit the protocol.
         """
-        if self.pairs_only and len(table) and int(torch.bincount(table.comparison).max()) > 1:
+        if not self.suits(table):
             raise UserError(
                 f"protocol {self.name} counts pairs, but there is a comparison of more than two images; use "
                 "rankings_pooled or rankings_per_prompt"

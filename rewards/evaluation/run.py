@@ -7,7 +7,6 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-import torch
 from tqdm import tqdm
 
 from flowrl.base.config_file import dump_config
@@ -62,6 +61,8 @@ class Evaluation:
     def run(self) -> EvaluationResult:
         """All benchmarks, in the order of the configuration."""
         config = self._config
+        for benchmark in config.benchmarks:
+            _check_suits(benchmark)
         if not config.together:
             for reward in self._rewards:
                 for benchmark in config.benchmarks:
@@ -97,7 +98,6 @@ class Evaluation:
         self, benchmark: BenchmarkEntry, rewards: Sequence[LabelledReward]
     ) -> tuple[ScoredComparisons, ScoredComparisons | None]:
         limit = benchmark.max_comparisons
-        _check_suits(benchmark)
         if benchmark.prepared:
             return self._score_prepared(benchmark, rewards), None
         scored = self._score(benchmark.name, benchmark.sources, limit, rewards)
@@ -155,20 +155,20 @@ class Evaluation:
 
 def _check_suits(benchmark: BenchmarkEntry) -> None:
     """Raise UserError, before anything is scored, when a protocol for pairs meets a ranking of more images."""
-    strict = [name for name in benchmark.protocols if find_protocol(name).pairs_only]
+    strict = [one for one in map(find_protocol, benchmark.protocols) if one.pairs_only]
     if not strict:
         return
     if benchmark.prepared:
         _, table = open_prepared(benchmark.prepared, benchmark.pair_sources)
-        ranking = "a comparison" if len(table) and int(torch.bincount(table.comparison).max()) > 1 else ""
+        ranking = "" if strict[0].suits(table) else "a comparison"
     else:
         rows = rows_of(benchmark.sources, benchmark.max_comparisons)
         longer = (row.origin for row in rows if isinstance(row, Comparison) and len(row.images) > 2)
         ranking = next(longer, "")
     if ranking:
         raise UserError(
-            f"benchmarks, {benchmark.name!r}: protocol {strict[0]} counts pairs, but {ranking} ranks more than two "
-            "images; use rankings_pooled or rankings_per_prompt"
+            f"benchmarks, {benchmark.name!r}: protocol {strict[0].name} counts pairs, but {ranking} ranks more than "
+            "two images; use rankings_pooled or rankings_per_prompt"
         )
 
 

@@ -104,9 +104,8 @@ def _scores(reward: LabelledReward, store: PreferenceStore, chunk: torch.Tensor,
 
 def _batch(reward: Reward, store: PreferenceStore, samples: torch.Tensor, seed: int, rows: range) -> RewardInput:
     samples = samples[rows.start : rows.stop]
-    texts = store.prompt[samples]
-    prompts = tuple(store.prompts[text] for text in texts.tolist())
+    prompts = store.texts(samples)
     given = RewardInput(prompts=prompts, seeds=evaluation_seeds(prompts, seed))
     if reward.input_kind == "pixel":
         return replace(given, pixels=store.tensors("pixels", samples))
-    return replace(given, latents=store.tensors("latents", samples), condition=store.conditions(texts))
+    return replace(given, latents=store.tensors("latents", samples), condition=store.conditions(store.prompt[samples]))

@@ -26,6 +26,8 @@ class HPSv3Training:
     head_prefixes: tuple[str, ...] = ("rm_head.",)
     no_decay: tuple[str, ...] = ("embed_tokens.",)  # only one row of it learns, and the others must stay
 
+    score_bias: str = "rm_head.5.bias"
+
     def __init__(self, folder: Path, *, seed: int) -> None:
         model, tokenizer, spec = layout.load(folder, dtype=torch.float32)
         with global_seed(derive(seed, "head")):
@@ -49,12 +51,6 @@ class HPSv3Training:
         patches, grid = patchify(pixels, self.spec)
         chats = tokenize(self.tokenizer, store.texts(samples), self.spec.num_tokens(*pixels.shape[2:]))
         return chats.to(device), patches, grid
-
-    def output_layer(self) -> torch.nn.Linear:
-        """The last layer of the head."""
-        layer = self.model.rm_head[-1]
-        assert isinstance(layer, torch.nn.Linear)
-        return layer
 
     def save(
         self, folder: Path, state: dict[str, torch.Tensor], *, dtype: torch.dtype, notes: str, whole: bool

@@ -102,9 +102,9 @@ def _export(
     if not session.is_main:
         session.wait()
         return
-    bias = _name_of(trainable.module, trainable.output_layer()) + ".bias"
-    state[bias] = state[bias].clone()
-    state[bias][0] -= shift
+    bias = state[trainable.score_bias].clone()
+    bias[0] -= shift
+    state[trainable.score_bias] = bias
     notes = config.export.notes or f"Trained with `flowrl reward train` as {config.run.name}."
     aside = folder.path / ".reward"
     shutil.rmtree(aside, ignore_errors=True)
@@ -142,10 +142,6 @@ def _card(notes: str, reached: Accuracy) -> str:
     lines = [notes, "", f"Accuracy on the {reached.pairs:,} validation pairs looked at: {100 * reached.overall:.1f} %."]
     lines += [f"- {name}: {100 * share:.1f} %" for name, share in (reached.by_source | reached.by_category).items()]
     return "\n".join(lines)
-
-
-def _name_of(module: torch.nn.Module, part: torch.nn.Module) -> str:
-    return next(name for name, found in module.named_modules() if found is part)
 
 
 def _training_pairs(config: RewardTrainConfig, store: PreferenceStore) -> PairTable:

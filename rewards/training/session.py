@@ -77,8 +77,9 @@ class Session:
         self._clip_norm = optim.clip_norm
         if self.is_sharded:
             self._configure_deepspeed(optim)
-        self._base_rates = parameter_rates(trainable, optim)
-        optimizer = torch.optim.AdamW(_groups(trainable, optim), betas=optim.betas)
+        groups = _groups(trainable, optim)
+        self._base_rates = [group["lr"] for group in groups]
+        optimizer = torch.optim.AdamW(groups, betas=optim.betas)
         self.network, self.optimizer = self.accelerator.prepare(InParts(trainable.module), optimizer)
         if isinstance(self.network, DistributedDataParallel):
             self.network.broadcast_buffers = False  # they are tables of positions, which never change
@@ -188,11 +189,6 @@ def _finite(norm: float) -> float:
             "checkpoint with --resume"
         )
     return norm
-
-
-def parameter_rates(trainable: TrainableReward, optim: OptimSection) -> list[float]:
-    """The base learning rate of each parameter group."""
-    return [group["lr"] for group in _groups(trainable, optim)]
 
 
 def _groups(trainable: TrainableReward, optim: OptimSection) -> list[dict[str, Any]]:

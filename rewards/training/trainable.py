@@ -19,15 +19,12 @@ class TrainableReward(Protocol):
     reads: Stored
     head_prefixes: tuple[str, ...]  # of the parameters that learn at the head's rate
     no_decay: tuple[str, ...]  # parts of the names of parameters that must not decay
+    score_bias: str  # the key, in the state dict of `module`, of the bias whose first number shifts all scores
 
     def inputs(
         self, store: PreferenceStore, samples: torch.Tensor, seeds: torch.Tensor, device: torch.device
     ) -> tuple[Any, ...]:
         """What `module` is called with for samples [B] of one shape; noise, if any, comes from seeds [B] alone."""
-        ...
-
-    def output_layer(self) -> torch.nn.Linear:
-        """The last layer, whose first bias shifts all scores."""
         ...
 
     def save(
