@@ -38,8 +38,8 @@ GLOSSARY: dict[str, Entry] = {
         "down",
     ),
     "reward/total/mean": Entry(
-        "Mean of the weighted sum of all trained rewards, which is what the update pushes up. A reward that is "
-        "normalised within the prompt adds nothing to this mean, since its z-scores have none; follow its own.",
+        "Mean of the weighted sum of all trained rewards, which is what the update pushes up, taken before any reward "
+        "is normalised within its prompt: the mean of z-scores is always 0.",
         "score",
         "up",
     ),

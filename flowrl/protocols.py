@@ -18,6 +18,7 @@ from flowrl.types import (
     Scores,
     TextCondition,
     TrainBatch,
+    TrainedOn,
     Trajectory,
     UpdateResult,
 )
@@ -104,6 +105,10 @@ class PolicyFamily(Protocol):
         """The name of the folder's latent space."""
         ...
 
+    def text_length(self, path: Path, max_sequence_length: int) -> int:
+        """The tokens of a text condition by the folder's text encoders at this `max_sequence_length`."""
+        ...
+
     def load_policy(self, path: Path, *, image_size: int, dtype: torch.dtype, device: str) -> Policy:
         """The velocity model, frozen parts and all, without an adapter."""
         ...
@@ -145,8 +150,8 @@ class ShardableReward(Reward, Protocol):
 class CheckableReward(Protocol):
     """The class of a reward that can tell from its files alone whether it can be made; asked before anything starts."""
 
-    def check(self, options: Mapping[str, Any]) -> str | None:
-        """The latent space that a reward with these options reads, None for a pixel reward.
+    def check(self, options: Mapping[str, Any]) -> TrainedOn | None:
+        """What a reward with these options was trained on, None for a pixel reward.
 
         Raises ValueError, naming the file, when it cannot be made. A static method.
         """

@@ -5,14 +5,12 @@ from __future__ import annotations
 from functools import partial
 from pathlib import Path
 
-import torch
-
 from flowrl.actors.device import ModelSpec
 from flowrl.actors.encoder import Encoder
 from flowrl.actors.fused import Fused
 from flowrl.actors.group import LocalRuntime, RayRuntime, Runtime
 from flowrl.actors.learner import Learner
-from flowrl.actors.reward_loading import check_rewards
+from flowrl.actors.reward_loading import LatentSource, check_rewards
 from flowrl.actors.roles import (
     Actors,
     Encoders,
@@ -23,6 +21,7 @@ from flowrl.actors.roles import (
 from flowrl.actors.rollout import Rollout
 from flowrl.actors.scorer import Scorer
 from flowrl.base import checkpoint
+from flowrl.base.devices import pick_device
 from flowrl.base.embedded import POCKET, folder_of
 from flowrl.base.signals import StopRequest, stop_at_once
 from flowrl.config import ConfigError, RunConfig, diff, dump, load
@@ -69,8 +68,11 @@ def _run(config: RunConfig, *, resume: bool, adapter: Path | None) -> int:
         )
     if resume:
         _check_resumable(config)
-    _check_device(config)
-    check_rewards([*config.rewards.train, *config.rewards.watch], model.latent_space, model.device)
+    placement = config.placement
+    if placement.mode == "local" or placement.ray_address == "local":  # the actors will be on this machine
+        pick_device(placement.device, key="placement.device")
+    source = LatentSource.of_policy(model, "model.max_sequence_length")
+    check_rewards([*config.rewards.train, *config.rewards.watch], source, model.device)
     folder = claim(config, resume=resume)
     try:
         with stop_at_once(), Console(config) as console:
@@ -123,17 +125,6 @@ def _train(
             trainer.fit(start_from)
     finally:
         runtime.close()
-
-
-def _check_device(config: RunConfig) -> None:
-    """Raise ConfigError when a device is asked for that this machine, where the actors will be, does not have."""
-    placement = config.placement
-    here = placement.mode == "local" or placement.ray_address == "local"
-    if here and placement.device == "cuda" and not torch.cuda.is_available():
-        raise ConfigError(
-            f"placement.device=cuda needs a GPU that torch can use, but torch {torch.__version__} finds none; use "
-            "placement.device=cpu, or install a torch for this machine's driver"
-        )
 
 
 def _check_resumable(config: RunConfig) -> None:

@@ -37,10 +37,10 @@ def score_metrics(scores: list[Scores]) -> list[Metric]:
             Metric(key=f"reward/{name}/std", value=finite.std(correction=0).item()),
             Metric(key=f"reward/{name}/invalid", value=1 - len(finite) / len(values)),
         ]
-    totals = torch.cat([group.total[group.valid] for group in scores])
+    sums = torch.cat([group.unnormalised[group.valid] for group in scores])  # z-scores of a group have mean 0
     same = [bool((group.total[group.valid] == group.total[group.valid][:1]).all()) for group in scores]
     metrics += [
-        Metric(key="reward/total/mean", value=totals.mean().item()),
+        Metric(key="reward/total/mean", value=sums.mean().item()),
         Metric(key="policy/zero_variance_groups", value=sum(same), reduce="sum"),
         Metric(key="bytes/trajectories", value=sum(group.trajectory_bytes for group in scores), reduce="sum"),
         Metric(key="count/images", value=sum(len(group.valid) for group in scores), reduce="sum"),

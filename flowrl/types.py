@@ -152,11 +152,12 @@ class RewardInput:
 class Scores:
     """What the rewards say of one group.
 
-    Example: ``Scores(per_reward={"dit_reward": torch.zeros(16)}, total=torch.zeros(16), valid=torch.ones(16).bool())``
+    Example: ``Scores(per_reward={"dit_reward": s}, total=s, unnormalised=s, valid=s.isfinite())`` with scores s [16]
     """
 
     per_reward: dict[str, torch.Tensor]  # reward name -> [G] float32
     total: torch.Tensor  # [G] float32, the weighted sum that is trained on
+    unnormalised: torch.Tensor  # [G] float32, that sum with no reward normalised: its mean moves as the policy learns
     valid: torch.Tensor  # [G] bool; a sample whose score failed is masked and counted, never zero
     images: torch.Tensor | None = None  # [n, 3, H, W] uint8, the first samples, where images were asked for
     diversity: float = 0.0  # mean pairwise RMS distance of the group's final latents
@@ -216,3 +217,19 @@ class UpdateResult:
 
     policy_version: int
     metrics: list[Metric]
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainedOn:
+    """What a latent reward was trained on, as far as it is known: what it is given must be the same.
+
+    Example: ``TrainedOn(latent_space="vae16x8-scale1.5305-shift0.0609", text_length=333, image_size=512,
+    bucket_step=64, max_aspect=2.0)``
+    """
+
+    latent_space: str  # as flowrl.core.latent_space names it
+    text_length: int = 0  # tokens of a text condition; 0: any, or not known
+    # Images were brought to the buckets of a `flowrl.core.buckets.BucketPlan`; 0: not known, or not to those of one.
+    image_size: int = 0
+    bucket_step: int = 0
+    max_aspect: float = 0.0

@@ -12,7 +12,7 @@ from transformers import CLIPVisionModelWithProjection
 
 from flowrl.base.dtypes import torch_dtype
 from flowrl.base.weight_files import check_model_folder
-from flowrl.types import RewardInput
+from flowrl.types import RewardInput, TrainedOn
 from rewards.clip.preprocess import crop_pixels, pixels_of
 from rewards.clip.towers import WEIGHTS, check_config, load_image_tower, read_clip_folder
 from rewards.files import load_strict
@@ -67,7 +67,7 @@ class AestheticReward:
         self.module: torch.nn.Module = model.to(self.device)
 
     @staticmethod
-    def check(options: Mapping[str, Any]) -> str | None:
+    def check(options: Mapping[str, Any]) -> TrainedOn | None:
         """None: it reads no latents; raises CheckpointError when the files that `options` name are not whole."""
         folder = published_folder(options["path"], HEAD, AestheticReward.name)
         check_torch_file(folder / HEAD)

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from flowrl.types import RewardInput
+from flowrl.types import RewardInput, TrainedOn
 from rewards.clip.cosine import CosineReward
 from rewards.clip.preprocess import crop_pixels
 from rewards.clip.towers import WEIGHTS, check_clip_folder, read_clip_folder
@@ -39,7 +39,7 @@ class CLIPScoreReward(CosineReward):
         self.rescale = rescale
 
     @staticmethod
-    def check(options: Mapping[str, Any]) -> str | None:
+    def check(options: Mapping[str, Any]) -> TrainedOn | None:
         """None: it reads no latents; raises CheckpointError when the files that `options` name are not whole."""
         check_clip_folder(published_folder(options["path"], WEIGHTS, CLIPScoreReward.name), BASE)
         return None

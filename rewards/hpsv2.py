@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from flowrl.base.config_tree import ConfigError
-from flowrl.types import RewardInput
+from flowrl.types import RewardInput, TrainedOn
 from rewards.clip.cosine import HUGE, CosineReward
 from rewards.clip.open_clip_keys import from_open_clip
 from rewards.clip.preprocess import pad_pixels
@@ -39,7 +39,7 @@ class HPSv2Reward(CosineReward):
         super().__init__(source.parent, tensors, source, base=HUGE, device=device, dtype=dtype, batch_size=batch_size)
 
     @staticmethod
-    def check(options: Mapping[str, Any]) -> str | None:
+    def check(options: Mapping[str, Any]) -> TrainedOn | None:
         """None: it reads no latents; raises CheckpointError when the files that `options` name are not whole."""
         version = options["version"]
         weights = _weights(version)

@@ -16,7 +16,7 @@ from transformers.models.blip.modeling_blip_text import BlipTextModel
 from flowrl.base.dtypes import torch_dtype
 from flowrl.base.errors import CheckpointError
 from flowrl.base.weight_files import read_json
-from flowrl.types import RewardInput
+from flowrl.types import RewardInput, TrainedOn
 from rewards.clip.preprocess import crop_pixels, pixels_of
 from rewards.files import load_strict
 from rewards.linear_head import LinearHead
@@ -176,7 +176,7 @@ class ImageReward:
         self.module: torch.nn.Module = model.to(self.device)
 
     @staticmethod
-    def check(options: Mapping[str, Any]) -> str | None:
+    def check(options: Mapping[str, Any]) -> TrainedOn | None:
         """None: it reads no latents; raises CheckpointError when the files that `options` name are not whole."""
         check_folder(published_folder(options["path"], WEIGHTS, ImageReward.name))
         return None

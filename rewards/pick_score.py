@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from flowrl.types import RewardInput
+from flowrl.types import RewardInput, TrainedOn
 from rewards.clip.cosine import HUGE, CosineReward
 from rewards.clip.preprocess import crop_pixels
 from rewards.clip.towers import WEIGHTS, check_clip_folder, read_clip_folder
@@ -35,7 +35,7 @@ class PickScoreReward(CosineReward):
         self.scale = tensors["logit_scale"].float().exp().item()
 
     @staticmethod
-    def check(options: Mapping[str, Any]) -> str | None:
+    def check(options: Mapping[str, Any]) -> TrainedOn | None:
         """None: it reads no latents; raises CheckpointError when the files that `options` name are not whole."""
         check_clip_folder(published_folder(options["path"], WEIGHTS, PickScoreReward.name), HUGE)
         return None

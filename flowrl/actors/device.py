@@ -40,6 +40,11 @@ class ModelSpec:
         """The name of the space of the policy's latents."""
         return self.family.latent_space(self.path)
 
+    @property
+    def text_length(self) -> int:
+        """The tokens of the policy's text conditions."""
+        return self.family.text_length(self.path, self.section.max_sequence_length)
+
     def prepare_process(self) -> None:
         """Settings of the whole process that results depend on."""
         torch.set_num_threads(self.threads)

@@ -12,7 +12,7 @@ from flowrl.actors.reward_loading import load_reward
 from flowrl.actors.sharding import join_gang, shard
 from flowrl.config import RewardSpec
 from flowrl.core.reward_call import RewardInputError, score_in_parts
-from flowrl.core.reward_sum import Term, weighted_sum
+from flowrl.core.reward_sum import Term, unnormalised_sum, weighted_sum
 from flowrl.protocols import Reward, ShardableReward
 from flowrl.types import RewardInput, Scores, TextCondition, Trajectory
 
@@ -59,13 +59,17 @@ class Scorer:
             pixels = self._decoder.decode(trajectory.final_latents).cpu()
         decoded = time.perf_counter()
         per_reward = {name: _apply(reward, trajectory, pixels) for name, reward in rewards.items()}
-        total = weighted_sum(per_reward, self._terms) if self._terms else torch.zeros(trajectory.num_samples)
+        total = unnormalised = torch.zeros(trajectory.num_samples)
+        if self._terms:
+            total = weighted_sum(per_reward, self._terms)
+            unnormalised = unnormalised_sum(per_reward, self._terms)
         images = None
         if num_images and pixels is not None:
             images = (pixels[:num_images] * 255).round().to(torch.uint8)
         return Scores(
             per_reward=per_reward,
             total=total,
+            unnormalised=unnormalised,
             valid=torch.isfinite(total),
             images=images,
             diversity=_diversity(trajectory.final_latents),

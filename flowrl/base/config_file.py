@@ -28,9 +28,11 @@ def read_config(
 
     Where `name_key` (such as "run.name") is empty after that, it becomes `name`, before references to it are resolved.
     """
-    trees = [_read_file(schema, path), *(_read_override(schema, override) for override in overrides)]
+    tree = _read_file(schema, path)
     try:
-        merged = OmegaConf.merge(OmegaConf.structured(schema), *trees)
+        merged = OmegaConf.merge(OmegaConf.structured(schema), tree)
+        for override in overrides:
+            merged = OmegaConf.merge(merged, _read_override(schema, override, OmegaConf.to_container(merged)))
         if name_key and not OmegaConf.select(merged, name_key):
             OmegaConf.update(merged, name_key, name)
         config = OmegaConf.to_object(merged)
@@ -121,17 +123,36 @@ def _read_file(schema: type, path: Path) -> dict[Any, Any]:
     return tree
 
 
-def _read_override(schema: type, override: str) -> dict[Any, Any]:
+def _read_override(schema: type, override: str, before: object) -> dict[Any, Any]:
+    """What an override changes in `before`, the keys and values so far."""
     key, equals, text = override.partition("=")
-    if not equals or not re.fullmatch(r"\w+(\.\w+)*", key):
+    if not equals or not re.fullmatch(r"\w+(\.\w+|\[\d+\])*", key):
         raise ConfigError(f"override {override!r} must read key=value, for example run.steps=20")
-    tree = parse_value(text, key=key)
-    if all_keys(schema).get(key) is str and not isinstance(tree, str | list | dict):
-        tree = text  # run.name=007 means what it says, not the number 7
-    for part in reversed(key.split(".")):
-        tree = {part: tree}
+    value = parse_value(text, key=key)
+    if all_keys(schema).get(key) is str and not isinstance(value, str | list | dict):
+        value = text  # run.name=007 means what it says, not the number 7
+    tree = _nested(re.findall(r"\w+", key), value, before, "")
     check_tree(schema, tree)
-    return dict(tree)
+    assert isinstance(tree, dict)
+    return tree
+
+
+def _nested(parts: Sequence[str], value: object, before: object, key: str) -> object:
+    """The value under the keys `parts`; of a list, which is merged as a whole, all entries, one of them changed."""
+    if not parts:
+        return value
+    name, *rest = parts
+    if not isinstance(before, list | tuple):
+        inner = before.get(name) if isinstance(before, dict) else None
+        return {name: _nested(rest, value, inner, f"{key}.{name}" if key else name)}
+    if not name.isdecimal() or int(name) >= len(before):
+        those = f"0 to {len(before) - 1}" if before else "none, it is empty"
+        raise ConfigError(f"{key}[{name}]: a list has entries by number, here {those}; to add one, give {key} whole")
+    index = int(name)
+    entry = _nested(rest, value, before[index], f"{key}[{index}]")
+    if isinstance(entry, dict) and isinstance(before[index], dict) and rest:
+        entry = OmegaConf.to_container(OmegaConf.merge(before[index], entry))
+    return [*before[:index], entry, *before[index + 1 :]]
 
 
 def _closest_config(path: Path) -> str:

@@ -9,13 +9,20 @@ import difflib
 import math
 from collections.abc import Iterable
 from dataclasses import fields, is_dataclass
+from types import NoneType, UnionType
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from omegaconf import MISSING as REQUIRED
 
 from flowrl.base.errors import UserError
 
-_SCALARS = {int: "an integer", float: "a finite number", bool: "true or false", str: "text (quote a number)"}
+_SCALARS = {
+    int: "an integer",
+    float: "a finite number",
+    bool: "true or false",
+    str: "text (quote a number)",
+    NoneType: "null",
+}
 
 
 class ConfigError(UserError, ValueError):
@@ -96,6 +103,8 @@ def _length_fits(kind: Any, value: list[Any]) -> bool:
 
 
 def _fits(kind: Any, value: object) -> bool:
+    if get_origin(kind) is UnionType:  # such as int | None
+        return any(_fits(one, value) for one in get_args(kind))
     if get_origin(kind) is Literal:
         return value in get_args(kind)
     if get_origin(kind) is dict:
@@ -109,6 +118,8 @@ def _fits(kind: Any, value: object) -> bool:
 
 def _described(kind: Any) -> str:
     origin, inner = get_origin(kind), get_args(kind)
+    if origin is UnionType:
+        return " or ".join(map(_described, inner))
     if origin is Literal:
         return f"one of {', '.join(map(str, inner))}"
     if origin is dict:

@@ -7,10 +7,12 @@ import difflib
 import errno
 import os
 import sys
+import traceback
 from collections.abc import Sequence
 
 from flowrl import __version__
 from flowrl.base.errors import UserError
+from flowrl.base.library_noise import hush_before_imports
 from flowrl.base.signals import Stopped
 from flowrl.cli.pocket import POCKET_VERBS
 from flowrl.cli.reward_eval import REWARD_EVAL_VERBS
@@ -23,8 +25,7 @@ from flowrl.cli.score import SCORE_VERBS
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code: 0, 1 for fault found, 2 for wrong input, 128 + n for signal n."""
-    # Importing diffusers makes transformers speak of an optional package that no part of flowrl uses.
-    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    hush_before_imports()
     try:
         return _dispatch(list(sys.argv[1:] if argv is None else argv))
     except KeyboardInterrupt:
@@ -75,8 +76,15 @@ def _dispatch(words: list[str]) -> int:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     verb.add_arguments(parser)
+    parser.add_argument("--traceback", action="store_true", help="before an error, show where in the code it came from")
     # Intermixed, so that overrides may stand before and after options.
-    return verb.run(parser.parse_intermixed_args(arguments))
+    args = parser.parse_intermixed_args(arguments)
+    try:
+        return verb.run(args)
+    except UserError:
+        if args.traceback:
+            traceback.print_exc()
+        raise
 
 
 def _closest(name: str, names: list[str]) -> str:

@@ -62,6 +62,8 @@ def _check(args: argparse.Namespace) -> int:
     failed, done = int(found.verdict == "FAIL"), 1
     if not failed:
         trial = Trial(reward=reward, batch=_batch(reward, args), tolerance=args.tolerance)
+        if args.text is not None and reward.latent_space is not None:
+            _try_text(trial.reward, trial.batch, args.text)
         for name, finding in run_contract(trial):
             print(f"{finding.verdict:<6}{name:<13}{finding.found}", flush=True)
             failed += finding.verdict == "FAIL"
@@ -77,6 +79,19 @@ def _batch(reward: Reward, args: argparse.Namespace) -> RewardInput:
     if reward.latent_space is None:
         return pixel_batch(args.image_size)
     return latent_batch(reward.latent_space, args.image_size, _text_shape(args.text))
+
+
+def _try_text(reward: Reward, batch: RewardInput, text: str) -> None:
+    """Raise UserError when the reward fails on texts of the shape that was asked for, such as with other widths."""
+    from flowrl.core.reward_call import RewardCallError, RewardInputError, call_reward
+
+    try:
+        call_reward(reward, batch)
+    except RewardInputError:
+        return  # which the first check says
+    except RewardCallError as error:
+        if error.__cause__ is not None:
+            raise UserError(f"--text {text}: must be the shape of the texts that the reward reads: {error}") from error
 
 
 def _text_shape(text: str | None) -> TextShape | None:

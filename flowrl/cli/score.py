@@ -8,7 +8,7 @@ from pathlib import Path
 from flowrl.base.errors import UserError
 from flowrl.cli.verb import Verb, check_output
 
-_SMALLEST_IMAGE = 16  # pixels: one token of the policy
+_TOKEN = 16  # pixels: one token of the policy
 
 
 def _score_arguments(parser: argparse.ArgumentParser) -> None:
@@ -66,9 +66,20 @@ def _policy_arguments(parser: argparse.ArgumentParser) -> None:
         "--image-size",
         metavar="PIXELS",
         type=int,
-        default=0,
         help="bring images to about so many pixels squared, in buckets of aspect ratio, before latent rewards read "
-        "them, as when the reward was trained (default 0: as they are)",
+        "them; 0 takes them as they are (default: as when the rewards were trained)",
+    )
+    parser.add_argument(
+        "--bucket-step",
+        metavar="PIXELS",
+        type=int,
+        help="by which the sides of those buckets differ (default: as when the rewards were trained)",
+    )
+    parser.add_argument(
+        "--max-aspect",
+        metavar="RATIO",
+        type=float,
+        help="of those buckets (default: as when the rewards were trained)",
     )
     parser.add_argument(
         "--device", choices=("auto", "cpu", "cuda"), default="auto", help="auto: cuda where there is a GPU, else cpu"
@@ -83,8 +94,8 @@ def _score(args: argparse.Namespace) -> int:
         raise UserError(f"--sheet {args.sheet}: is written as PNG; give it a name that ends in .png")
     if args.max_sequence_length is not None and args.max_sequence_length < 1:
         raise UserError(f"--max-sequence-length must be at least 1, got {args.max_sequence_length}")
-    if args.image_size != 0 and args.image_size < _SMALLEST_IMAGE:
-        raise UserError(f"--image-size must be 0 or at least {_SMALLEST_IMAGE}, got {args.image_size}")
+    _check_images(args)
+    from flowrl.models.image_sizes import ImageChoice
     from flowrl.score.command import Order, score_files
 
     by_suffix = "jsonl" if args.out is not None and args.out.suffix == ".jsonl" else "csv"
@@ -99,13 +110,28 @@ def _score(args: argparse.Namespace) -> int:
             family=args.family,
             max_sequence_length=args.max_sequence_length,
             dtype=args.dtype,
-            image_size=args.image_size,
+            images=ImageChoice(image_size=args.image_size, bucket_step=args.bucket_step, max_aspect=args.max_aspect),
             device=args.device,
             out=args.out,
             form=args.format or by_suffix,
             sheet=args.sheet,
         )
     )
+
+
+def _check_images(args: argparse.Namespace) -> None:
+    """Raise UserError when there can be no such buckets, or when they would be for nothing."""
+    size, step, aspect = args.image_size, args.bucket_step, args.max_aspect
+    if args.latents and (size, step, aspect) != (None, None, None):
+        raise UserError(
+            "--latents: there are no images for --image-size, --bucket-step and --max-aspect; leave them out"
+        )
+    if size not in (None, 0) and size < _TOKEN:
+        raise UserError(f"--image-size must be 0 or at least {_TOKEN}, got {size}")
+    if step is not None and (step < _TOKEN or step % _TOKEN):
+        raise UserError(f"--bucket-step must be a multiple of {_TOKEN}, the pixels of one token, got {step}")
+    if aspect is not None and not aspect >= 1:
+        raise UserError(f"--max-aspect must be at least 1, got {aspect:g}")
 
 
 SCORE_VERBS = {

@@ -32,7 +32,8 @@ def add_overrides(parser: argparse.ArgumentParser, example: str) -> None:
         "overrides",
         metavar="key=value",
         nargs="*",
-        help=f"a key of the config and its value, such as {example}; lists are given whole",
+        help=f"a key of the config and its value, such as {example}; of a list an entry by its number, such as "
+        "rewards.train.0.weight=2, or the whole",
     )
 
 

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import Any
+
+_NAME = re.compile(r"vae([1-9]\d*)x([1-9]\d*)(-.*)?")
 
 
 def latent_space_name(*, channels: int, factor: int, scaling: float, shift: float) -> str:
@@ -19,3 +22,9 @@ def latent_space_of(vae: Mapping[str, Any]) -> str:
         scaling=float(vae["scaling_factor"]),
         shift=float(vae["shift_factor"]),
     )
+
+
+def channels_and_factor(name: str) -> tuple[int, int] | None:
+    """The channels of a named space's latents, and the pixels along one side of a latent; None for any other name."""
+    match = _NAME.fullmatch(name)
+    return (int(match[1]), int(match[2])) if match else None

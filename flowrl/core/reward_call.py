@@ -15,19 +15,34 @@ class RewardInputError(UserError, ValueError):
     """A reward that cannot score what it is given; the cause is the reward's own error."""
 
 
+class RewardCallError(UserError, RuntimeError):
+    """A reward that fails on a batch, by a defect or for want of memory; the cause, if any, is what it raised."""
+
+
 def call_reward(reward: Reward, batch: RewardInput) -> torch.Tensor:
     """The scores [B] float32 of a batch, on the CPU, without gradient.
 
-    Raises RewardInputError when the reward refuses the batch, ValueError when it returns another shape.
+    Raises RewardInputError when the reward refuses the batch, RewardCallError when it raises anything but a ValueError
+    or returns anything but one score per sample. A UserError of the reward's own comes through as it is.
     """
     try:
         with torch.no_grad():
             scores = reward(batch)
     except ValueError as error:  # which is how a reward says that the batch is none for it
         raise RewardInputError(f"reward {reward.name!r} refuses its batch: {error}") from error
+    except UserError:
+        raise
+    except (torch.OutOfMemoryError, MemoryError) as error:
+        raise RewardCallError(
+            f"{_called(reward, batch)}: out of memory with {len(batch.prompts)} samples in one call; lower its option "
+            f"batch_size, which is {reward.batch_size}: {_one_line(error)}"
+        ) from error
+    except Exception as error:
+        raise RewardCallError(f"{_called(reward, batch)}: {type(error).__name__}: {_one_line(error)}") from error
     size = len(batch.prompts)
-    if scores.shape != (size,):
-        raise ValueError(f"reward {reward.name!r} must return one score per sample, [{size}], got {list(scores.shape)}")
+    if not isinstance(scores, torch.Tensor) or scores.shape != (size,):
+        found = list(scores.shape) if isinstance(scores, torch.Tensor) else type(scores).__name__
+        raise RewardCallError(f"reward {reward.name!r} must return one score per sample, [{size}], got {found}")
     return scores.float().cpu()
 
 
@@ -40,3 +55,21 @@ def score_in_parts(reward: Reward, size: int, take: Callable[[range], RewardInpu
     rows = range(size)
     step = reward.batch_size
     return torch.cat([call_reward(reward, take(rows[start : start + step])) for start in range(0, size, step)])
+
+
+def shapes_of(batch: RewardInput) -> str:
+    """The tensors that a batch holds, for messages: "pixels [4, 3, 64, 64]"."""
+    tensors = {"latents": batch.latents, "pixels": batch.pixels}
+    if batch.condition is not None:
+        tensors |= {"embeds": batch.condition.embeds, "pooled": batch.condition.pooled}
+    found = [f"{name} {list(tensor.shape)}" for name, tensor in tensors.items() if tensor is not None]
+    return ", ".join(found) or "nothing but prompts"
+
+
+def _called(reward: Reward, batch: RewardInput) -> str:
+    kind = type(reward)
+    return f"reward {reward.name!r} ({kind.__module__}:{kind.__qualname__}) fails on a batch of {shapes_of(batch)}"
+
+
+def _one_line(error: BaseException) -> str:
+    return " ".join(str(error).split())

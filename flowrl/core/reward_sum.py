@@ -34,9 +34,18 @@ def weighted_sum(scores: Mapping[str, torch.Tensor], terms: Mapping[str, Term]) 
     return torch.stack(parts).sum(0)
 
 
+def unnormalised_sum(scores: Mapping[str, torch.Tensor], terms: Mapping[str, Term]) -> torch.Tensor:
+    """The same sum [G] float32 with no reward normalised: to watch, because z-scores of a group have mean 0."""
+    return torch.stack([term.weight * _scaled(scores[name], term) for name, term in terms.items()]).sum(0)
+
+
 def _normalised(score: torch.Tensor, term: Term) -> torch.Tensor:
-    scaled = (score + term.shift) * term.scale
+    scaled = _scaled(score, term)
     return group_z_scores(scaled) if term.normalise == "group" else scaled
+
+
+def _scaled(score: torch.Tensor, term: Term) -> torch.Tensor:
+    return (score + term.shift) * term.scale
 
 
 def group_z_scores(scores: torch.Tensor) -> torch.Tensor:

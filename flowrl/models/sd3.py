@@ -15,9 +15,9 @@ from diffusers import (
     StableDiffusion3Pipeline,
 )
 from diffusers.utils import logging as diffusers_logging
-from transformers.utils import logging as transformers_logging
 
 from flowrl.base.errors import CheckpointError
+from flowrl.base.library_noise import hide_progress_bars
 from flowrl.base.weight_files import check_model_folder, read_json
 from flowrl.core.latent_space import latent_space_of
 from flowrl.core.schedule import flow_match_sigmas
@@ -61,12 +61,6 @@ def _check_tokenizer(folder: Path, vocabularies: tuple[tuple[str, ...], ...]) ->
     if not any(all((folder / name).is_file() for name in names) for names in vocabularies):
         wanted = ", or ".join(" with ".join(names) for names in vocabularies)
         raise CheckpointError(f"{folder}: the vocabulary is missing: it must hold {wanted}; copy the folder again")
-
-
-def _quiet() -> None:
-    """No progress bars for the loading of each file: many actors load at once, and the console is the driver's."""
-    diffusers_logging.disable_progress_bar()
-    transformers_logging.disable_progress_bar()
 
 
 @contextmanager
@@ -165,6 +159,15 @@ class SD3PromptEncoder:
             )
         return TextCondition(embeds=embeds.cpu(), pooled=pooled.cpu())
 
+    def cuts(self, text: str) -> bool:
+        """Whether the end of a text reaches no encoder, as it is too long for the one that reads furthest."""
+        pipeline = self._pipeline
+        if pipeline.text_encoder_3 is None:
+            tokenizer, most = pipeline.tokenizer, pipeline.tokenizer_max_length
+        else:
+            tokenizer, most = pipeline.tokenizer_3, self._max_sequence_length
+        return len(tokenizer(text, truncation=True, max_length=most + 1).input_ids) > most
+
 
 class SD3Decoder:
     """The VAE's decoder, in float32."""
@@ -232,7 +235,7 @@ class SD3:
             )
         vae = AutoencoderKL.load_config(path / "vae")
         factor = 2 ** (len(vae["block_out_channels"]) - 1)
-        _quiet()
+        hide_progress_bars()
         transformer = SD3Transformer2DModel.from_pretrained(path / "transformer", dtype=dtype).to(device).eval()
         step = factor * transformer.config.patch_size
         largest = transformer.config.pos_embed_max_size * step
@@ -250,7 +253,7 @@ class SD3:
     @staticmethod
     def load_encoder(path: Path, *, max_sequence_length: int, dtype: torch.dtype, device: str) -> SD3PromptEncoder:
         """Tokenizers and text encoders only."""
-        _quiet()
+        hide_progress_bars()
         pipeline = StableDiffusion3Pipeline.from_pretrained(path, transformer=None, vae=None, dtype=dtype)
         return SD3PromptEncoder(pipeline.to(device), max_sequence_length)
 

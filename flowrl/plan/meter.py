@@ -100,7 +100,15 @@ def materialise(module: torch.nn.Module, mode: FakeTensorMode) -> None:
 
 # Attention on the CPU is missing from torch's table of formulas.
 def _attention(
-    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, *rest: Any, out_val: Any, **settings: Any
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    dropout: float = 0.0,
+    causal: bool = False,
+    *,
+    attn_mask: torch.Tensor | None = None,
+    scale: float | None = None,
+    out_val: Any,
 ) -> int:
     return int(sdpa_flop_count(query.shape, key.shape, value.shape))
 
@@ -110,9 +118,14 @@ def _attention_backward(
     query: torch.Tensor,
     key: torch.Tensor,
     value: torch.Tensor,
-    *rest: Any,
+    out: torch.Tensor,
+    logsumexp: torch.Tensor,
+    dropout: float,
+    causal: bool,
+    *,
+    attn_mask: torch.Tensor | None = None,
+    scale: float | None = None,
     out_val: Any,
-    **settings: Any,
 ) -> int:
     return int(sdpa_backward_flop_count(grad.shape, query.shape, key.shape, value.shape))
 

@@ -6,17 +6,21 @@ beside them what the pocket HPSv3 starts from.
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import Path
 
 import torch
 from diffusers import StableDiffusion3Pipeline
 
+from flowrl.core.buckets import BucketPlan
 from flowrl.core.seeds import global_seed
 from flowrl.models.sd3 import SD3
 from flowrl.pocket.fitting import FitPlan, FitRecord
 from flowrl.pocket.preferences import TEST_MARGIN, TRAIN_MARGIN, SampleTable, SetPlan, build_table, pairs_of
+from flowrl.pocket.scene import IMAGE_SIZE
 from flowrl.pocket.vision_language import SPEC, Captioner, new_config, new_tokenizer, pretrain
 from rewards.data.pairs import PairTable
+from rewards.data.set_origin import begin
 from rewards.data.store import INFO, PROMPTS, TABLES, StoreInfo, save_info, save_tensors, shard_path
 from rewards.hpsv3 import layout as hpsv3_layout
 from rewards.hpsv3.model import HPSv3Model
@@ -60,6 +64,7 @@ def write_store(folder: Path, table: SampleTable, pairs: PairTable, *, latent_sp
     """Fill a folder with a prepared set; one that is whole is left as it is."""
     if (folder / INFO).is_file():
         return
+    begin(folder, {"buckets": asdict(BucketPlan(image_size=IMAGE_SIZE, step=IMAGE_SIZE, max_aspect=1))})
     for kind in ("samples", "conditions"):
         (folder / kind).mkdir(parents=True, exist_ok=True)
     count = len(table.prompt)

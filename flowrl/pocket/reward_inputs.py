@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass
 from functools import cache
 
@@ -11,6 +10,7 @@ from diffusers import AutoencoderKL
 
 from flowrl.base.embedded import embedded
 from flowrl.base.errors import UserError
+from flowrl.core.latent_space import channels_and_factor
 from flowrl.core.seeds import generator
 from flowrl.models.sd3 import SD3
 from flowrl.pocket.generator import scaled_latents
@@ -22,7 +22,6 @@ from flowrl.types import RewardInput, TextCondition
 _SCENES = ("a large red circle on sand", "a small blue square above a large green triangle on snow")
 # The last prompt is not that of its image.
 PROMPTS = (*_SCENES, _SCENES[0], _SCENES[1].replace("above", "below"))
-_SPACE = re.compile(r"vae(\d+)x(\d+)(-.*)?")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,14 +63,15 @@ def latent_batch(latent_space: str, image_size: int = IMAGE_SIZE, text: TextShap
 
 
 def _latent_shape(latent_space: str, image_size: int) -> tuple[int, int, int]:
-    match = _SPACE.fullmatch(latent_space)
-    if match is None or not int(match[2]):
+    found = channels_and_factor(latent_space)
+    if found is None:
         raise UserError(
             f"the latent space {latent_space!r} does not say how many channels there are: it must be named as "
             "flowrl.core.latent_space does, such as vae16x8-scale1.5305-shift0.0609"
         )
-    side = max(1, image_size // int(match[2]))
-    return int(match[1]), side, side
+    channels, factor = found
+    side = max(1, image_size // factor)
+    return channels, side, side
 
 
 def _seeds() -> torch.Tensor:

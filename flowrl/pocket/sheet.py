@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import diffusers
 import torch
-import transformers
 from diffusers import StableDiffusion3Pipeline
 from PIL import Image, ImageDraw
 
 from flowrl.base.embedded import embedded
+from flowrl.base.library_noise import hide_progress_bars
 from flowrl.pocket.prompt_sets import prompt_file
 from flowrl.pocket.text import MAX_TOKENS
 
@@ -21,8 +20,7 @@ _CAPTION = 16  # pixels
 
 def draw_sheet(out: Path, *, seed: int, rows: int = 6) -> Path:
     """Draw samples of the first held-out prompts with the diffusers pipeline, as a PNG; returns its path."""
-    for library in (diffusers, transformers):
-        library.logging.disable_progress_bar()
+    hide_progress_bars()
     pipeline = StableDiffusion3Pipeline.from_pretrained(embedded("sd35"))
     pipeline.set_progress_bar_config(disable=True)
     prompts = prompt_file("eval").read_text(encoding="utf-8").splitlines()[:rows]

@@ -59,6 +59,7 @@ def render_report(record: RunRecord) -> Html:
     )
 
 
+_REWARD_NOTE = "The weighted sum before normalisation. Faint: each step. Strong: mean of the steps before."
 _TRAINING_NOTE = (
     "One point per training step. Every step draws other prompts, so its reward jumps; the evaluation above "
 )
@@ -160,7 +161,7 @@ def _training_charts(record: RunRecord) -> list[Chart]:
 
     drift = _drift_by_sampler_step(record)
     found = [
-        Chart(title="Reward", note="Faint: each step. Strong: mean of the steps before.",
+        Chart(title="Reward", note=_REWARD_NOTE,
               series=_smoothed("reward", record.series("reward/total/mean"))),
         Chart(title="KL to the start", note="How far the policy has moved.", series=line("policy/kl"), from_zero=True),
         Chart(title="Replay ratio deviation", note="Before the first optimizer step; 0 on the CPU, tiny on a GPU.",

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import shlex
 import sys
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
@@ -13,13 +13,14 @@ import torch
 from tqdm import tqdm
 
 from flowrl.actors.device import ModelSpec
-from flowrl.actors.reward_loading import check_rewards, load_reward
+from flowrl.actors.reward_loading import LatentSource, check_rewards, load_reward
 from flowrl.base.atomic_file import write_atomically
 from flowrl.base.config_file import parse_options
 from flowrl.base.devices import pick_device
 from flowrl.base.embedded import POCKET, folder_of
 from flowrl.config import ConfigError, ModelSection, RewardSpec
 from flowrl.core.buckets import BucketPlan
+from flowrl.models.image_sizes import ImageChoice, deviations, shared_buckets
 from flowrl.pocket.text import MAX_TOKENS as POCKET_TOKENS
 from flowrl.score.contact_sheet import ContactSheet
 from flowrl.score.inputs import (
@@ -35,6 +36,7 @@ from flowrl.score.output import FORMATS, check_columns
 from flowrl.score.policy_parts import PolicyParts
 from flowrl.score.prompts import own_prompts, read_prompts
 from flowrl.score.run import Kind, LabelledReward, Row, Scored, score
+from flowrl.types import TrainedOn
 
 _PIPELINE_TOKENS = 256  # what diffusers' Stable Diffusion 3 pipeline pads T5 to unless told otherwise
 _SHOWN_PROBLEMS = 20
@@ -56,7 +58,7 @@ class Order:
     family: str = "sd3"
     max_sequence_length: int | None = None
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"  # of the text encoders
-    image_size: int = 0  # pixels of the side of a square, for latents of images; 0 takes images as they are
+    images: ImageChoice = field(default_factory=ImageChoice)  # the sizes of images that latents are made of
     device: str = "auto"
     out: Path | None = None  # None writes to standard output
     form: str = "csv"
@@ -70,12 +72,13 @@ def score_files(order: Order) -> int:
     check_columns(labels)
     model = _model(order)
     space = model.latent_space
-    check_rewards(specs, space, model.device)
+    trained = check_rewards(specs, LatentSource.of_policy(model, "--max-sequence-length"), model.device)
+    buckets = _buckets(order.images, trained) if order.kind == "pixel" else None
     samples = _samples(order, space)
     prompts = _prompts(order, samples)
     rewards = [LabelledReward(label=spec.metric_name, reward=load_reward(spec, space, model.device)) for spec in specs]
     sheet = ContactSheet(labels[0]) if order.sheet is not None else None
-    policy = PolicyParts(model, BucketPlan(image_size=order.image_size) if order.image_size else None)
+    policy = PolicyParts(model, buckets)
     scored = score(samples, prompts, rewards, policy, kind=order.kind, with_pixels=sheet is not None)
     rows = _collect(scored, len(samples), sheet)
     table = FORMATS[order.form](rows, labels)
@@ -126,6 +129,17 @@ def _model(order: Order) -> ModelSpec:
     )
     spec.family.check(spec.path)
     return spec
+
+
+def _buckets(choice: ImageChoice, trained: Mapping[str, TrainedOn]) -> BucketPlan | None:
+    """The sizes that images are brought to for the latent rewards; those who are given others than their own are named.
+
+    Raises UserError when the rewards were trained on different ones.
+    """
+    plan = shared_buckets(choice, trained, keys="--image-size, --bucket-step and --max-aspect")
+    for line in deviations(plan, trained):
+        _say(f"flowrl score: {line}")
+    return plan
 
 
 def _samples(order: Order, latent_space: str) -> list[Sample]:

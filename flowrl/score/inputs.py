@@ -14,6 +14,7 @@ from safetensors import SafetensorError, safe_open
 
 from flowrl.base.errors import UserError
 from flowrl.base.images import UnreadableImage, image_pixels, image_size
+from flowrl.core.latent_space import channels_and_factor
 
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
 LATENT_SUFFIXES = (".safetensors",)
@@ -88,7 +89,8 @@ def latent_samples(files: Sequence[Path], latent_space: str) -> list[Sample]:
     """One sample per row of the tensor `latents` of each file; a file that cannot be read is one sample with a problem.
 
     A file holds `latents` [N, C, h, w] or [C, h, w]; it may hold `seeds` [N] int64, and in its metadata `prompts`, a
-    JSON list of N texts, and `latent_space`, which must then be the policy's (else InputError).
+    JSON list of N texts, and `latent_space`. Raises InputError for latents that are not the policy's: of another space,
+    or of other channels than its name says.
     """
     samples = []
     for file in files:
@@ -122,6 +124,12 @@ def _latent_samples(file: Path, latent_space: str) -> list[Sample]:
             "that made them"
         )
     several = len(shape) == 4
+    named = channels_and_factor(latent_space)
+    if named is not None and shape[-3] != named[0]:
+        raise InputError(
+            f"{file}: holds latents {list(shape)} of {shape[-3]} channels, but the policy's have {named[0]}; name with "
+            "--model the policy that made them"
+        )
     count = shape[0] if several else 1
     numbers = _own_seeds(seeds, count)
     prompts = _own_prompts(metadata.get("prompts"), count)

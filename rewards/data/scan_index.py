@@ -16,6 +16,7 @@ from flowrl.core.seeds import derive
 from rewards.data.comparison import ImageRef
 from rewards.data.mixture import ScannedComparison
 from rewards.data.pairs import PairTable
+from rewards.data.statistics import Losses
 from rewards.data.store import PROMPTS
 
 _IMAGES = "images.jsonl"
@@ -161,10 +162,25 @@ class ScanIndex:
         """A prompt's text."""
         return str(self._prompts.read(number))
 
-    def num_pairs_of(self, samples: set[int]) -> int:
-        """How many pairs one of these samples stands in."""
-        both = zip(self._columns["winner"], self._columns["loser"], strict=True)
-        return sum(1 for winner, loser in both if int(winner) in samples or int(loser) in samples)
+    def losses(self, *, broken: set[int], cut: set[int], num_sources: int) -> list[Losses]:
+        """For each source, how many images of broken samples stand in its pairs, how many pairs go with them, and how
+        many of the prompts of its pairs are cut.
+        """
+        winner, loser, source, tie = (
+            torch.tensor(self._columns[name]).long() for name in ("winner", "loser", "source", "tie")
+        )
+        both, bad = torch.stack([winner, loser]), torch.tensor(sorted(broken), dtype=torch.int64)
+        is_bad = torch.isin(both, bad)
+        prompt, cut_ones = torch.tensor(self._sample_prompt)[winner], torch.tensor(sorted(cut), dtype=torch.int64)
+        found = []
+        for number in range(num_sources):
+            own = is_bad.any(0) & (source == number)
+            samples = both[:, own][is_bad[:, own]].unique().tolist()
+            images = len({self.image(sample).identity for sample in samples})
+            ties = int(tie[own].sum())
+            cut_prompts = int(torch.isin(prompt[source == number].unique(), cut_ones).sum())
+            found.append(Losses(images=images, pairs=int(own.sum()) - ties, ties=ties, cut_prompts=cut_prompts))
+        return found
 
     def tables(self, place: tuple[torch.Tensor, torch.Tensor], *, broken: set[int]) -> dict[str, torch.Tensor]:
         """The columns of tables.safetensors, without the pairs of samples that are broken."""

@@ -9,8 +9,10 @@ from typing import Any
 
 from flowrl.base.atomic_file import write_atomically
 from flowrl.base.config_tree import ConfigError
+from flowrl.base.errors import CheckpointError
 from flowrl.base.folder_lock import make_writable
 from flowrl.base.weight_files import read_json
+from flowrl.core.buckets import BucketPlan
 from rewards.data.store import INFO
 
 _SETTINGS, _SCAN = "settings.json", "scan.sha256"
@@ -57,3 +59,15 @@ def check_scan(folder: Path, digest: str) -> None:
         raise ConfigError(
             f"{folder}: the sources are not what they were when this set was begun; remove it to prepare anew"
         )
+
+
+def prepared_buckets(folder: Path) -> BucketPlan | None:
+    """The sizes that the images of a set were brought to; None for one that came without its settings."""
+    if not (folder / _SETTINGS).is_file():
+        return None
+    try:
+        return BucketPlan(**read_json(folder / _SETTINGS)["buckets"])
+    except (KeyError, TypeError):
+        raise CheckpointError(
+            f"{folder / _SETTINGS}: must say the buckets of the images; prepare the set again"
+        ) from None

@@ -7,7 +7,7 @@ import math
 from bisect import bisect_right
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 
 from rewards.data.comparison import Comparison, Pair
 
@@ -33,6 +33,19 @@ class Histogram:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Losses:
+    """What of a source was lost after its scan: images that broke off as they were encoded, and ends of prompts.
+
+    Example: ``Losses(images=1, pairs=3, ties=0, cut_prompts=0)``: one image of a ranking of four.
+    """
+
+    images: int  # that stand in one of its pairs, each once
+    pairs: int  # without ties
+    ties: int
+    cut_prompts: int  # too long for the text encoder; their pairs are in the set
+
+
+@dataclass(frozen=True, kw_only=True)
 class SourceStatistics:
     """What was read of one source. Every row is kept as a comparison or counted in `dropped`."""
 
@@ -54,6 +67,7 @@ class SourceStatistics:
     confidence: Histogram  # of kept comparisons; where the data has none it is 1
     side: Histogram  # of kept images, square root of the area in pixels
     categories: dict[str, int]  # of kept comparisons, where the data has some
+    lost: Losses = Losses(images=0, pairs=0, ties=0, cut_prompts=0)  # of what was kept
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,6 +76,11 @@ class MixtureStatistics:
 
     sources: tuple[SourceStatistics, ...]
 
+    def after(self, losses: Sequence[Losses]) -> MixtureStatistics:
+        """The same counts, with what was lost of each source."""
+        found = zip(self.sources, losses, strict=True)
+        return MixtureStatistics(sources=tuple(replace(one, lost=lost) for one, lost in found))
+
     def to_json(self) -> str:
         """All of it as indented JSON."""
         return json.dumps(asdict(self), indent=2, ensure_ascii=False) + "\n"
@@ -69,8 +88,12 @@ class MixtureStatistics:
     def to_markdown(self) -> str:
         """All of it as tables for a reader."""
         columns = ("weight", "rows", "comparisons", "pairs", "ties", "images", "prompts")
-        rows = [(one.name, one.format, *(f"{vars(one)[name]:g}" for name in columns)) for one in self.sources]
-        parts = ["# Preference data", _table(("source", "format", *columns), rows)]
+        last = ("lost images", "lost pairs", "lost ties", "cut prompts", "pairs in the set", "ties in the set")
+        rows = [
+            (one.name, one.format, f"{one.weight:g}", *(str(vars(one)[name]) for name in columns[1:]), *_left(one))
+            for one in self.sources
+        ]
+        parts = ["# Preference data", _table(("source", "format", *columns, *last), rows)]
         for one in self.sources:
             parts += _source_sections(one)
         return "\n\n".join(parts) + "\n"
@@ -165,6 +188,12 @@ class SourceTally:
             side=Histogram(edges=SIDE_EDGES, counts=tuple(self._side)),
             categories=dict(sorted(self.categories.items())),
         )
+
+
+def _left(one: SourceStatistics) -> tuple[str, ...]:
+    lost = one.lost
+    left = (one.pairs - lost.pairs, one.ties - lost.ties)
+    return tuple(map(str, (lost.images, lost.pairs, lost.ties, lost.cut_prompts, *left)))
 
 
 def _source_sections(one: SourceStatistics) -> list[str]:

@@ -8,7 +8,7 @@ from typing import Any, Literal
 import torch
 
 from flowrl.base.dtypes import torch_dtype
-from flowrl.types import RewardInput
+from flowrl.types import RewardInput, TrainedOn
 from rewards.dina_lrm.layout import check_files, load
 from rewards.dina_lrm.model import sample_noise
 
@@ -54,10 +54,15 @@ class DiNaLRM:
         self.module: torch.nn.Module = loaded.model.to(self.device)
 
     @staticmethod
-    def check(options: Mapping[str, Any]) -> str | None:
-        """The latent space of the base that `options` name; raises CheckpointError when the files are not whole."""
+    def check(options: Mapping[str, Any]) -> TrainedOn | None:
+        """The latent space of the base that `options` name, and the text length that they demand.
+
+        No image sizes: published are buckets of many areas, from 256 x 256 to 1472 x 832, which no one plan describes.
+        Raises CheckpointError when the files are not whole.
+        """
         _levels(options.get("u", DEFAULT_U))
-        return check_files(options["path"], options["base"])
+        space = check_files(options["path"], options["base"])
+        return TrainedOn(latent_space=space, text_length=options.get("text_length", 0))
 
     def __call__(self, batch: RewardInput) -> torch.Tensor:
         """Scores [B] float32, with gradient to `batch.latents` where that asks for one.

@@ -1,7 +1,7 @@
 """The folder of a DiT-Reward: config.json, reward_head.safetensors, README.md, and transformer/ as diffusers saves it.
 
 A reward whose backbone is frozen or has a LoRA may leave transformer/ out: then backbone_lora/ holds the LoRA as PEFT
-saves it, and the backbone is that of the model it was trained on.
+saves it, and the backbone is that of the model it was trained on, which config.json names and has the fingerprint of.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from safetensors.torch import save_file
 from flowrl.base.embedded import folder_of
 from flowrl.base.errors import CheckpointError
 from flowrl.base.weight_files import check_model_folder, check_safetensors, read_json
+from rewards.dit_reward.fingerprint import fingerprint
 from rewards.dit_reward.model import DiTRewardConfig, DiTRewardModel
 from rewards.files import load_strict, read_shards, read_tensors, sd3_settings
 from rewards.lora_files import LoraSettings, check_lora, merge_lora, save_lora
@@ -36,19 +37,28 @@ _CARD = """---
 library_name: flowrl
 tags: [reward-model, latent, stable-diffusion-3]
 ---
-# DiT-Reward on {base}
+# DiT-Reward on {name}
 
 A latent reward model (arXiv 2606.23626): scores latents of the space `{latent_space}` against a text condition of
-{text_length} tokens; higher is better, the zero point has no meaning. Blocks {layers}, sigma {sigmas}.
-
+{text_length} tokens; higher is better, the zero point has no meaning. Blocks {blocks}; sigma {levels}.
+{images}{needs}
 ```python
 from rewards.dit_reward import DiTReward
 
-reward = DiTReward(path="this-folder")
+reward = DiTReward(path="this-folder"{base_option})
 ```
 
 {notes}
 """
+_IMAGES = """
+Trained on images of about {image_size} x {image_size} pixels, in buckets of {bucket_step} up to {max_aspect:g} : 1.
+"""
+_NEEDS = """
+**This folder holds no backbone.** It needs that of the model that it was trained on, in the diffusers layout, which was
+`{base}`; where that lies elsewhere, say so with `base`. Other weights are refused.
+"""
+# Of folders that were written before these were known.
+_MAY_LACK = {"base_fingerprint", "image_size", "bucket_step", "max_aspect"}
 
 
 def save(
@@ -65,8 +75,10 @@ def save(
 
     `whole` writes the backbone, a LoRA merged into it; otherwise only what differs from the base that the model was
     made from: the head, and a LoRA where there is one. `state` is the model's state dict where its own tensors are not
-    all here, as when they are sharded.
+    all here, as when they are sharded. Raises ValueError when a base must be known, and its fingerprint is not.
     """
+    if not whole and not model.config.base_fingerprint:
+        raise ValueError("the backbone can be left out only where the model has the fingerprint of its base")
     state = model.state_dict() if state is None else state
     backbone = {
         key.removeprefix("transformer."): value for key, value in state.items() if key.startswith("transformer.")
@@ -86,7 +98,22 @@ def save(
         save_lora(folder / LORA, factors, lora, base=model.config.base)
     stored_head = {key: value.detach().to("cpu", dtype).contiguous() for key, value in head.items()}
     save_file(stored_head, folder / _HEAD, metadata={"format": "pt"})
-    (folder / "README.md").write_text(_CARD.format(**settings, notes=notes), encoding="utf-8")
+    (folder / "README.md").write_text(_card(model.config, notes, whole=whole), encoding="utf-8")
+
+
+def _card(config: DiTRewardConfig, notes: str, *, whole: bool) -> str:
+    """The model card."""
+    settings = dataclasses.asdict(config)
+    return _CARD.format(
+        **settings,
+        name=Path(config.base).name,
+        blocks=", ".join(map(str, config.layers)),
+        levels=", ".join(map(str, config.sigmas)),
+        images=_IMAGES.format(**settings) if config.image_size else "",
+        needs="" if whole else _NEEDS.format(**settings),
+        base_option="" if whole else f', base="{config.base}"',
+        notes=notes,
+    )
 
 
 def _save_backbone(
@@ -148,11 +175,9 @@ def load_config(folder: Path) -> DiTRewardConfig:
     settings = _read_settings(folder)
     settings.pop("backbone", None)
     fields = {field.name for field in dataclasses.fields(DiTRewardConfig)}
-    if settings.keys() != fields:
-        raise CheckpointError(
-            f"{folder / 'config.json'}: missing keys {sorted(fields - settings.keys())}, "
-            f"unknown keys {sorted(settings.keys() - fields)}"
-        )
+    missing, unknown = sorted(fields - _MAY_LACK - settings.keys()), sorted(settings.keys() - fields)
+    if missing or unknown:
+        raise CheckpointError(f"{folder / 'config.json'}: missing keys {missing}, unknown keys {unknown}")
     for key in ("layers", "head_dims", "sigmas"):
         settings[key] = tuple(settings[key])
     try:
@@ -162,15 +187,32 @@ def load_config(folder: Path) -> DiTRewardConfig:
 
 
 def check_folder(folder: Path, base: str = "") -> DiTRewardConfig:
-    """The settings of the folder, its weights looked at but not read; raises CheckpointError naming the file."""
+    """The settings of the folder, its weights looked at but hardly read; raises CheckpointError naming the file."""
     config = load_config(folder)
     backbone = _backbone_folder(folder, config, base)
     sd3_settings(backbone)
     check_model_folder(backbone, STEM)
-    if _backbone_kind(folder) == _BASE_AND_LORA:
+    kind = _backbone_kind(folder)
+    if kind != _OWN:
+        _check_base(folder, config, backbone)
+    if kind == _BASE_AND_LORA:
         check_lora(folder / LORA)
     check_safetensors(folder / _HEAD)
     return config
+
+
+def _check_base(folder: Path, config: DiTRewardConfig, backbone: Path) -> None:
+    """Raise CheckpointError unless a backbone has the weights that the reward was trained on."""
+    if not config.base_fingerprint:
+        raise CheckpointError(
+            f"{folder / 'config.json'}: has no base_fingerprint, so that the weights in {backbone} cannot be told from "
+            "others; export the reward again: flowrl reward train --resume RUN_DIR"
+        )
+    if fingerprint(backbone, STEM) != config.base_fingerprint:
+        raise CheckpointError(
+            f"{folder}: was trained on other weights than those in {backbone}; give the diffusers folder of the model "
+            f"that it was trained on ({config.base}, as it was then) with the option base"
+        )
 
 
 def load(folder: Path, *, dtype: torch.dtype, base: str = "") -> DiTRewardModel:

@@ -19,6 +19,7 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from flowrl.core.seeds import keyed_noise
+from flowrl.types import TrainedOn
 
 Mode = Literal["frozen", "lora", "full"]
 LORA_TARGETS = [
@@ -58,7 +59,23 @@ class DiTRewardConfig:
     pooling: Literal["mean", "attention"] = "mean"
     uncertainty: bool = False  # two outputs, the score and the log of its standard deviation
     latent_space: str = "vae16x8-scale1.5305-shift0.0609"  # as flowrl.core.latent_space names it
-    base: str = "stabilityai/stable-diffusion-3.5-large"
+    base: str = "stabilityai/stable-diffusion-3.5-large"  # a folder by its whole path, or "pocket"
+    base_fingerprint: str = ""  # of the base's transformer, as `fingerprint` makes it; empty: not made from one
+    # The buckets that images of the training were brought to, a `flowrl.core.buckets.BucketPlan`; 0: not known.
+    image_size: int = 0
+    bucket_step: int = 0
+    max_aspect: float = 0.0
+
+    @property
+    def trained_on(self) -> TrainedOn:
+        """What whoever uses it must give it."""
+        return TrainedOn(
+            latent_space=self.latent_space,
+            text_length=self.text_length,
+            image_size=self.image_size,
+            bucket_step=self.bucket_step,
+            max_aspect=self.max_aspect,
+        )
 
     def __post_init__(self) -> None:
         if not self.layers or list(self.layers) != sorted(set(self.layers)) or self.layers[0] < 0:
@@ -77,6 +94,11 @@ class DiTRewardConfig:
             raise ValueError(f"pooling must be mean or attention, got {self.pooling!r}")
         if self.text_length < 1:
             raise ValueError(f"text_length must be at least 1, got {self.text_length}")
+        images = (self.image_size, self.bucket_step, self.max_aspect)
+        if images != (0, 0, 0) and not (self.image_size > 0 and self.bucket_step > 0 and self.max_aspect >= 1):
+            raise ValueError(
+                f"image_size, bucket_step and max_aspect must be those of buckets, or all 0 (not known), got {images}"
+            )
 
 
 def sample_noise(seeds: torch.Tensor, shape: tuple[int, ...]) -> torch.Tensor:

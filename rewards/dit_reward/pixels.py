@@ -14,11 +14,11 @@ import torch
 from flowrl.base.dtypes import torch_dtype
 from flowrl.base.embedded import POCKET, folder_of
 from flowrl.base.errors import CheckpointError
-from flowrl.core.buckets import BucketPlan
+from flowrl.models.image_sizes import ImageChoice, buckets_of
 from flowrl.models.latent_inputs import EncoderSetting, LatentInputs
 from flowrl.models.sd3 import SD3
-from flowrl.types import RewardInput
-from rewards.dit_reward.layout import load_config
+from flowrl.types import RewardInput, TrainedOn
+from rewards.dit_reward.layout import check_folder, load_config
 from rewards.dit_reward.reward import DiTReward
 from rewards.files import resolve
 
@@ -27,7 +27,8 @@ class DiTRewardPixels:
     """Scores images with a DiT-Reward folder; fits `flowrl.protocols.ShardableReward`.
 
     `encoders` is the diffusers folder with the VAE and the text encoders, by default the reward's base. Images are
-    brought to the nearest aspect-ratio bucket of `image_size`; 0 takes them as they are. Raises
+    brought to the nearest aspect-ratio bucket, of those of the reward's training unless `image_size`, `bucket_step` or
+    `max_aspect` say otherwise; `image_size` 0, or a reward that knows no buckets, takes them as they are. Raises
     `flowrl.base.errors.CheckpointError` when a folder cannot be loaded.
     """
 
@@ -43,19 +44,23 @@ class DiTRewardPixels:
         dtype: str = "float32",
         batch_size: int = 16,
         base: str = "",
-        image_size: int = 0,
+        image_size: int | None = None,
+        bucket_step: int | None = None,
+        max_aspect: float | None = None,
     ) -> None:
-        folder = _encoder_folder(path, encoders)
+        folder = _encoder_folder(path, encoders, base)
         self._latent_reward = DiTReward(path=path, device=device, dtype=dtype, batch_size=batch_size, base=base)
         self.batch_size = batch_size
+        config = self._latent_reward.config
+        choice = ImageChoice(image_size=image_size, bucket_step=bucket_step, max_aspect=max_aspect)
         self._inputs = LatentInputs(
             SD3,
             EncoderSetting(
                 path=folder,
-                max_sequence_length=self._latent_reward.config.text_length - SD3.text_length(folder, 0),
+                max_sequence_length=config.text_length - SD3.text_length(folder, 0),
                 dtype=torch_dtype(dtype),
                 device=device,
-                buckets=BucketPlan(image_size=image_size) if image_size else None,
+                buckets=choice.over(buckets_of(config.trained_on)),
             ),
         )
 
@@ -70,13 +75,14 @@ class DiTRewardPixels:
         self._latent_reward.module = module
 
     @staticmethod
-    def check(options: Mapping[str, Any]) -> str | None:
+    def check(options: Mapping[str, Any]) -> TrainedOn | None:
         """None: it reads no latents; raises CheckpointError when the files that `options` name are not whole, or the
         encoders are of another latent space than the reward.
         """
         path = options.get("path", POCKET)
-        space = DiTReward.check({key: value for key, value in options.items() if key in ("path", "base")})
-        folder = _encoder_folder(path, options.get("encoders", ""))
+        base = options.get("base", "")
+        space = check_folder(resolve(path, DiTReward.name), base).latent_space
+        folder = _encoder_folder(path, options.get("encoders", ""), base)
         SD3.check(folder)
         if SD3.latent_space(folder) != space:
             raise CheckpointError(
@@ -101,6 +107,6 @@ class DiTRewardPixels:
         )
 
 
-def _encoder_folder(path: str, encoders: str) -> Path:
-    named = encoders or (POCKET if path == POCKET else load_config(resolve(path, DiTReward.name)).base)
+def _encoder_folder(path: str, encoders: str, base: str) -> Path:
+    named = encoders or base or (POCKET if path == POCKET else load_config(resolve(path, DiTReward.name)).base)
     return folder_of(named, "sd35")

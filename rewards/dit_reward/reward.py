@@ -9,7 +9,7 @@ import torch
 
 from flowrl.base.dtypes import torch_dtype
 from flowrl.base.embedded import POCKET
-from flowrl.types import RewardInput
+from flowrl.types import RewardInput, TrainedOn
 from rewards.dit_reward.layout import check_folder, load
 from rewards.dit_reward.model import sample_noise
 from rewards.files import resolve
@@ -44,10 +44,12 @@ class DiTReward:
         self.module: torch.nn.Module = model.to(self.device)
 
     @staticmethod
-    def check(options: Mapping[str, Any]) -> str | None:
-        """The latent space of the folder that `options` name; raises CheckpointError when its files are not whole."""
+    def check(options: Mapping[str, Any]) -> TrainedOn | None:
+        """What the folder that `options` name was trained on; raises CheckpointError when its files are not whole, or
+        its backbone's are not those of its training.
+        """
         folder = resolve(options.get("path", POCKET), DiTReward.name)
-        return check_folder(folder, options.get("base", "")).latent_space
+        return check_folder(folder, options.get("base", "")).trained_on
 
     def __call__(self, batch: RewardInput) -> torch.Tensor:
         """Scores [B] float32, with gradient to `batch.latents` where that asks for one.

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import torch
 from diffusers import SD3Transformer2DModel
 
 from flowrl.base.errors import CheckpointError
-from flowrl.base.weight_files import check_model_folder
+from flowrl.base.library_noise import hide_progress_bars
 from flowrl.core.seeds import derive, global_seed
 from rewards.data.store import PreferenceStore, StoreInfo
 from rewards.dit_reward import layout
 from rewards.dit_reward.features import FeatureShards
+from rewards.dit_reward.fingerprint import fingerprint
 from rewards.dit_reward.model import DiTRewardConfig, DiTRewardModel, Mode, RewardHead, sample_noise
 from rewards.files import sd3_settings
 from rewards.training.trainable import Stored
@@ -49,13 +51,14 @@ class DiTRewardTraining:
 
 
 def new_model(transformer_folder: Path, config: DiTRewardConfig, *, pretrained: bool, seed: int) -> DiTRewardModel:
-    """A DiT-Reward in float32 with a fresh head on a transformer as diffusers saves it, or on random weights of its
-    sizes; raises CheckpointError when the folder is not that of an SD3 transformer.
+    """A DiT-Reward in float32 with a fresh head on a transformer as diffusers saves it, whose fingerprint its config
+    gets, or on random weights of its sizes; raises CheckpointError when the folder is not that of an SD3 transformer.
     """
     settings = sd3_settings(transformer_folder)
     with global_seed(derive(seed, "head")):
         if pretrained:
-            check_model_folder(transformer_folder, layout.STEM)
+            config = replace(config, base_fingerprint=fingerprint(transformer_folder, layout.STEM))
+            hide_progress_bars()
             transformer = SD3Transformer2DModel.from_pretrained(transformer_folder, torch_dtype=torch.float32)
         else:
             transformer = SD3Transformer2DModel.from_config(settings)

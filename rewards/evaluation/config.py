@@ -56,9 +56,11 @@ class EncoderSection:
     family: str = "sd3"
     path: str = ""  # a diffusers folder, or "pocket"; empty: pixel rewards and prepared sets alone
     max_sequence_length: int = 256  # T5 tokens
-    image_size: int = 512  # images are brought to about so many pixels squared, in buckets of aspect ratio; 0 = not
-    bucket_step: int = 64  # pixels, by which the sides of the buckets differ
-    max_aspect: float = 2.0
+    # Images are brought to about so many pixels squared, in buckets of aspect ratio; 0 = not; null = as in the rewards'
+    # training, as are the two below.
+    image_size: int | None = None
+    bucket_step: int | None = None  # pixels, by which the sides of the buckets differ
+    max_aspect: float | None = None
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"  # of the text encoders; the VAE is float32
 
 
@@ -95,10 +97,13 @@ def check(config: EvaluationConfig) -> None:
         ("encoders.bucket_step", config.encoders.bucket_step, 16),
         ("encoders.max_aspect", config.encoders.max_aspect, 1),
     ):
-        _require(value >= least, f"{key} must be at least {least}, got {value}")
+        _require(value is None or value >= least, f"{key} must be at least {least}, got {value}")
     size, step = config.encoders.image_size, config.encoders.bucket_step
-    _require(size == 0 or size >= 16, f"encoders.image_size must be at least 16, or 0, got {size}")
-    _require(step % 16 == 0, f"encoders.bucket_step must be a multiple of 16, the pixels of one token, got {step}")
+    _require(size in (None, 0) or size >= 16, f"encoders.image_size must be at least 16, or 0, got {size}")
+    _require(
+        step is None or step % 16 == 0,
+        f"encoders.bucket_step must be a multiple of 16, the pixels of one token, got {step}",
+    )
     _require(bool(config.rewards), "rewards must name at least one reward, got none")
     _require(bool(config.benchmarks), "benchmarks must name at least one benchmark, got none")
     _check_unique([reward.title for reward in config.rewards], "rewards", "label")

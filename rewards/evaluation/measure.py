@@ -11,7 +11,7 @@ import torch
 from flowrl.base.errors import UserError
 from rewards.evaluation.bootstrap import interval, paired_difference, resample
 from rewards.evaluation.judged_pairs import JudgedPairs
-from rewards.evaluation.protocols import Credits, Protocol, TieRule, choose_tie_rule
+from rewards.evaluation.protocols import PROTOCOLS, Credits, Protocol, TieRule, choose_tie_rule
 from rewards.evaluation.result import CategoryFigures, Difference, Figure, ProtocolResult
 from rewards.evaluation.score_comparisons import ScoredComparisons
 
@@ -34,10 +34,11 @@ class Measurement:
     ) -> ProtocolResult:
         """All rewards under one protocol, on the pairs that all of them have scored.
 
-        Raises UserError when the protocol needs validation pairs and there are none.
+        Raises UserError when there is no pair that it can count, or it needs validation pairs and there are none.
         """
-        rules = self._tie_rules(protocol, validation)
         pairs = scored.comparable
+        self._check_can_count(protocol, pairs, scored)
+        rules = self._tie_rules(protocol, validation)
         scores = torch.nan_to_num(scored.scores)  # rows without a score are in no comparable pair
         earned = [protocol.credits(pairs.table, row, rule) for row, rule in zip(scores, rules, strict=True)]
         samples = self._samples(pairs, earned)
@@ -48,6 +49,8 @@ class Measurement:
             source=protocol.source,
             num_pairs=int(counted.sum()),
             num_prompts=len(pairs.prompt[counted].unique()),
+            num_ties=int(pairs.table.tie.sum()),
+            ties=protocol.ties,
             figures=self._figures(earned, samples, rules),
             by_category=self._by_category(protocol, pairs, scores, rules),
             differences=tuple(
@@ -59,6 +62,22 @@ class Measurement:
                 for one, other in combinations(range(len(self.labels)), 2)
             ),
         )
+
+    def _check_can_count(self, protocol: Protocol, pairs: JudgedPairs, scored: ScoredComparisons) -> None:
+        if not len(pairs):
+            missing = [f"{label} lacks {count}" for label, count in zip(self.labels, scored.unscored, strict=True)]
+            raise UserError(
+                f"{self.name}: none of its {len(scored.pairs)} pairs has two images that every reward has scored "
+                f"({scored.bad_images.count} images cannot be used; of the others {', '.join(missing)}); leave out the "
+                "reward that is to blame, or mend the images"
+            )
+        if protocol.needs_winner and bool(pairs.table.tie.all()):
+            counting = [one.name for one in PROTOCOLS.values() if not one.needs_winner]
+            raise UserError(
+                f"{self.name}: protocol {protocol.name} needs pairs with a winner, but all {len(pairs)} pairs that "
+                "every reward has scored are ties; take other sources, or a protocol that counts ties: "
+                f"{' or '.join(counting)}"
+            )
 
     def _tie_rules(self, protocol: Protocol, validation: ScoredComparisons | None) -> list[TieRule | None]:
         if protocol.tie_measure is None:

@@ -57,9 +57,15 @@ class Protocol:
     name: str
     definition: str
     source: str
+    ties: str  # what it does with pairs that people tied, as the page says it
     weight: Callable[[PairTable], torch.Tensor]  # [M] float64, from the labels
     tie_measure: Measure | None = None  # of the TieRule that it needs, found on validation pairs; None: it needs none
     pairs_only: bool = False  # whether a ranking of more than two images is a mistake
+
+    @property
+    def needs_winner(self) -> bool:
+        """Whether ties alone say nothing: it leaves them out, or counts them as right whatever the scores are."""
+        return self.tie_measure is None
 
     def suits(self, table: PairTable) -> bool:
         """Whether it can count these comparisons."""
@@ -121,6 +127,7 @@ PROTOCOLS: dict[str, Protocol] = {
             name="pairs",
             definition="share of labelled pairs with score(preferred) > score(other); equal scores are wrong",
             source="HPSv3 evaluate.py, pair mode (arXiv 2508.03789)",
+            ties="left out",
             weight=_without_ties,
             pairs_only=True,
         ),
@@ -128,6 +135,7 @@ PROTOCOLS: dict[str, Protocol] = {
             name="rankings_pooled",
             definition="the same over all pairs of all rankings that people did not tie; every pair counts once",
             source="ImageReward test.py (arXiv 2304.05977); HPSv3 evaluate.py, ranking mode",
+            ties="left out",
             weight=_without_ties,
         ),
         Protocol(
@@ -135,6 +143,7 @@ PROTOCOLS: dict[str, Protocol] = {
             definition="1 - discordant pairs / (n choose 2) for each ranking, then the mean over rankings; pairs that "
             "people tied are never discordant, equal scores on others are (upstream breaks them by position)",
             source="HPSv2 evaluation.py (arXiv 2306.09341)",
+            ties="counted as right, whatever their scores",
             weight=_each_comparison_once,
         ),
         Protocol(
@@ -142,6 +151,7 @@ PROTOCOLS: dict[str, Protocol] = {
             definition="a pair is called a tie if |p0 - p1| <= tau, p the softmax of scale * scores; 1 if the call is "
             "the label, 0.5 if just one of the two is a tie, else 0; tau from 0, 0.1, ..., 1 by validation pairs",
             source="PickScore eval_preference_predictor.py (arXiv 2305.01569)",
+            ties="counted: right if the reward calls them a tie too, else half right",
             weight=_all,
             tie_measure="probability",
         ),
@@ -150,6 +160,7 @@ PROTOCOLS: dict[str, Protocol] = {
             definition="as tie_aware, but a tie if |s0 - s1| <= tau, tau from the quantiles 0, 0.01, ..., 1 of that "
             "gap on validation pairs: for rewards whose scores have no natural scale",
             source="ours, after PickScore's; no published figure uses it",
+            ties="counted: right if the reward calls them a tie too, else half right",
             weight=_all,
             tie_measure="score",
         ),
@@ -157,6 +168,7 @@ PROTOCOLS: dict[str, Protocol] = {
             name="ties_dropped",
             definition="share of the pairs that people did not tie with score(preferred) > score(other)",
             source="usual for Pick-a-Pic (arXiv 2305.01569) with rewards that know no ties",
+            ties="left out",
             weight=_without_ties,
             pairs_only=True,
         ),

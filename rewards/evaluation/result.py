@@ -53,6 +53,8 @@ class ProtocolResult:
     source: str  # of the definition
     num_pairs: int  # counted
     num_prompts: int  # with a counted pair
+    num_ties: int  # pairs that people tied, of those that every reward has scored
+    ties: str  # what the protocol does with them
     figures: tuple[Figure, ...]  # in the order of the configuration
     by_category: tuple[CategoryFigures, ...]  # empty when there is one category alone
     differences: tuple[Difference, ...]
@@ -64,6 +66,7 @@ class Coverage:
 
     num_comparisons: int
     num_pairs: int  # of all comparisons
+    num_ties: int  # of these, pairs that people tied
     num_comparable: int  # pairs whose images every reward has scored: those that are counted
     unscored: dict[str, int]  # label -> images that are in order but have no finite score by this reward
     num_bad_rows: int

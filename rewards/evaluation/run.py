@@ -28,12 +28,14 @@ from rewards.evaluation.table import markdown
 RESULT, PAGE = "result.json", "result.md"
 
 
-def run(config: EvaluationConfig, *, make: MakeReward, inputs: LatentInputs | None) -> EvaluationResult:
+def run(
+    config: EvaluationConfig, *, make: MakeReward, inputs: LatentInputs | None, remarks: Sequence[str] = ()
+) -> EvaluationResult:
     """Evaluate, and write config.yaml, env.json, result.json and result.md in `config.out`.
 
-    `make` loads a reward by name and options; `inputs` are the encoders for latent rewards. Scores that an earlier run
-    left in `config.out` are not made again, but for those of a reward behind a server. Raises UserError when data or a
-    reward cannot be used.
+    `make` loads a reward by name and options; `inputs` are the encoders for latent rewards, and `remarks` what the page
+    must say of them. Scores that an earlier run left in `config.out` are not made again, but for those of a reward
+    behind a server. Raises UserError when data or a reward cannot be used.
     """
     out = Path(config.out)
     if out.exists() and not out.is_dir():
@@ -43,7 +45,9 @@ def run(config: EvaluationConfig, *, make: MakeReward, inputs: LatentInputs | No
     result = Evaluation(config, make=make, inputs=inputs).run()
     write_environments(out / "env.json", [*read_environments(out / "env.json"), environment()])
     (out / RESULT).write_text(result.to_json(), encoding="utf-8")
-    (out / PAGE).write_text(markdown(result), encoding="utf-8")
+    notes = "".join(f"\n- {remark}" for remark in remarks)
+    page = markdown(result) + (f"\n## What rewards were given\n{notes}\n" if notes else "")
+    (out / PAGE).write_text(page, encoding="utf-8")
     return result
 
 
@@ -205,6 +209,7 @@ def coverage(scored: ScoredComparisons, labels: Sequence[str]) -> Coverage:
     return Coverage(
         num_comparisons=scored.num_comparisons,
         num_pairs=len(scored.pairs),
+        num_ties=int(scored.pairs.table.tie.sum()),
         num_comparable=len(scored.comparable),
         unscored=dict(zip(labels, scored.unscored, strict=True)),
         num_bad_rows=scored.bad_rows.count,

@@ -58,8 +58,8 @@ def coverage_text(benchmark: BenchmarkResult) -> str:
     """How much of a benchmark was used, and what could not be."""
     found = benchmark.coverage
     lines = [
-        f"{found.num_comparisons} comparisons, {found.num_pairs} pairs; {found.num_comparable} pairs have scores of "
-        "all rewards and are counted, ties as each protocol says."
+        f"{found.num_comparisons} comparisons, {found.num_pairs} pairs, {found.num_ties} of them ties; "
+        f"{found.num_comparable} pairs have scores of all rewards and are counted, ties as each protocol says."
     ]
     if benchmark.test_set:
         test_set = TEST_SETS[benchmark.test_set]
@@ -107,6 +107,8 @@ def _protocol_parts(found: ProtocolResult) -> list[str]:
         f"{found.definition[0].upper()}{found.definition[1:]}. From: {found.source}. {found.num_pairs} pairs of "
         f"{found.num_prompts} prompts are counted."
     )
+    if found.num_ties:
+        text += f" Pairs that people tied, {found.num_ties}: {found.ties}."
     with_rule = any(figure.tie_rule for figure in found.figures)
     head = ["reward", "accuracy, %", "equal scores", *(["tie threshold"] if with_rule else [])]
     rows = [

@@ -9,7 +9,7 @@ import torch
 
 from flowrl.base.dtypes import torch_dtype
 from flowrl.base.embedded import POCKET
-from flowrl.types import RewardInput
+from flowrl.types import RewardInput, TrainedOn
 from rewards.files import resolve
 from rewards.hpsv3.layout import check_folder, load
 from rewards.hpsv3.model import tokenize
@@ -35,7 +35,7 @@ class HPSv3Reward:
         self.module: torch.nn.Module = model.to(self.device)
 
     @staticmethod
-    def check(options: Mapping[str, Any]) -> str | None:
+    def check(options: Mapping[str, Any]) -> TrainedOn | None:
         """None: it reads no latents; raises CheckpointError when the files that `options` name are not whole."""
         check_folder(resolve(options.get("path", POCKET), HPSv3Reward.name))
         return None

@@ -11,7 +11,7 @@ import requests
 import torch
 
 from flowrl.base.errors import UserError
-from flowrl.types import RewardInput
+from flowrl.types import RewardInput, TrainedOn
 from rewards.http.tokens import read_token, token_of_environment
 from rewards.http.wire import (
     CONTENT_TYPE,
@@ -71,9 +71,13 @@ class HTTPReward:
         self.batch_size = batch_size or self._description.batch_size
 
     @staticmethod
-    def check(options: Mapping[str, Any]) -> str | None:
-        """The latent space of the server's reward; raises RewardServerError when no server answers as it should."""
-        return HTTPReward(**options).latent_space
+    def check(options: Mapping[str, Any]) -> TrainedOn | None:
+        """The latent space of the server's reward, of which servers say no more; None for a pixel reward.
+
+        Raises RewardServerError when no server answers as it should.
+        """
+        space = HTTPReward(**options).latent_space
+        return None if space is None else TrainedOn(latent_space=space)
 
     def __call__(self, batch: RewardInput) -> torch.Tensor:
         """Scores [B] float32 on the CPU, without gradient.

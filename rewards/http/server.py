@@ -119,7 +119,8 @@ class RewardServer(ThreadingHTTPServer):
                 return _text(422, str(error.__cause__))  # the client says of which reward
             except Exception as error:  # whatever it is, the server goes on
                 _logger.exception("reward %r failed", self.reward.name)
-                return _text(500, " ".join(f"{type(error).__name__}: {error}".split()))
+                says = str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
+                return _text(500, " ".join(says.split()))
         return _Answer(status=200, body=encode_scores(scores), content_type=CONTENT_TYPE)
 
 

@@ -23,14 +23,20 @@ class MicroBatch:
     winner: torch.Tensor  # [P] int64, positions in `samples`
     loser: torch.Tensor  # [P] int64
     tie: torch.Tensor  # [P] bool
-    weight: torch.Tensor  # [P] float32; the weights of a step's pairs sum to 1 over all micro-batches and ranks
+    weight: torch.Tensor  # [P] float32; over all micro-batches and ranks they sum to the share of the step's batch
 
 
 class ComparisonBatcher:
     """Deals the comparisons of a pair table, a source of weight w about w times per epoch, in a keyed random order.
 
-    The comparisons of a batch have samples of the same set of shapes, so that all ranks do the same forward passes.
-    Raises ValueError when there are no pairs, and UserError when the weights leave none.
+    The comparisons of a batch have samples of the same set of shapes, so that all ranks do the same forward passes, and
+    each set of shapes ends with a batch that is not full. What a batch weighs (`share`) makes up for both, so that a
+    pair weighs the same whatever shapes it has: the gradients of an epoch add up to that of the weighted mean over all
+    its pairs, exactly where the comparisons of a set of shapes weigh alike and nearly where they do not (each batch is
+    a ratio estimate). An optimizer does more than add gradients: clipping, batch by batch, spares a short one; Adam's
+    denominators average the squares of short ones too; weight decay and the schedule count each as a step.
+
+    Raises ValueError when there are no pairs, and UserError when the weight of a source leaves none of it.
     """
 
     def __init__(
@@ -55,6 +61,7 @@ class ComparisonBatcher:
         self._source = self.pairs.source[self._start]
         self._weights = list(source_weights) or [1.0] * len(pairs.sources)
         self._signature = self._signatures(shape)
+        self._relative = self._relative_weights()
         self._epoch, self._batches = -1, [torch.empty(0)]
         self._first = [0]  # step of each epoch that was looked at
 
@@ -70,6 +77,45 @@ class ComparisonBatcher:
             numbers.append(sets.setdefault(found, len(sets)))
         return torch.tensor(numbers)
 
+    def _relative_weights(self) -> torch.Tensor:
+        """For each set of shapes, what a comparison of it weighs on average over what one of any shapes does, float64.
+
+        Averages are over an epoch. With one set of shapes it is exactly 1.
+        """
+        times = self._times()
+        counts = self._stop - self._start
+        rows = torch.repeat_interleave(torch.arange(self.num_comparisons), counts)
+        weight_of = torch.bincount(rows, weights=self.pairs.weight.double())
+        weights = torch.bincount(self._signature, weights=times * weight_of)
+        seen = torch.bincount(self._signature, weights=times)
+        return (weights / seen) / (weights.sum() / seen.sum())
+
+    def _times(self) -> torch.Tensor:
+        """How often each comparison [C] is dealt in an epoch on average, float64."""
+        times = torch.zeros(self.num_comparisons, dtype=torch.float64)
+        for source, weight in enumerate(self._weights):
+            own = self._source == source
+            held = int(own.sum())
+            whole, part = divmod(weight, 1.0)
+            dealt = held * whole + round(part * held)
+            if held and not dealt:
+                raise UserError(
+                    f"source {self.pairs.sources[source]}: its weight {weight:g} leaves none of its {held} comparisons "
+                    "in an epoch; raise the weight, or leave the source out"
+                )
+            times[own] = dealt / max(1, held)
+        return times
+
+    def share(self, chosen: torch.Tensor) -> float:
+        """What a batch of comparisons [<= batch_size] of one set of shapes weighs, where a full one of any shapes
+        weighs 1 on average.
+
+        It is the share of a full batch that it holds, times what comparisons of its shapes weigh beside others: those
+        with more pairs weigh more, as they would in a batch of all shapes. Full batches of one set of shapes weigh
+        alike, whichever comparisons they hold.
+        """
+        return len(chosen) / self.batch_size * float(self._relative[self._signature[chosen[0]]])
+
     def _plan(self, number: int) -> list[torch.Tensor]:
         """The batches of an epoch; a shape's comparisons end with a short one."""
         draws = generator(self._seed, "batches", number)
@@ -80,8 +126,6 @@ class ComparisonBatcher:
             extra = torch.randperm(len(members), generator=draws)[: round(part * len(members))]
             drawn += [members] * int(whole) + [members[extra]]
         dealt = torch.cat(drawn)
-        if len(dealt) == 0:
-            raise UserError(f"the sources' weights {self._weights} leave none of {self.num_comparisons} comparisons")
         dealt = dealt[torch.randperm(len(dealt), generator=draws)]
         batches: list[torch.Tensor] = []
         for signature in torch.unique(self._signature[dealt]).tolist():
@@ -116,7 +160,7 @@ class ComparisonBatcher:
         one stands in with weight 0.
         """
         count = math.ceil(self.batch_size / (size * world))
-        total = sum(float(self.pairs.weight[self._rows(c)].sum()) for c in chosen.tolist())
+        total = sum(float(self.pairs.weight[self._rows(c)].sum()) for c in chosen.tolist()) / self.share(chosen)
         slots = torch.full((count * size * world,), -1)
         slots[: len(chosen)] = chosen
         mine = slots.reshape(count, size, world)[:, :, rank]

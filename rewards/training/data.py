@@ -14,7 +14,8 @@ from flowrl.base.embedded import folder_of
 from flowrl.core.buckets import BucketPlan
 from flowrl.models.sd3 import SD3
 from rewards.data.prepare import Encoders, check_choices, prepare
-from rewards.data.store import INFO, PreferenceStore
+from rewards.data.store import INFO, PreferenceStore, load_info
+from rewards.dit_reward.training import check_store, check_text_length
 from rewards.training.config import RewardTrainConfig
 
 PARTS = ("train", "validation")
@@ -24,7 +25,7 @@ def open_stores(config: RewardTrainConfig) -> tuple[PreferenceStore, PreferenceS
     """The sets of `data.store`; one that is not whole is prepared first, unless several processes are at work.
 
     Raises ConfigError when there is nothing to prepare it from or it was prepared otherwise, CheckpointError when files
-    are torn.
+    are torn or the model cannot read them.
     """
     missing = [part for part in PARTS if not (Path(config.data.store) / part / INFO).is_file()]
     if missing and int(os.environ.get("WORLD_SIZE", "1")) > 1:
@@ -34,16 +35,24 @@ def open_stores(config: RewardTrainConfig) -> tuple[PreferenceStore, PreferenceS
         )
     if missing:
         prepare_stores(config)
+    else:
+        _check_sets(config)
     data = config.data
     for part, sources in zip(PARTS, (data.train, data.validation), strict=True):
         if sources:
             check_choices(Path(data.store) / part, sources, _buckets(config), torch_dtype(data.dtype))
     train, validation = (PreferenceStore(Path(config.data.store) / part) for part in PARTS)
+    for store in (train, validation):
+        store.require("pixels" if config.model.kind == "hpsv3" else "latents")
     return train, validation
 
 
 def prepare_stores(config: RewardTrainConfig, *, part: int = 0, num_parts: int = 1) -> bool:
-    """Make the sets of `data.store`, or a part of them; returns whether they are whole now."""
+    """Make the sets of `data.store`, or a part of them; returns whether they are whole now.
+
+    Raises what `open_stores` raises; where one set is there and does not suit the model, before the other is made.
+    """
+    _check_sets(config)
     data = config.data
     given = dict(zip(PARTS, (data.train, data.validation), strict=True))
     for name, sources in given.items():
@@ -69,13 +78,26 @@ def prepare_stores(config: RewardTrainConfig, *, part: int = 0, num_parts: int =
     return whole
 
 
+def _check_sets(config: RewardTrainConfig) -> None:
+    """Raise CheckpointError when a set that is there has other latents or text lengths than the backbone reads."""
+    if config.model.kind == "hpsv3":
+        return
+    folder = folder_of(config.model.path, "sd35")
+    SD3.check(folder)
+    text_length = SD3.text_length(folder, config.data.max_sequence_length)
+    for made in (Path(config.data.store) / part for part in PARTS):
+        if (made / INFO).is_file():
+            info = load_info(made)
+            check_store(info, SD3.latent_space(folder), made)
+            check_text_length(info, text_length, made)
+
+
 def _encoders(config: RewardTrainConfig) -> Encoders:
     """The policy's own VAE and text encoders; none for a pixel reward."""
     dtype = torch_dtype(config.data.dtype)
     if config.model.kind == "hpsv3":
         return Encoders(name="", latent_space="", image=None, text=None, dtype=dtype)
     folder = folder_of(config.model.path, "sd35")
-    SD3.check(folder)
     device = pick_device(config.data.device, key="data.device")
     on_cpu = device == "cpu"
     text = SD3.load_encoder(
@@ -89,6 +111,7 @@ def _encoders(config: RewardTrainConfig) -> Encoders:
         latent_space=SD3.latent_space(folder),
         image=SD3.load_image_encoder(folder, device=device).encode,
         text=text.encode,
+        cuts=text.cuts,
         dtype=dtype,
     )
 

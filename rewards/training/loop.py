@@ -90,9 +90,8 @@ class RewardTrainer:
         session, optim = self.session, self.config.optim
         factor = rate_factor(step, self.num_steps, optim)
         session.set_rate(factor)
-        micros = self.batcher.micro_batches(
-            self.batcher.at(step), size=optim.micro_batch_size, rank=session.rank, world=session.world
-        )
+        chosen = self.batcher.at(step)
+        micros = self.batcher.micro_batches(chosen, size=optim.micro_batch_size, rank=session.rank, world=session.world)
         loss, right, decided = 0.0, 0.0, 0.0
         for number, micro in enumerate(micros):
             with session.micro_step():
@@ -113,7 +112,7 @@ class RewardTrainer:
         norm = session.step()
         self.average.update(step)
         return {
-            "train/loss": loss,
+            "train/loss": loss / self.batcher.share(chosen),  # the mean over the step's pairs
             "train/accuracy": right / decided if decided else math.nan,
             "train/grad_norm": norm,
             "train/lr_factor": factor,

@@ -8,42 +8,36 @@ import torch
 from accelerate import PartialState
 
 from flowrl.base.config_tree import ConfigError
-from flowrl.base.embedded import folder_of
-from flowrl.models.sd3 import SD3
+from flowrl.base.embedded import EMBEDDED, POCKET, folder_of
+from flowrl.core.buckets import BucketPlan
+from rewards.data.set_origin import prepared_buckets
 from rewards.data.store import PreferenceStore
 from rewards.dit_reward.features import FeatureShards, features_name
 from rewards.dit_reward.model import DiTRewardConfig, DiTRewardModel
-from rewards.dit_reward.training import (
-    DiTRewardTraining,
-    FrozenDiTRewardTraining,
-    check_store,
-    check_text_length,
-    new_model,
-)
+from rewards.dit_reward.training import DiTRewardTraining, FrozenDiTRewardTraining, new_model
 from rewards.hpsv3.training import HPSv3Training
 from rewards.training.config import RewardTrainConfig
 from rewards.training.trainable import TrainableReward
 
 
 def make_trainable(config: RewardTrainConfig, stores: list[PreferenceStore], features: Path) -> TrainableReward:
-    """The model, ready to be trained on the first of the prepared sets; a frozen backbone's features are computed in
-    `features`, for all sets. Raises CheckpointError or ConfigError when model and data do not fit.
+    """The model, ready to be trained on the first of the sets that `open_stores` gives.
+
+    A frozen backbone's features are computed in `features`, for all sets. Raises CheckpointError or ConfigError when
+    the model cannot be made.
     """
     seed = config.run.seed
     if config.model.kind == "hpsv3":
-        for store in stores:
-            store.require(HPSv3Training.reads)
         return HPSv3Training(folder_of(config.model.path, "hpsv3"), seed=seed)
-    folder = folder_of(config.model.path, "sd35")
-    SD3.check(folder)
     info = stores[0].info
-    text_length = SD3.text_length(folder, config.data.max_sequence_length)
-    for store in stores:
-        check_store(store.info, SD3.latent_space(folder), store.folder)
-        check_text_length(store.info, text_length, store.folder)
     model = new_model(
-        folder / "transformer",
-        dit_reward_config(config, text_length=info.text_length, latent_space=info.latent_space),
+        folder_of(config.model.path, "sd35") / "transformer",
+        dit_reward_config(
+            config,
+            text_length=info.text_length,
+            latent_space=info.latent_space,
+            images=prepared_buckets(stores[0].folder),
+        ),
         pretrained=config.model.init == "pretrained",
         seed=seed,
     )
@@ -78,8 +72,13 @@ def computed_features(
     return found
 
 
-def dit_reward_config(config: RewardTrainConfig, *, text_length: int, latent_space: str) -> DiTRewardConfig:
-    """The DiT-Reward that a configuration describes; raises ConfigError naming the section when it cannot be."""
+def dit_reward_config(
+    config: RewardTrainConfig, *, text_length: int, latent_space: str, images: BucketPlan | None = None
+) -> DiTRewardConfig:
+    """The DiT-Reward that a configuration describes, to be trained on images of these sizes, where they are known.
+
+    Raises ConfigError naming the section when it cannot be.
+    """
     section = config.dit_reward
     try:
         return DiTRewardConfig(
@@ -93,7 +92,16 @@ def dit_reward_config(config: RewardTrainConfig, *, text_length: int, latent_spa
             pooling=section.pooling,
             uncertainty=config.loss.kind == "uncertainty",
             latent_space=latent_space,
-            base=config.model.path,
+            base=_lasting_path(config.model.path),
+            image_size=images.image_size if images else 0,
+            bucket_step=images.step if images else 0,
+            max_aspect=images.max_aspect if images else 0.0,
         )
     except ValueError as error:
         raise ConfigError(f"dit_reward: {error}") from None
+
+
+def _lasting_path(path: str) -> str:
+    """How a reward's folder names its base: "pocket" for the embedded one, else a path from everywhere."""
+    folder = Path(path).resolve()
+    return POCKET if path == POCKET or folder == (EMBEDDED / "sd35").resolve() else str(folder)

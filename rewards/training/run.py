@@ -17,7 +17,6 @@ from flowrl.base.config_file import dump_config
 from flowrl.base.config_tree import ConfigError
 from flowrl.base.dtypes import torch_dtype
 from flowrl.base.file_mode import apply_umask_below
-from flowrl.core.seeds import generator
 from rewards.data.pairs import PairTable
 from rewards.data.store import PreferenceStore
 from rewards.training.batches import ComparisonBatcher
@@ -27,11 +26,9 @@ from rewards.training.folder import TrainingFolder, claim
 from rewards.training.log import open_log
 from rewards.training.loop import RewardTrainer
 from rewards.training.models import make_trainable
-from rewards.training.scoring import Accuracy, score_samples
+from rewards.training.scoring import Accuracy
 from rewards.training.session import Session, agree_on_folder, join_processes
 from rewards.training.trainable import TrainableReward
-
-_CENTRED_OVER = 4096  # samples
 
 
 def train_reward(config: RewardTrainConfig, *, resume: bool) -> Path | None:
@@ -53,6 +50,10 @@ def train_reward(config: RewardTrainConfig, *, resume: bool) -> Path | None:
         source_weights=[_weight(config, name) for name in pairs.sources],
     )
     validation_pairs = _validation_pairs(config, validation)
+    if processes.is_main_process:
+        decided = validation_pairs.select(~validation_pairs.tie)
+        for line in (*idle_sources(train, pairs, "the training"), *idle_sources(validation, decided, "the accuracy")):
+            tqdm.write(line, file=sys.stderr)
     session = Session(trainable, config, batch_size=batcher.batch_size)
     start_from = _newest(folder.checkpoints) if resume else None
     log = None
@@ -81,7 +82,7 @@ def train_reward(config: RewardTrainConfig, *, resume: bool) -> Path | None:
         if log is not None:
             log.close()
     assert trainer.last is not None
-    _export(config, session, trainable, validation, folder, trainer.last)
+    _export(config, session, trainable, folder, trainer.last)
     return folder.reward
 
 
@@ -89,15 +90,14 @@ def _export(
     config: RewardTrainConfig,
     session: Session,
     trainable: TrainableReward,
-    validation: PreferenceStore,
     folder: TrainingFolder,
     reached: Accuracy,
 ) -> None:
-    """Write the reward folder and its accuracy, which the main process does while the others wait."""
-    shift = 0.0
-    if config.export.centre:
-        samples = _some_samples(validation.pairs)
-        shift = float(score_samples(session, validation, samples, batch_size=config.eval.batch_size).mean())
+    """Write the reward folder and its accuracy, which the main process does while the others wait.
+
+    `reached` is of the weights that are exported.
+    """
+    shift = reached.mean_score if config.export.centre else 0.0
     state = session.state_dict()
     if not session.is_main:
         session.wait()
@@ -132,15 +132,10 @@ def _newest(checkpoints: Path) -> Path | None:
     return found
 
 
-def _some_samples(pairs: PairTable) -> torch.Tensor:
-    """Up to 4096 samples that stand in pairs, at random."""
-    samples = torch.unique(torch.cat([pairs.winner, pairs.loser]))
-    return samples[torch.randperm(len(samples), generator=generator("centre"))[:_CENTRED_OVER]].sort().values
-
-
 def _card(notes: str, reached: Accuracy) -> str:
     lines = [notes, "", f"Accuracy on the {reached.pairs:,} validation pairs looked at: {100 * reached.overall:.1f} %."]
     lines += [f"- {name}: {100 * share:.1f} %" for name, share in (reached.by_source | reached.by_category).items()]
+    lines += [f"- {name}: not measured, no pair looked at has a winner" for name in reached.unmeasured]
     return "\n".join(lines)
 
 
@@ -167,6 +162,19 @@ def _validation_pairs(config: RewardTrainConfig, store: PreferenceStore) -> Pair
             f"eval.max_comparisons={config.eval.max_comparisons}"
         )
     return pairs
+
+
+def idle_sources(store: PreferenceStore, used: PairTable, what: str) -> list[str]:
+    """A line for each source of a set that has none of the pairs that are used."""
+    lines = []
+    for number, name in enumerate(store.pairs.sources):
+        own = store.pairs.source == number
+        if not bool((used.source == number).any()):
+            ties = int(store.pairs.tie[own].sum())
+            lines.append(
+                f"{store.folder}: {name} adds nothing to {what}: {ties} of its {int(own.sum())} pairs are ties"
+            )
+    return lines
 
 
 def share_of(pairs: PairTable, share: float) -> PairTable:

@@ -19,14 +19,17 @@ from rewards.training.session import Session
 class Accuracy:
     """The share of pairs that scores order as labelled, ties left out; equal scores count as wrong.
 
-    Example: ``Accuracy(overall=0.86, pairs=1200, loss=0.35, by_source={"hpdv3": 0.86}, by_category={})``
+    Example: ``Accuracy(overall=0.86, pairs=1200, loss=0.35, mean_score=0.1, by_source={"hpdv3": 0.86},
+    by_category={}, unmeasured=())``
     """
 
     overall: float
     pairs: int
     loss: float  # Bradley-Terry, mean over the pairs
+    mean_score: float  # of the samples that stand in a pair, ties included, each once
     by_source: dict[str, float]
     by_category: dict[str, float]
+    unmeasured: tuple[str, ...]  # sources of which no pair with a winner was looked at
 
 
 def score_samples(session: Session, store: PreferenceStore, samples: torch.Tensor, *, batch_size: int) -> torch.Tensor:
@@ -74,11 +77,15 @@ def agreement(pairs: PairTable, scores: torch.Tensor) -> Accuracy:
         masks = {name: (index == number) & (earned.weight > 0) for number, name in enumerate(names) if name}
         return {name: share(mask) for name, mask in masks.items() if mask.any()}
 
+    by_source = shares(pairs.source, pairs.sources)
     losses = bradley_terry_loss(scores[pairs.winner], scores[pairs.loser])
+    samples = torch.unique(torch.cat([pairs.winner, pairs.loser]))
     return Accuracy(
         overall=earned.accuracy,
         pairs=int((earned.weight > 0).sum()),
         loss=float(losses[~pairs.tie].mean()),
-        by_source=shares(pairs.source, pairs.sources),
+        mean_score=float(scores[samples].mean()),
+        by_source=by_source,
         by_category=shares(pairs.category, pairs.categories),
+        unmeasured=tuple(name for name in pairs.sources if name and name not in by_source),
     )

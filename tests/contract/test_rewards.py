@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 import pytest
 import torch
 
-from flowrl.actors.reward_loading import check_rewards, make_reward
+from flowrl.actors.reward_loading import LatentSource, check_rewards, make_reward
 from flowrl.config import RewardSpec
 from flowrl.pocket.reward_inputs import latent_batch, pixel_batch
 from flowrl.protocols import CheckableReward
@@ -68,8 +68,8 @@ def test_the_gradient_with_respect_to_latents_is_finite_and_not_zero(made: Made)
 
 def test_its_files_can_be_checked_without_loading_them(made: Made) -> None:
     space = made.trial.reward.latent_space
-    check_rewards([made.spec], space or "any", "cpu")
+    check_rewards([made.spec], LatentSource(latent_space=space or "any"), "cpu")
     if isinstance(resolve("reward", made.spec.name)[0], CheckableReward) and space is not None:
         says = f"{made.spec.name!r} reads latents of {space}, but the policy makes latents of vae4"
         with pytest.raises(ValueError, match=says):
-            check_rewards([made.spec], "vae4", "cpu")
+            check_rewards([made.spec], LatentSource(latent_space="vae4"), "cpu")

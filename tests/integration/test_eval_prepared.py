@@ -103,3 +103,17 @@ def test_latents_of_another_space_than_a_rewards_are_refused_before_any_score(tm
 def test_a_set_that_is_not_whole_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["reward", "eval", str(config(tmp_path, tmp_path))]) == 2
     assert "not a prepared preference set, or not a whole one" in capsys.readouterr().err
+
+
+def test_a_set_of_another_text_length_or_latent_space_is_refused_before_anything_is_loaded(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    space = SD3.latent_space(embedded("sd35"))
+    for name, made_in, says in (
+        ("short", space, "'dit_reward' was trained on texts of 28 tokens, but gets 16 of {}; prepare the set again"),
+        ("other", "vae4x8", f"'dit_reward' reads latents of {space}, but {{}} holds latents of vae4x8"),
+    ):
+        tiny_store.write_set(tmp_path / name, num_comparisons=3, latent_space=made_in, seed=0)
+        assert cli.main(["reward", "eval", str(config(tmp_path, tmp_path / name))]) == 2
+        assert says.format(tmp_path / name) in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()

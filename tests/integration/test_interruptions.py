@@ -12,6 +12,7 @@ import pytest
 
 from flowrl.base import checkpoint
 from flowrl.config import ConfigError, RewardSpec
+from flowrl.core.reward_call import RewardCallError
 from flowrl.data import PromptOrder
 from flowrl.run import run_training
 from flowrl.summary import RewardError
@@ -153,7 +154,7 @@ def test_failures_that_are_allowed_are_masked_and_counted(runs: TinyRuns) -> Non
     ("name", "options", "error", "says"),
     [
         (LATENT, {"latent_space": "another"}, ConfigError, "reads latents of another, but the policy makes latents of"),
-        ("tests.cheap_rewards:Broken", {}, RuntimeError, "the judge has left the room"),
+        ("tests.cheap_rewards:Broken", {}, RewardCallError, "fails on a batch of .*: the judge has left the room"),
         ("tests.cheap_rewards:Absent", {}, ConfigError, "has no 'Absent'"),
     ],
 )

@@ -278,7 +278,10 @@ def test_a_reward_that_cannot_be_made_costs_nothing_that_was_there(
     torn.write_bytes(torn.read_bytes()[:-10])
     elsewhere = shutil.copytree(tiny_reward, tmp_path / "elsewhere") / "config.json"
     elsewhere.write_text(json.dumps({**json.loads(elsewhere.read_text()), "latent_space": "vae4x8"}))
+    longer = shutil.copytree(tiny_reward, tmp_path / "longer") / "config.json"
+    longer.write_text(json.dumps({**json.loads(longer.read_text()), "text_length": 30}))
     for path, says in {
+        longer.parent: "trained on texts of 30 tokens, but gets 28 with model.max_sequence_length 14; set .* to 16",
         tmp_path / "nowhere": "no such folder; give a dit_reward checkpoint folder",
         torn.parent: r"reward_head\.safetensors: truncated or damaged",
         elsewhere.parent: "'dit_reward' reads latents of vae4x8, but the policy makes latents of vae16x8",
@@ -333,7 +336,7 @@ def test_samples_that_are_not_finite_end_a_run(runs: TinyRuns, tmp_path: Path) -
 def test_a_gpu_that_is_not_there_is_an_error_before_anything_starts(runs: TinyRuns, tmp_path: Path) -> None:
     if torch.cuda.is_available():
         pytest.skip("there is one")
-    with pytest.raises(ConfigError, match=r"placement\.device=cuda needs a GPU that torch can use"):
+    with pytest.raises(UserError, match=r"placement\.device is cuda, but torch .* finds no GPU"):
         run_training(runs.config(tmp_path / "run", placement__device="cuda"))
     assert not (tmp_path / "run").exists()
 

@@ -32,7 +32,7 @@ from tests.cheap_rewards import BRIGHT, Brightness
 Figures = dict[str, dict[str, float]]
 
 
-class Interrupted(Exception):
+class Interrupted(BaseException):
     """Stands for whatever ends a process."""
 
 
@@ -168,9 +168,10 @@ def test_a_latent_reward_reads_what_the_policys_own_encoders_make(tmp_path: Path
     config = {
         "rewards": [{"name": "dit_reward"}, {"name": "hpsv3"}],
         "benchmarks": [{"name": "mine", "sources": [{"format": "jsonl", "path": str(file)}]}],
-        "encoders": {"path": "pocket", "max_sequence_length": 14, "image_size": 64, "bucket_step": 16},
+        "encoders": {"path": "pocket", "max_sequence_length": 14},
     }
     out = call(tmp_path, config)
+    assert "What rewards were given" not in (out / "result.md").read_text()
     (scores,) = (out / "scores").rglob("dit-reward-*.jsonl")
     kept = list(json.loads(scores.read_text().splitlines()[1])["scores"].values())
 
@@ -194,6 +195,40 @@ def test_a_latent_reward_reads_what_the_policys_own_encoders_make(tmp_path: Path
 
     with pytest.raises(ConfigError, match=r"reads latents of vae16.*encoders\.path is not set"):
         call(tmp_path, config, "encoders.path=''")
+    said = r"'dit_reward' was trained on texts of 28 tokens, but gets 34 with encoders.max_sequence_length 20; set enc"
+    with pytest.raises(ConfigError, match=said):
+        call(tmp_path, config, "encoders.max_sequence_length=20")
+
+
+def test_images_are_as_in_the_rewards_training_unless_that_is_overruled_which_is_said(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name, size in (("a", (128, 128)), ("b", (160, 96))):
+        preference_files.picture(height=size[0], width=size[1], seed=ord(name)).save(tmp_path / f"{name}.png")
+    rows = [{"prompt": "a large red circle on sand", "preferred": "a.png", "rejected": "b.png"}]
+    file = preference_files.write_json(tmp_path / "pairs.jsonl", rows)
+    config = {
+        "rewards": [{"name": "dit_reward", "label": "latent"}, {"name": "dit_reward_pixels", "label": "pixel"}],
+        "benchmarks": [{"name": "mine", "sources": [{"format": "jsonl", "path": str(file)}]}],
+        "encoders": {"path": "pocket", "max_sequence_length": 14},
+    }
+    out = call(tmp_path, config)
+    assert "latent was trained on" not in capsys.readouterr().err
+
+    def kept(label: str) -> dict[str, float]:
+        (scores,) = (out / "scores").rglob(f"{label}-*.jsonl")
+        found: dict[str, float] = json.loads(scores.read_text().splitlines()[1])["scores"]
+        return found
+
+    assert kept("latent") == pytest.approx(kept("pixel"), abs=1e-4)  # which reads as in its training too
+    again = tmp_path / "again"
+    call(tmp_path, config, f"out={again}", "encoders.image_size=96", "encoders.bucket_step=32")
+    line = (
+        "latent was trained on images of about 64 x 64 in buckets of 64 up to 1:1; it gets images of about 96 x 96 in "
+        "buckets of 32 up to 1:1"
+    )
+    assert f"reward eval: {line}\n" in capsys.readouterr().err
+    assert (again / "result.md").read_text().endswith(f"\n## What rewards were given\n\n- {line}\n")
 
 
 def test_an_interrupted_evaluation_goes_on_and_ends_the_same(tmp_path: Path) -> None:
@@ -277,14 +312,56 @@ def test_the_first_comparisons_of_each_source_are_those_that_can_be_used(tmp_pat
 
 def test_a_pair_that_one_reward_cannot_score_counts_for_none(tmp_path: Path) -> None:
     file = preference_files.write_jsonl(tmp_path / "data", num=7)
+    dark = file.parent / preference_files.read_rows(file)[0]["rejected"]
+    preference_files.picture(brightness=60).save(dark)
+    fussy = CountingBrightness(nan_below=0.4)
+    result = evaluate(tmp_path / "out", file, {"one": CountingBrightness(), "fussy": fussy})
+    assert result.benchmarks[0].coverage.unscored == {"one": 0, "fussy": 1}
+    assert result.benchmarks[0].coverage.num_comparable == 6
+    assert "fussy gave no finite score to 1 images" in (tmp_path / "out" / "result.md").read_text()
     picky = CountingBrightness(nan_below=0.75)  # all rejected images are darker than that
-    result = evaluate(tmp_path / "out", file, {"one": CountingBrightness(), "picky": picky})
-    assert result.benchmarks[0].coverage.unscored == {"one": 0, "picky": 7}
-    assert result.benchmarks[0].coverage.num_comparable == 0
-    assert '"accuracy": null' in (tmp_path / "out" / "result.json").read_text()
+    with pytest.raises(
+        UserError,
+        match=r"mine: none of its 7 pairs has two images that every reward has scored \(0 images cannot be used; of "
+        r"the others one lacks 0, picky lacks 7\); leave out",
+    ):
+        evaluate(tmp_path / "picky", file, {"one": CountingBrightness(), "picky": picky})
     blind = {"blind": CountingBrightness(nan_below=2.0)}
     with pytest.raises(UserError, match=r"mine: blind has no finite score of any image"):
         evaluate(tmp_path / "out", file, blind)
+
+
+def test_ties_are_counted_and_ties_alone_are_an_error_where_a_winner_is_needed(tmp_path: Path) -> None:
+    file = preference_files.write_jsonl(tmp_path / "data", num=6)
+    rows = preference_files.read_rows(file)
+    source = DataSource(format="jsonl", path=str(file))
+    benchmark = BenchmarkEntry(name="mine", sources=[source], validation=[source])
+    rewards = {"one": CountingBrightness()}
+    preference_files.write_json(file, [row | {"tie": number < 2} for number, row in enumerate(rows)])
+    benchmark.protocols = ["pairs", "rankings_per_prompt", "tie_aware_quantiles"]
+    (found,) = evaluate(tmp_path / "some", file, rewards, benchmarks=[benchmark]).benchmarks
+    assert (found.coverage.num_pairs, found.coverage.num_ties) == (6, 2)
+    assert [(one.num_pairs, one.num_ties) for one in found.protocols] == [(4, 2), (6, 2), (6, 2)]
+    page = (tmp_path / "some" / "result.md").read_text()
+    assert "6 comparisons, 6 pairs, 2 of them ties; 6 pairs have scores" in page
+    for said in (
+        "left out",
+        "counted as right, whatever their scores",
+        "counted: right if the reward calls them a tie",
+    ):
+        assert f"Pairs that people tied, 2: {said}" in page
+    preference_files.write_json(file, [row | {"tie": True} for row in rows])
+    for protocol in ("pairs", "rankings_pooled", "rankings_per_prompt", "ties_dropped"):
+        benchmark.protocols = [protocol]
+        with pytest.raises(
+            UserError,
+            match=rf"mine: protocol {protocol} needs pairs with a winner, but all 6 pairs that every reward has scored "
+            "are ties; take other sources, or a protocol that counts ties: tie_aware or tie_aware_quantiles",
+        ):
+            evaluate(tmp_path / "all", file, rewards, benchmarks=[benchmark])
+    benchmark.protocols = ["tie_aware_quantiles"]
+    (found,) = evaluate(tmp_path / "all", file, rewards, benchmarks=[benchmark]).benchmarks
+    assert found.protocols[0].figures[0].accuracy == 1  # the threshold is the widest gap
 
 
 @pytest.mark.parametrize(("rows", "problem"), [([], "mine: there is no comparison to evaluate on$"), ([{}], "has no")])

@@ -22,15 +22,15 @@ from flowrl import cli
 from flowrl.base.embedded import embedded
 from flowrl.base.metric_log import read_metrics
 from flowrl.core.seeds import derive, evaluation_seeds
-from flowrl.types import RewardInput
+from flowrl.types import RewardInput, TrainedOn
 from rewards.data.store import PreferenceStore
 from rewards.dit_reward import DiTReward
 from rewards.hpsv3 import HPSv3Reward
 from rewards.hpsv3.layout import WEIGHTS
 from rewards.hpsv3.template import REWARD_TOKEN
-from rewards.training import run as run_module
-from rewards.training.scoring import score_samples
+from rewards.training import scoring
 from tests import preference_files, tiny_store
+from tests.cheap_rewards import TINY_SPACE
 from tests.ranks import start
 
 SMALL = {"optim.epochs": 0, "optim.max_steps": 4, "optim.batch_size": 8, "optim.micro_batch_size": 8}
@@ -51,7 +51,7 @@ def store(tmp_path_factory: pytest.TempPathFactory, sd3_folder: Path) -> Path:
 
 
 class Trainer:
-    """Runs the command on a config; `scores` are the validation scores that the export was centred by."""
+    """Runs the command on a config; `scores` are those of the last validation, which the export is centred by."""
 
     def __init__(self, folder: Path, settings: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
         self.folder = folder
@@ -62,10 +62,11 @@ class Trainer:
             tree.setdefault(section, {})[name] = value
         self.config.write_text(yaml.safe_dump(tree), encoding="utf-8")
         self.scores = torch.empty(0)
-        monkeypatch.setattr(run_module, "score_samples", self._score)
+        self._score_samples = scoring.score_samples
+        monkeypatch.setattr(scoring, "score_samples", self._score)
 
     def _score(self, *args: Any, **options: Any) -> torch.Tensor:
-        self.scores = score_samples(*args, **options)
+        self.scores = self._score_samples(*args, **options)
         return self.scores
 
     def words(self, name: str, **changes: Any) -> list[str]:
@@ -416,7 +417,9 @@ def test_from_files_of_many_shapes_to_a_reward(
     assert len(torch.unique(made.shape)) == 3
     assert len(rows) == 3  # 2 x 12 comparisons; each shape's eight make a batch
     assert {"validation/source/plain", "validation/category/animal", "validation/category/other"} <= rows[-1].keys()
-    assert json.loads((folder / "reward" / "config.json").read_text())["text_length"] == 28
+    left = json.loads((folder / "reward" / "config.json").read_text())
+    assert left["text_length"] == 28
+    assert (left["image_size"], left["bucket_step"], left["max_aspect"]) == (48, 16, 2.0)
     assert cli.main(trainer.words("other", **changes | {"data__image_size": 32})) == 2
     assert "was prepared with other data settings (buckets)" in capsys.readouterr().err
 
@@ -523,6 +526,13 @@ def test_pairs_that_are_all_ties_are_one_clear_line(
         assert cli.main(trainer.words(name, **sizes, **made)) == 2
         assert message in one_line(capsys)
 
+    # Beside another source they are named, at the start and on the model card.
+    made = {"data__store": str(tmp_path / "made" / "c"), "data__train": fine, "data__validation": [*fine, *ties]}
+    folder = trainer.train("c", **sizes, **made)
+    assert "validation: jsonl adds nothing to the accuracy: 4 of its 4 pairs are ties" in capsys.readouterr().err
+    assert json.loads((folder / "validation.json").read_text())["unmeasured"] == ["jsonl"]
+    assert "- jsonl: not measured, no pair looked at has a winner" in (folder / "reward" / "README.md").read_text()
+
 
 def test_a_text_length_that_differs_from_the_sets_is_refused(
     trainer: Trainer, capsys: pytest.CaptureFixture[str]
@@ -530,6 +540,37 @@ def test_a_text_length_that_differs_from_the_sets_is_refused(
     assert cli.main(trainer.words("run", data__max_sequence_length=20)) == 2
     said = one_line(capsys)
     assert "was prepared with 16 text tokens, but data.max_sequence_length asks for 34, those of CLIP and T5" in said
+    assert not (trainer.folder / "run").exists()
+
+
+def test_a_set_that_does_not_suit_is_refused_before_the_other_is_prepared(
+    trainer: Trainer, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    source = {"format": "jsonl", "path": str(preference_files.write_jsonl(tmp_path / "data", num=4))}
+    changes = {"data__store": str(tmp_path / "made"), "data__validation": [source], "data__max_sequence_length": 14}
+    train = tmp_path / "made" / "train"
+    for space, says in (
+        (TINY_SPACE, "train: was prepared with 16 text tokens, but data.max_sequence_length asks for 28"),
+        ("vae4x8", f"train: was prepared in the latent space 'vae4x8', but the backbone reads '{TINY_SPACE}'"),
+    ):
+        tiny_store.write_set(train, num_comparisons=3, latent_space=space, seed=0)
+        for command in ("train", "prepare"):
+            assert cli.main(["reward", command, *trainer.words("run", **changes)[2:]]) == 2
+            assert says in one_line(capsys)
+    assert not (tmp_path / "made" / "validation").exists()
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_reward_without_a_backbone_finds_its_base_from_everywhere(
+    trainer: Trainer, sd3_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(sd3_folder.parent)
+    folder = trainer.train(model__path=sd3_folder.name, model__mode="lora", export__whole=False, optim__max_steps=1)
+    left = json.loads((folder / "reward" / "config.json").read_text())
+    assert left["base"] == str(sd3_folder.resolve())
+    assert (left["image_size"], left["bucket_step"], left["max_aspect"]) == (0, 0, 0)  # the set does not say it
+    monkeypatch.chdir(tmp_path)
+    assert DiTReward.check({"path": str(folder / "reward")}) == TrainedOn(latent_space=TINY_SPACE, text_length=16)
 
 
 def test_the_end_says_how_good_the_reward_is(trainer: Trainer, capsys: pytest.CaptureFixture[str]) -> None:

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 from flowrl.core.advantages import group_advantages
-from flowrl.core.reward_sum import Term, group_z_scores, weighted_sum
+from flowrl.core.reward_sum import Term, group_z_scores, unnormalised_sum, weighted_sum
 
 NAN = float("nan")
 
@@ -21,6 +21,13 @@ def test_hand_example_of_two_published_scalings() -> None:
     scores = {"hpsv3": torch.tensor([10.0, 12.0]), "image_reward": torch.tensor([-2.0, 0.5])}
     terms = {"hpsv3": Term(scale=0.1), "image_reward": Term(weight=2.0, shift=2.0, scale=0.25)}
     assert weighted_sum(scores, terms).tolist() == pytest.approx([1.0 + 2 * 0.0, 1.2 + 2 * 0.625])
+
+
+def test_hand_example_of_the_sum_before_normalisation() -> None:
+    scores = {"a": torch.tensor([1.0, 3.0]), "b": torch.tensor([10.0, 20.0]), "watched": torch.tensor([NAN, NAN])}
+    terms = {"a": Term(weight=2.0, shift=1.0, normalise="group"), "b": Term(weight=-1.0, scale=0.1)}
+    assert unnormalised_sum(scores, terms).tolist() == [2 * 2.0 - 1.0, 2 * 4.0 - 2.0]
+    assert weighted_sum(scores, terms).tolist() == pytest.approx([-2.0 - 1.0, 2.0 - 2.0])
 
 
 def test_hand_example_of_z_scores() -> None:

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from flowrl import cli
+from flowrl.base.errors import UserError
 from flowrl.config import ConfigError, RunConfig, load
 
 ROOT = Path(__file__).parents[2]
@@ -178,6 +179,25 @@ def test_errors_of_the_user_from_within_a_verb(
     monkeypatch.setattr(sys.modules["flowrl.run"], "run_training", refuse)
     assert cli.main(["train", DITREWARD]) == 2
     assert capsys.readouterr().err == "flowrl: error: run.dir=runs/x must be new\n"
+
+
+def test_the_traceback_of_an_error_is_shown_when_it_is_asked_for(
+    handed_on: dict[str, tuple[object, ...]], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fail(config: RunConfig, resume: bool = False) -> int:
+        try:
+            raise KeyError("colour")
+        except KeyError as error:
+            raise UserError("the reward fails") from error
+
+    monkeypatch.setattr(sys.modules["flowrl.run"], "run_training", fail)
+    assert cli.main(["train", DITREWARD]) == 2
+    assert capsys.readouterr().err == "flowrl: error: the reward fails\n"
+    assert cli.main(["train", DITREWARD, "--traceback"]) == 2
+    errors = capsys.readouterr().err
+    assert errors.startswith("Traceback (most recent call last):")
+    assert "KeyError: 'colour'" in errors
+    assert errors.endswith("\nflowrl: error: the reward fails\n")
 
 
 def test_ctrl_c_is_exit_code_130(

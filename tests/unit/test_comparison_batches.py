@@ -12,6 +12,7 @@ import torch
 from flowrl.base.errors import UserError
 from rewards.data.pairs import PairTable
 from rewards.training.batches import ComparisonBatcher, MicroBatch
+from rewards.training.losses import bradley_terry_loss
 
 
 def table(num: int, *, sources: tuple[str, ...] = ("a",)) -> PairTable:
@@ -132,15 +133,67 @@ def test_ranks_and_micro_batches_share_a_batch_without_loss(size: int, world: in
         assert len(shares[0]) == -(-5 // (size * world))
         parts = [micro for share in shares for micro in share]
         assert contents(batcher, parts) == whole
-        assert sum(float(micro.weight.sum()) for micro in parts) == pytest.approx(1, abs=1e-6)
+        assert sum(float(micro.weight.sum()) for micro in parts) == pytest.approx(len(chosen) / 5, abs=1e-6)
         assert all(len(torch.unique(micro.comparison)) <= size for micro in parts)
 
 
-def test_weights_are_those_of_the_pairs_over_their_sum() -> None:
-    batcher = dealer(4)
-    (micro,) = batcher.micro_batches(torch.tensor([2]), size=4)
-    weight = 1 + 0.25 * torch.arange(6, 9)
-    assert torch.equal(micro.weight, weight / weight.sum())
+def test_the_weights_of_a_full_batch_of_the_only_shape_are_those_of_its_pairs_over_their_sum() -> None:
+    batcher = dealer(13, batch_size=5)
+    for chosen in map(torch.tensor, epoch(batcher, 0)):
+        (micro,) = batcher.micro_batches(chosen, size=5)
+        assert micro.comparison.unique().tolist() == sorted(chosen.tolist())
+        weight = torch.cat([1 + 0.25 * torch.arange(3 * c, 3 * c + 3) for c in chosen.tolist()])
+        if len(chosen) == 5:
+            assert torch.equal(micro.weight, weight / weight.sum())
+        torch.testing.assert_close(micro.weight, weight / weight.sum() * len(chosen) / 5)
+
+
+def uneven() -> tuple[PairTable, torch.Tensor]:
+    """41 comparisons: 33 pairs in the first shape, five rankings of three in the second, three heavy pairs in a third;
+    of two sources that differ in shapes and in how often they are seen.
+    """
+    winner, loser, comparison, shape, weight = [], [], [], [], []
+    for number in range(41):
+        kind = 0 if number < 33 else 1 if number < 38 else 2
+        first = len(shape)
+        shape += [kind] * (3 if kind == 1 else 2)
+        for w, r in ((0, 1), (0, 2), (1, 2)) if kind == 1 else ((0, 1),):
+            winner.append(first + w)
+            loser.append(first + r)
+            comparison.append(number)
+            weight.append(4.0 if kind == 2 else 1.0)
+    pairs = PairTable.of(winner=winner, loser=loser, comparison=comparison)
+    source = (pairs.comparison % 4 == 0).long()
+    return replace(pairs, source=source, weight=torch.tensor(weight), sources=("a", "b")), torch.tensor(shape)
+
+
+@pytest.mark.parametrize("weights", [(), (1.0, 2.0)])
+@pytest.mark.parametrize("batch_size", [8, 10])
+def test_the_gradients_of_an_epoch_of_many_shapes_are_that_of_the_weighted_mean_over_its_pairs(
+    weights: tuple[float, ...], batch_size: int
+) -> None:
+    pairs, shape = uneven()
+    draws = torch.Generator().manual_seed(0)
+    samples = torch.randn(len(shape), 4, generator=draws, dtype=torch.float64)
+    model = torch.randn(4, generator=draws, dtype=torch.float64).requires_grad_()
+
+    def gradient(winner: torch.Tensor, loser: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+        losses = bradley_terry_loss(samples[winner] @ model, samples[loser] @ model)
+        return torch.autograd.grad((losses * weight).sum(), model)[0]
+
+    batcher = ComparisonBatcher(pairs, shape, batch_size=batch_size, seed=0, source_weights=weights)
+    times = torch.tensor(weights or (1.0, 1.0))[pairs.source]
+    total = times * pairs.weight / (times * pairs.weight).sum()
+    num_dealt = sum(map(len, epoch(batcher, 0)))
+    expected = num_dealt / batch_size * gradient(pairs.winner, pairs.loser, total)
+    found, shares = torch.zeros(4, dtype=torch.float64), []
+    for chosen in map(torch.tensor, epoch(batcher, 0)):
+        shares.append(batcher.share(chosen))
+        (micro,) = batcher.micro_batches(chosen, size=batch_size)
+        found += gradient(micro.samples[micro.winner], micro.samples[micro.loser], micro.weight)
+    torch.testing.assert_close(found, expected, rtol=1e-6, atol=1e-7)
+    assert sum(shares) == pytest.approx(num_dealt / batch_size)
+    assert max(shares) / min(shares) > 3
 
 
 def test_a_stand_in_weighs_nothing_and_has_the_batchs_own_shape() -> None:
@@ -186,6 +239,11 @@ def test_no_pairs_are_refused() -> None:
     nothing = PairTable.of(winner=[], loser=[])
     with pytest.raises(ValueError, match=r"no pairs to train on"):
         ComparisonBatcher(nothing, torch.zeros(0, dtype=torch.int64), batch_size=1, seed=0)
-    batcher = dealer(1, weights=(0.25,))
-    with pytest.raises(UserError, match=r"weights \[0.25\] leave none of 1 comparisons"):
-        batcher.at(0)
+
+
+def test_a_weight_that_leaves_nothing_of_a_source_is_refused() -> None:
+    assert dealer(4, weights=(1.0, 0.3)).num_steps(1) == 1  # one of two comparisons is left
+    with pytest.raises(
+        UserError, match=r"source b: its weight 0.2 leaves none of its 2 comparisons in an epoch; raise"
+    ):
+        dealer(4, weights=(1.0, 0.2))

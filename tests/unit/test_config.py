@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import re
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
 from flowrl import config_rules
+from flowrl.base.config_file import read_config
 from flowrl.config import ConfigError, RunConfig, diff, dump, load
 
 MINIMAL = "rewards: {train: [{name: dit_reward}]}\n"
@@ -58,6 +60,28 @@ def test_a_list_is_replaced_not_merged(minimal: Path) -> None:
     assert [(spec.name, spec.weight, spec.options) for spec in config.rewards.train] == [
         ("hpsv3", 0.5, {"batch_size": 4})
     ]
+
+
+@pytest.mark.parametrize("entry", ["rewards.train.1", "rewards.train[1]"])
+def test_one_entry_of_a_list_is_changed_by_its_number(tmp_path: Path, entry: str) -> None:
+    path = tmp_path / "two.yaml"
+    options = "options: {path: '${run.dir}/old', batch_size: 4}"
+    path.write_text(f"rewards: {{train: [{{name: hpsv3}}, {{name: dit_reward, {options}}}]}}\n", encoding="utf-8")
+    overrides = [f"{entry}.options.path=/models/new", f"{entry}.weight=2", f"{entry}.options.tags=[a, b]"]
+    config = load(path, ["run.dir=r", *overrides, f"{entry}.options.tags[0]=c", "optim.betas[0]=0.8"])
+    assert [(spec.name, spec.weight, spec.options) for spec in config.rewards.train] == [
+        ("hpsv3", 1.0, {}),
+        ("dit_reward", 2.0, {"path": "/models/new", "batch_size": 4, "tags": ["c", "b"]}),
+    ]
+    assert config.optim.betas == (0.8, 0.999)
+    assert load(path, [f"{entry}.weight=2", "run.dir=r"]).rewards.train[1].options["path"] == "r/old"
+
+
+def test_an_entry_of_a_list_is_that_of_the_overrides_before(minimal: Path) -> None:
+    config = load(minimal, ["rewards.watch=[{name: oracle}]", "rewards.watch.0.label=truth"])
+    assert [spec.metric_name for spec in config.rewards.watch] == ["truth"]
+    whole = load(minimal, ["rewards.train.0.weight=2", "rewards.train.0={name: hpsv3}"])
+    assert [(spec.name, spec.weight) for spec in whole.rewards.train] == [("hpsv3", 1.0)]
 
 
 def test_name_is_file_and_time_unless_given(minimal: Path) -> None:
@@ -136,7 +160,19 @@ def test_unknown_keys_in_a_file_name_the_file(tmp_path: Path) -> None:
         ("model.lora_targets=attn.to_q", "model.lora_targets must be a whole list, such as [a, b], got 'attn.to_q'"),
         ("rollout=3", "rollout must hold keys, such as prompts_per_step, group_size, num_steps, ..., got 3"),
         ("rewards.train=x", "rewards.train must be a whole list, of entries such as {name: ...}, got 'x'"),
-        ("rewards.train.0.weight=2", "rewards.train must be a whole list, of entries such as {name: ...}, "),
+        ("rewards.train.0.weight=x", "rewards.train[0].weight must be a finite number, got 'x'"),
+        ("rewards.train.0.wieght=2", "unknown key 'rewards.train[0].wieght'; did you mean 'rewards.train[0].weight'?"),
+        ("rewards.train.0=3", "rewards.train[0] must hold keys, such as name, weight, options, ..., got 3"),
+        (
+            "rewards.train[1].weight=2",
+            "rewards.train[1]: a list has entries by number, here 0 to 0; to add one, give rewards.train whole",
+        ),
+        (
+            "rewards.watch.0.name=oracle",
+            "rewards.watch[0]: a list has entries by number, here none, it is empty; to add one, give rewards.watch",
+        ),
+        ("rewards.train.weight=2", "rewards.train[weight]: a list has entries by number, here 0 to 0;"),
+        ("rewards.train[x]=2", "override 'rewards.train[x]=2' must read key=value, for example run.steps=20"),
         ("rewards.train=[3]", "rewards.train[0] must hold keys, such as name, weight, options, ..., got 3"),
         ("rewards.train=[{weight: 1}]", "rewards.train[0].name must be set, got {'weight': 1}"),
         (
@@ -328,3 +364,20 @@ def test_diff_names_the_keys(minimal: Path) -> None:
     assert list(found) == ["optim.lr", "rewards.train"]
     assert found["optim.lr"] == (3e-4, 1.0)
     assert [spec["name"] for spec in found["rewards.train"][1]] == ["hpsv3"]
+
+
+@dataclass
+class _Optional:
+    size: int | None = None
+
+
+def test_a_key_that_may_be_null_takes_null_or_a_value_of_its_kind(tmp_path: Path) -> None:
+    path = tmp_path / "optional.yaml"
+    path.write_text("size: null\n", encoding="utf-8")
+    assert [read_config(_Optional, path, words).size for words in ([], ["size=3"], ["size=3", "size=null"])] == [
+        None,
+        3,
+        None,
+    ]
+    with pytest.raises(ConfigError, match=r"^size must be an integer or null, got 'x'$"):
+        read_config(_Optional, path, ["size=x"])

@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save_file
 from flowrl.base.errors import CheckpointError
 from flowrl.core.seeds import generator
 from flowrl.protocols import CheckableReward, ShardableReward
-from flowrl.types import RewardInput, TextCondition
+from flowrl.types import RewardInput, TextCondition, TrainedOn
 from rewards.dina_lrm import DiNaLRM
 from rewards.dina_lrm.head import RewardHead
 from rewards.dina_lrm.model import Backbone, nearest_level, sample_noise
@@ -239,7 +239,10 @@ def test_it_fits_the_protocols_and_knows_its_latents(folder: Path) -> None:
     reward = DiNaLRM(**options(folder))
     assert isinstance(reward, ShardableReward)
     assert isinstance(DiNaLRM, CheckableReward)
-    assert reward.latent_space == "vae16x8-scale1.5305-shift0.0609" == DiNaLRM.check(options(folder))
+    assert reward.latent_space == "vae16x8-scale1.5305-shift0.0609"
+    assert DiNaLRM.check(options(folder)) == TrainedOn(latent_space="vae16x8-scale1.5305-shift0.0609")
+    demanding = DiNaLRM.check({**options(folder), "text_length": 205})
+    assert demanding == TrainedOn(latent_space="vae16x8-scale1.5305-shift0.0609", text_length=205)
     assert not any(parameter.requires_grad for parameter in reward.module.parameters())
     assert DiNaLRM(**options(folder), dtype="bfloat16")(batch_of()).dtype == torch.float32
 

@@ -54,6 +54,8 @@ def a_result() -> EvaluationResult:
         source=PROTOCOLS["tie_aware"].source,
         num_pairs=500,
         num_prompts=480,
+        num_ties=60,
+        ties=PROTOCOLS["tie_aware"].ties,
         figures=(figure("A", 0.702, rule), figure("B", 0.5, replace(rule, threshold=1.0))),
         by_category=(
             CategoryFigures(category="", num_pairs=100, figures=(figure("A", 0.6), figure("B", math.nan))),
@@ -70,6 +72,7 @@ def a_result() -> EvaluationResult:
     coverage = Coverage(
         num_comparisons=510,
         num_pairs=510,
+        num_ties=61,
         num_comparable=500,
         unscored={"A": 0, "B": 7},
         num_bad_rows=0,
@@ -84,6 +87,8 @@ def a_result() -> EvaluationResult:
         source="s",
         num_pairs=0,
         num_prompts=0,
+        num_ties=0,
+        ties="left out",
         figures=(figure("A", math.nan), figure("B", math.nan)),
         by_category=(),
         differences=(),
@@ -123,7 +128,9 @@ def test_the_page_says_how_each_figure_was_made() -> None:
     assert "22 images cannot be used and are not counted: x.png: no such file and 21 more." in page
     assert "B gave no finite score to 7 images: their pairs are not counted." in page
     assert "5 rows say nothing about a preference and were skipped." in page
-    assert "500 pairs of 480 prompts are counted" in page
+    assert "500 pairs of 480 prompts are counted. Pairs that people tied, 60: counted: right if" in page
+    assert "510 comparisons, 510 pairs, 61 of them ties; 500 pairs have scores of all rewards" in page
+    assert page.count("Pairs that people tied") == 1  # of the other there is none
 
 
 def test_json_keeps_every_figure_and_has_null_for_what_is_no_number() -> None:

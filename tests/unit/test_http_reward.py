@@ -241,7 +241,8 @@ def test_scores_are_those_of_the_reward_itself() -> None:
             client = HTTPReward(url=server.url)
             assert (client.name, client.input_kind) == (reward.name, reward.input_kind)
             assert (client.latent_space, client.batch_size) == (reward.latent_space, reward.batch_size)
-            assert HTTPReward.check({"url": server.url, "device": "cpu"}) == reward.latent_space
+            trained = HTTPReward.check({"url": server.url, "device": "cpu"})
+            assert (trained.latent_space if trained else None) == reward.latent_space
             direct = torch.cat([reward(decode_request(encode_request(one))) for one in halves(batch, reward)])
             assert torch.equal(client(batch).nan_to_num(9.0), direct.nan_to_num(9.0))
 
@@ -279,10 +280,10 @@ def test_a_refusal_of_the_reward_is_the_clients_valueerror() -> None:
 @pytest.mark.parametrize(
     ("reward", "says"),
     [
-        (Broken(), "it answered 500 RuntimeError: the judge has left the room; the server's own output has the trace"),
+        (Broken(), "RuntimeError: the judge has left the room; the server's own output has the trace"),
         (
             WrongShape(),
-            r"it answered 500 ValueError: reward 'wrong_shape' must return one score per sample, \[2\], got \[\]",
+            r"it answered 500 reward 'wrong_shape' must return one score per sample, \[2\], got \[\]",
         ),
     ],
 )

@@ -13,6 +13,7 @@ from diffusers import StableDiffusion3Pipeline
 from flowrl.base.config_file import diff_configs
 from flowrl.base.embedded import embedded
 from flowrl.base.errors import UserError
+from flowrl.core.buckets import BucketPlan
 from flowrl.pocket import build, oracle
 from flowrl.pocket.autoencoder import new_vae
 from flowrl.pocket.build_plan import BuildPlan
@@ -34,6 +35,7 @@ from flowrl.pocket.reward_training import dit_reward_config, hpsv3_config
 from flowrl.pocket.sampling import SamplerSetting, decode, encode_texts, sample_latents
 from flowrl.pocket.scene import Scene, all_scenes
 from flowrl.types import RewardInput, TextCondition
+from rewards.data.set_origin import prepared_buckets
 from rewards.data.store import PreferenceStore
 from rewards.dit_reward import DiTReward
 from rewards.hpsv3 import HPSv3Reward
@@ -128,6 +130,7 @@ def test_the_prepared_set_holds_the_table(tables: tuple[SampleTable, SampleTable
     assert torch.equal(store.pairs.winner, found.winner)
     assert store.pairs.categories == found.categories
     assert store.info.text_length == 28
+    assert prepared_buckets(tmp_path) == BucketPlan(image_size=64, step=64, max_aspect=1)
 
 
 def test_a_changed_scene_differs_in_one_word_and_stays_in_the_grammar() -> None:

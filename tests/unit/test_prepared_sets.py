@@ -14,6 +14,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from flowrl.base.config_tree import ConfigError
+from flowrl.base.embedded import embedded
 from flowrl.base.errors import CheckpointError, UserError
 from flowrl.base.folder_lock import take_lock
 from flowrl.core.buckets import BucketPlan, fit
@@ -305,10 +306,40 @@ def test_too_many_broken_images_are_an_error_that_names_them(tmp_path: Path) -> 
     source = jsonl(tmp_path / "data", num=12)
     for row in (1, 3, 5):
         cut(tmp_path / "data" / "images" / f"{row:05d}-0.jpg")
-    with pytest.raises(UserError, match=r"3 of 24 images are broken, more than data.max_bad_share=0.1; .*00001-0.jpg"):
+    with pytest.raises(
+        UserError, match=r"3 of 24 images of jsonl are broken, more than data.max_bad_share=0.1; .*00001-0"
+    ):
         fill(tmp_path / "set", [source], max_bad_share=0.1)
     assert not (tmp_path / "set" / "store.json").exists()
     assert fill(tmp_path / "set", [source], max_bad_share=0.2)
+
+
+def test_the_broken_images_of_a_small_source_are_not_hidden_by_a_large_one(tmp_path: Path) -> None:
+    large, small = jsonl(tmp_path / "large", num=40), replace(jsonl(tmp_path / "small", num=4), name="small")
+    cut(tmp_path / "small" / "images" / "00001-0.jpg")
+    with pytest.raises(UserError, match=r"1 of 8 images of small are broken, more than data.max_bad_share=0.1"):
+        fill(tmp_path / "set", [large, small], max_bad_share=0.1)
+
+
+def test_the_first_table_says_what_was_lost_and_what_is_left_of_each_source(tmp_path: Path) -> None:
+    rankings = DataSource(format="image_reward", path=str(files.write_image_reward(tmp_path / "rankings", seed=1)))
+    pairs, untouched = jsonl(tmp_path / "pairs", num=12), replace(jsonl(tmp_path / "more", num=4), name="more")
+    cut(tmp_path / "pairs" / "images" / "00003-0.jpg")
+    cut(next((tmp_path / "rankings").rglob("*.jpg")))
+    assert fill(tmp_path / "set", [rankings, pairs, untouched], max_bad_share=0.3)
+    store = PreferenceStore(tmp_path / "set")
+    statistics = json.loads((tmp_path / "set" / "statistics.json").read_text())["sources"]
+    head, _, *lines = (tmp_path / "set" / "statistics.md").read_text().splitlines()[2:7]
+    names = [cell.strip() for cell in head.split("|")]
+    for number, (one, line) in enumerate(zip(statistics, lines, strict=True)):
+        own = store.pairs.select(store.pairs.source == number)
+        cells = dict(zip(names, (cell.strip() for cell in line.split("|")), strict=True))
+        assert int(cells["pairs in the set"]) == one["pairs"] - one["lost"]["pairs"] == int((~own.tie).sum())
+        assert int(cells["ties in the set"]) == one["ties"] - one["lost"]["ties"] == int(own.tie.sum())
+        assert [int(cells[f"lost {kind}"]) for kind in ("images", "pairs", "ties")] == list(one["lost"].values())[:3]
+    lost = [one["lost"] for one in statistics]
+    assert [one["images"] for one in lost] == [1, 1, 0]
+    assert [one["pairs"] + one["ties"] for one in lost] == [3, 1, 0]  # an image of a ranking of four has three pairs
 
 
 def test_an_empty_file_of_pairs_is_an_error(tmp_path: Path) -> None:
@@ -367,6 +398,20 @@ def test_a_folder_of_other_things_is_left_alone(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"set: holds other files; set data.store to a new or empty folder"):
         fill(tmp_path / "set", [jsonl(tmp_path / "data")])
     assert contents(tmp_path / "set") == {"thesis.txt": b"precious"}
+
+
+def test_prompts_that_are_too_long_for_the_encoder_are_counted_by_source(tmp_path: Path) -> None:
+    text = SD3.load_encoder(embedded("sd35"), max_sequence_length=14, dtype=torch.float32, device="cpu")
+    sources = [jsonl(tmp_path / "data", num=6), replace(jsonl(tmp_path / "other", num=4), name="other")]
+    for source, lengths in zip(sources, ((14, 14, 14, 15, 13, 2), (13, 13, 3, 1)), strict=True):  # and an end of text
+        rows = zip(files.read_rows(Path(source.path)), lengths, strict=True)
+        files.write_json(Path(source.path), [row | {"prompt": " ".join(["red"] * length)} for row, length in rows])
+    assert [text.cuts(" ".join(["red"] * length)) for length in (13, 14)] == [False, True]
+    assert fill(tmp_path / "set", sources, replace(cheap_encoders(), cuts=text.cuts))
+    found = json.loads((tmp_path / "set" / "statistics.json").read_text())["sources"]
+    assert [one["lost"]["cut_prompts"] for one in found] == [2, 0]
+    assert [one["lost"]["pairs"] for one in found] == [0, 0]
+    assert "| cut prompts |" in (tmp_path / "set" / "statistics.md").read_text()
 
 
 @pytest.fixture

@@ -80,7 +80,7 @@ def alone(probe: tuple[int, ...], features: LayerFeatures, pairs: PairTable, hea
         rows = batcher.at(step)
         gap = net(inputs[batcher.pairs.winner[rows]]) - net(inputs[batcher.pairs.loser[rows]])
         optimizer.zero_grad()
-        nn.functional.softplus(-gap).mean().backward()
+        (nn.functional.softplus(-gap).sum() / head.batch_size).backward()
         optimizer.step()
     return net
 

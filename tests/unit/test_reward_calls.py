@@ -7,9 +7,9 @@ import torch
 
 from flowrl.base.devices import pick_device
 from flowrl.base.errors import UserError
-from flowrl.core.reward_call import RewardInputError, score_in_parts
+from flowrl.core.reward_call import RewardCallError, RewardInputError, score_in_parts, shapes_of
 from flowrl.core.seeds import derive, evaluation_seeds
-from flowrl.types import RewardInput
+from flowrl.types import RewardInput, TextCondition
 from tests.cheap_rewards import Brightness
 
 
@@ -41,6 +41,64 @@ def test_a_refusal_names_the_reward_and_keeps_its_own_words() -> None:
     assert str(caught.value.__cause__) == "not my world"
 
 
+class Failing(Brightness):
+    """Raises what it is given."""
+
+    def __init__(self, error: Exception) -> None:
+        super().__init__()
+        self.error = error
+
+    def __call__(self, batch: RewardInput) -> torch.Tensor:
+        raise self.error
+
+
+@pytest.mark.parametrize(
+    ("error", "says"),
+    [
+        (KeyError("colour"), "KeyError: 'colour'"),
+        (RuntimeError("mat1 and mat2\n  differ"), "RuntimeError: mat1 and mat2 differ"),
+        (
+            torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB."),
+            "out of memory with 2 samples in one call; lower its option batch_size, which is 2: CUDA out of memory. "
+            "Tried to allocate 2.00 GiB.",
+        ),
+    ],
+)
+def test_a_failure_is_one_line_with_the_reward_its_class_and_its_batch(error: Exception, says: str) -> None:
+    three = batch(3)
+    with pytest.raises(RewardCallError) as caught:
+        score_in_parts(Failing(error), 3, three.take)
+    assert str(caught.value) == (
+        f"reward 'brightness' ({__name__}:Failing) fails on a batch of pixels [2, 3, 2, 2]: " + says
+    )
+    assert isinstance(caught.value, UserError)
+    assert caught.value.__cause__ is error
+
+
+def test_a_user_error_of_a_reward_is_not_worded_anew() -> None:
+    one, error = batch(1), UserError("the server is gone")
+    with pytest.raises(UserError, match=r"^the server is gone$") as caught:
+        score_in_parts(Failing(error), 1, one.take)
+    assert caught.value is error
+
+
+def test_scores_that_are_no_tensor_are_named_by_their_type() -> None:
+    class Listing(Brightness):
+        def __call__(self, batch: RewardInput) -> torch.Tensor:
+            return [0.5]  # type: ignore[return-value]
+
+    one = batch(1)
+    with pytest.raises(RewardCallError, match=r"must return one score per sample, \[1\], got list$"):
+        score_in_parts(Listing(), 1, one.take)
+
+
+def test_the_shapes_of_a_batch_are_those_of_what_it_holds() -> None:
+    condition = TextCondition(embeds=torch.zeros(1, 28, 96), pooled=torch.zeros(1, 80))
+    latent = RewardInput(prompts=("x",), seeds=torch.zeros(1), latents=torch.zeros(1, 16, 8, 8), condition=condition)
+    assert shapes_of(latent) == "latents [1, 16, 8, 8], embeds [1, 28, 96], pooled [1, 80]"
+    assert shapes_of(RewardInput(prompts=("x",), seeds=torch.zeros(1))) == "nothing but prompts"
+
+
 def test_seeds_of_an_evaluation_come_from_the_prompt_alone() -> None:
     found = evaluation_seeds(["a", "b", "a"])
     assert found.tolist() == [derive("evaluation", 0, prompt) for prompt in "aba"]
@@ -50,7 +108,7 @@ def test_seeds_of_an_evaluation_come_from_the_prompt_alone() -> None:
 def test_a_device_that_is_not_there_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     assert (pick_device("auto"), pick_device("cpu")) == ("cpu", "cpu")
-    with pytest.raises(UserError, match=r"^--device must be cpu or auto on this machine, got 'cuda': .* finds no GPU$"):
+    with pytest.raises(UserError, match=r"^--device is cuda, but torch .* finds no GPU that it can use; take cpu, or"):
         pick_device("cuda", key="--device")
     with pytest.raises(UserError, match=r"^device must be auto, cpu or cuda, got 'tpu'$"):
         pick_device("tpu")

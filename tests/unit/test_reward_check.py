@@ -290,6 +290,11 @@ def test_a_failed_check_is_exit_code_1(
         (["check", "oracle", "part"], "an option of a reward must read key=value, such as batch_size=8, got 'part'"),
         (["check", "oracle", "part=[a"], "part: the value '[a' is not valid YAML; put it in quotes"),
         (["check", "dit_reward", "--text", "5x6"], "--text must be LxDxP, such as 333x4096x2048, got '5x6'"),
+        (
+            ["check", f"{__name__}:Narrow", "--text", "5x6x7"],
+            f"--text 5x6x7: must be the shape of the texts that the reward reads: reward 'narrow' ({__name__}:Narrow) "
+            "fails on a batch of latents [4, 16, 8, 8], embeds [4, 5, 6], pooled [4, 7]: RuntimeError: mat1 and mat2",
+        ),
         (["check", "dit_reward", "path=nowhere"], "nowhere: no such folder; give a dit_reward checkpoint folder"),
         (["check", "hpsv3", "--image-size", "65"], "the image size must be a multiple of 64, got 65"),
         (["serve", "oracle", "--host", "0.0.0.0"], "reward serve: --host 0.0.0.0 can be reached from other machines"),
@@ -305,6 +310,20 @@ def test_wrong_words_are_one_line_and_exit_code_2(
     errors = capsys.readouterr().err
     assert errors.startswith(f"flowrl: error: {says}")
     assert errors.count("\n") == 1
+
+
+class Narrow:
+    name = "narrow"
+    input_kind: Literal["latent", "pixel"] = "latent"
+    latent_space: str | None = TINY_SPACE
+    batch_size = 2
+
+    def __init__(self, device: str) -> None:
+        self.weight = torch.ones(96, 1)
+
+    def __call__(self, batch: RewardInput) -> torch.Tensor:
+        assert batch.condition is not None
+        return (batch.condition.embeds[:, 0] @ self.weight).flatten()
 
 
 class Nothing:

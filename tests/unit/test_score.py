@@ -236,8 +236,88 @@ def test_an_image_has_the_score_of_dit_reward_pixels_and_is_brought_to_a_bucket(
     reward = DiTRewardPixels(path=str(folder), encoders=str(sd3_folder), image_size=64)
     batch = RewardInput(prompts=(TEXTS[0],), seeds=evaluation_seeds(TEXTS[:1]), pixels=image[None])
     assert float(row["dit_reward"]) == pytest.approx(reward(batch).item(), abs=1e-5)
-    [row] = scored(*words, code=1)
+    [row] = scored(*words, code=1)  # a reward that does not know the sizes of its training takes images as they are
     assert row["dit_reward"] == ""
+
+
+def sized_reward(folder: Path, sd3_folder: Path, **images: float) -> Path:
+    """A DiT-Reward that says what images it was trained on."""
+    config = tiny.write_reward(folder, sd3_folder) / "config.json"
+    config.write_text(json.dumps(json.loads(config.read_text()) | images))
+    return folder
+
+
+def test_images_are_brought_to_the_sizes_of_the_rewards_training(
+    sd3_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = sized_reward(tmp_path / "reward", sd3_folder, image_size=48, bucket_step=16, max_aspect=1)
+    image = save_image("a.png", 3, 40, 41)
+    words = ["--reward", f"mine=dit_reward path={folder}", "a.png", "--prompt", TEXTS[0], "--model", str(sd3_folder)]
+    words += ["--max-sequence-length", "14"]
+    batch = RewardInput(prompts=(TEXTS[0],), seeds=evaluation_seeds(TEXTS[:1]), pixels=image[None])
+    [row] = scored(*words)
+    assert float(row["mine"]) == pytest.approx(
+        DiTRewardPixels(path=str(folder), encoders=str(sd3_folder))(batch).item(), abs=1e-5
+    )
+    assert "mine was trained on" not in capsys.readouterr().err
+    [row] = scored(*words, "--image-size", "32", "--bucket-step", "32", "--max-aspect", "2")
+    other = DiTRewardPixels(path=str(folder), encoders=str(sd3_folder), image_size=32, bucket_step=32, max_aspect=2)
+    assert float(row["mine"]) == pytest.approx(other(batch).item(), abs=1e-5)
+    [line] = [line for line in capsys.readouterr().err.splitlines() if "was trained on" in line]
+    assert line == (
+        "flowrl score: mine was trained on images of about 48 x 48 in buckets of 16 up to 1:1; it gets images of about "
+        "32 x 32 in buckets of 32 up to 2:1"
+    )
+
+
+def test_rewards_that_were_trained_on_other_sizes_need_a_choice(
+    sd3_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    save_image("a.png", 3, 32, 32)
+    words = ["a.png", "--prompt", TEXTS[0], "--model", str(sd3_folder), "--max-sequence-length", "14"]
+    for name, size in (("one", 32), ("two", 48)):
+        folder = sized_reward(tmp_path / name, sd3_folder, image_size=size, bucket_step=16, max_aspect=1)
+        words += ["--reward", f"{name}=dit_reward path={folder}"]
+    assert cli.main(["score", *words, "--device", "cpu"]) == 2
+    [line] = capsys.readouterr().err.splitlines()
+    assert "one was trained on images of about 32 x 32 in buckets of 16 up to 1:1, two on images of about 48" in line
+    assert line.endswith(
+        "say which with --image-size, --bucket-step and --max-aspect, or take the rewards one at a time"
+    )
+    [row] = scored(*words, "--image-size", "32")
+    assert row["one"] == row["two"] != ""
+
+
+@pytest.mark.parametrize("kind", ["images", "latents"])
+def test_another_text_length_than_a_rewards_is_one_error_before_anything_is_scored(
+    kind: str, sd3_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tiny.write_reward(tmp_path / "reward", sd3_folder)
+    save_image("a.png")
+    save_file({"latents": latents_of(3)}, "a.safetensors")
+    words = ["--reward", f"dit_reward path={folder}", "--prompt", "x", "--model", str(sd3_folder)]
+    words += ["a.png"] if kind == "images" else ["--latents", "a.safetensors"]
+    assert cli.main(["score", *words, "--device", "cpu", "--out", "out.csv"]) == 2
+    [line] = capsys.readouterr().err.splitlines()
+    assert (
+        "rewards: 'dit_reward' was trained on texts of 28 tokens, but gets 270 with --max-sequence-length 256; set "
+        "--max-sequence-length to 14"
+    ) in line
+    assert not Path("out.csv").exists()
+
+
+def test_latents_of_other_channels_are_one_error_before_anything_is_scored(
+    sd3_folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    save_file({"latents": latents_of(2)}, "a.safetensors")
+    save_file({"latents": latents_of(2)[:, :4].contiguous()}, "b.safetensors")
+    words = ["--latents", ".", "--reward", LATENT, "--prompt", "x", "--model", str(sd3_folder)]
+    assert cli.main(["score", *words, "--device", "cpu", "--out", "out.csv"]) == 2
+    [line] = capsys.readouterr().err.splitlines()
+    assert (
+        "b.safetensors: holds latents [2, 4, 4, 4] of 4 channels, but the policy's have 16; name with --model" in line
+    )
+    assert not Path("out.csv").exists()
 
 
 def test_a_sheet_shows_what_was_scored_best_first(sd3_folder: Path) -> None:
@@ -342,6 +422,15 @@ def test_latent_files_that_cannot_be_read_are_rows_that_say_why(
         (["--reward", BRIGHT, "a.png", "--prompt", "x", "--sheet", "empty"], "--sheet empty: must be a file in"),
         (["--reward", BRIGHT, "a.png", "--prompts", "p.txt"], "--prompts p.txt: cannot be read: No such file"),
         (["--reward", BRIGHT, "a.png", "--prompt", "x", "--image-size", "8"], "--image-size must be 0 or at least 16"),
+        (
+            ["--reward", BRIGHT, "a.png", "--prompt", "x", "--bucket-step", "24"],
+            "--bucket-step must be a multiple of 16",
+        ),
+        (["--reward", BRIGHT, "a.png", "--prompt", "x", "--max-aspect", "0.5"], "--max-aspect must be at least 1, got"),
+        (
+            ["--reward", BRIGHT, "--latents", "a.png", "--prompt", "x", "--image-size", "64"],
+            "--latents: there are no images for --image-size, --bucket-step and --max-aspect; leave them out",
+        ),
     ],
 )
 def test_wrong_input_is_one_clear_line(words: list[str], expected: str, capsys: pytest.CaptureFixture[str]) -> None:

@@ -10,6 +10,7 @@ import torch
 
 from flowrl.actors.scorer import Scorer
 from flowrl.config import ConfigError, RewardSpec
+from flowrl.core.reward_call import RewardCallError
 from flowrl.core.reward_sum import group_z_scores
 from flowrl.models.sd3 import SD3, SD3Policy
 from flowrl.types import Trajectory
@@ -93,6 +94,15 @@ def test_a_reward_normalised_by_group_weighs_as_much_whatever_its_scale(sd3_fold
     assert torch.allclose(total, other, atol=1e-4)
 
 
+def test_the_sum_is_also_told_as_it_was_before_it_was_normalised(sd3_folder: Path, group: Trajectory) -> None:
+    first = RewardSpec(name=LATENT, weight=3.0, shift=2.0, scale=0.25, normalise="group")
+    scores = scorer(sd3_folder, [first, spec(BRIGHT, 2.0)]).score(group)
+    expected = 3 * (latent_scores(group) + 2) / 4 + 2 * scores.per_reward[BRIGHT_KEY]
+    assert torch.allclose(scores.unnormalised, expected, atol=1e-6)
+    alone = scorer(sd3_folder, [first]).score(group)
+    assert abs(alone.total.mean()) < 1e-4 < abs(alone.unnormalised.mean())
+
+
 def test_the_same_reward_stands_twice_under_two_labels(sd3_folder: Path, group: Trajectory) -> None:
     near = RewardSpec(name=LATENT, label="near", options={"target": 0.5})
     far = RewardSpec(name=LATENT, label="far", options={"target": 5.0}, weight=-1.0)
@@ -133,13 +143,14 @@ def test_a_sample_that_one_reward_cannot_score_has_no_total_and_moves_no_z_score
 
 def test_a_reward_of_the_wrong_shape_is_an_error_that_names_it(sd3_folder: Path, group: Trajectory) -> None:
     judge = scorer(sd3_folder, [spec("tests.cheap_rewards:WrongShape")])
-    with pytest.raises(ValueError, match=r"reward 'wrong_shape' must return one score per sample, \[2\], got \[\]"):
+    with pytest.raises(RewardCallError, match=r"'wrong_shape' must return one score per sample, \[2\], got \[\]$"):
         judge.score(group)
 
 
 def test_a_reward_that_fails_is_an_error_and_not_a_score(sd3_folder: Path, group: Trajectory) -> None:
-    with pytest.raises(RuntimeError, match="the judge has left the room"):
-        scorer(sd3_folder, [spec("tests.cheap_rewards:Broken")]).score(group)
+    judge = scorer(sd3_folder, [spec("tests.cheap_rewards:Broken")])
+    with pytest.raises(RewardCallError, match=r"'broken' .* fails on a batch .* RuntimeError: the judge has left the"):
+        judge.score(group)
 
 
 @pytest.mark.parametrize("part", ["train", "watch"])

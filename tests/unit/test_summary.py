@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -18,6 +20,7 @@ def scores(*values: float, name: str = "r", other: float = 1.0) -> Scores:
     return Scores(
         per_reward={name: first, "other": torch.full_like(first, other)},
         total=first,
+        unnormalised=first,
         valid=first.isfinite(),
         trajectory_bytes=100,
         seconds={"rollout": 1.0, "decode": 0.5, "score": 0.25},
@@ -35,6 +38,11 @@ def test_means_and_spreads_are_over_all_finite_samples() -> None:
     assert found["reward/r/invalid"] == pytest.approx(1 / 6)
     assert found["reward/other/invalid"] == 0
     assert found["reward/total/mean"] == pytest.approx(16 / 5)
+
+
+def test_the_headline_is_the_mean_of_the_sum_before_it_is_normalised() -> None:
+    normalised = replace(scores(1, 2, NAN), total=torch.tensor([-1.0, 1.0, NAN]))
+    assert reduced(normalised, scores(6))["reward/total/mean"] == 3
 
 
 def test_a_group_counts_as_without_variance_when_its_valid_scores_are_equal() -> None:
@@ -69,9 +77,8 @@ def test_a_few_failures_are_let_pass_and_too_many_stop_with_the_reward_s_name() 
 
 
 def test_scores_that_are_finite_apart_but_not_together_stop_as_well() -> None:
-    broken = Scores(
-        per_reward={"a": torch.tensor([1.0])}, total=torch.tensor([float("inf")]), valid=torch.tensor([False])
-    )
+    total = torch.tensor([float("inf")])
+    broken = Scores(per_reward={"a": torch.tensor([1.0])}, total=total, unnormalised=total, valid=torch.tensor([False]))
     with pytest.raises(RewardError, match="1 of 1 samples have no finite score"):
         check_valid([broken], 0.5)
 

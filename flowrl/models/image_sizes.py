@@ -1,0 +1,84 @@
+"""Which sizes images are brought to before latent rewards read them: as in the training of these, or as a user says."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+
+from flowrl.base.errors import UserError
+from flowrl.core.buckets import BucketPlan
+from flowrl.types import TrainedOn
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImageChoice:
+    """What a user says of the sizes; None leaves it to the rewards.
+
+    Example: ``ImageChoice(image_size=0)`` takes images as they are.
+    """
+
+    image_size: int | None = None  # pixels of the side of a square; 0 takes images as they are
+    bucket_step: int | None = None  # pixels
+    max_aspect: float | None = None
+
+    def over(self, plan: BucketPlan | None) -> BucketPlan | None:
+        """The buckets of a reward with what was said in place of its own; None takes images as they are."""
+        size = self.image_size
+        if size == 0 or (size is None and plan is None):
+            return None
+        plan = plan or BucketPlan()
+        return replace(
+            plan,
+            image_size=plan.image_size if size is None else size,
+            step=plan.step if self.bucket_step is None else self.bucket_step,
+            max_aspect=plan.max_aspect if self.max_aspect is None else self.max_aspect,
+        )
+
+
+def buckets_of(trained: TrainedOn) -> BucketPlan | None:
+    """The buckets of a reward's training; None where they are not known."""
+    if not trained.image_size:
+        return None
+    return BucketPlan(image_size=trained.image_size, step=trained.bucket_step, max_aspect=trained.max_aspect)
+
+
+def shared_buckets(choice: ImageChoice, trained: Mapping[str, TrainedOn], *, keys: str) -> BucketPlan | None:
+    """The buckets for latent rewards that all read the same images; None takes images as they are.
+
+    `trained` says of each reward, by label, what it was trained on; `keys` are what the user's choice is made with.
+    Raises UserError when the rewards were trained on different ones, and the choice does not settle it.
+    """
+    known = {label: plan for label, one in trained.items() if (plan := buckets_of(one)) is not None}
+    if not known:
+        if choice.image_size is None and (choice.bucket_step is not None or choice.max_aspect is not None):
+            raise UserError(f"{keys}: the first must be given too, as no reward says what it was trained on")
+        return choice.over(None)
+    first = next(iter(known))
+    for label, plan in known.items():
+        if choice.over(plan) != choice.over(known[first]):
+            raise UserError(
+                f"{first} was trained on {in_words(known[first])}, {label} on {in_words(plan)}, but all get the "
+                f"same images: say which with {keys}, or take the rewards one at a time"
+            )
+    return choice.over(known[first])
+
+
+def deviations(plan: BucketPlan | None, trained: Mapping[str, TrainedOn]) -> list[str]:
+    """A line for each reward that gets other images than those of its training, or does not say what these were."""
+    lines = []
+    for label, one in trained.items():
+        own = buckets_of(one)
+        if own is None:
+            lines.append(f"{label} does not say what images it was trained on; it gets {in_words(plan)}")
+        elif own != plan:
+            lines.append(f"{label} was trained on {in_words(own)}; it gets {in_words(plan)}")
+    return lines
+
+
+def in_words(plan: BucketPlan | None) -> str:
+    """What images are like that are brought to these buckets."""
+    if plan is None:
+        return "images as they are"
+    return (
+        f"images of about {plan.image_size} x {plan.image_size} in buckets of {plan.step} up to {plan.max_aspect:g}:1"
+    )
