@@ -82,7 +82,7 @@ reward-table: $(STAMP) ## Train every reward of the pocket table and measure the
 	FLOWRL=$(BIN)/flowrl PYTHON=$(BIN)/python experiments/0002-pocket-rewards/run.sh
 
 test: $(STAMP) ## Run the tests: CPU, no network, under five minutes on two cores
-	$(BIN)/python -m pytest -m "not slow and not gpu" $(ARGS)
+	$(BIN)/python -m pytest -m "not slow and not gpu" -n 2 --dist loadgroup $(ARGS)
 
 test-all: $(STAMP) ## Run the slow tests as well
 	$(BIN)/python -m pytest -m "not gpu" $(ARGS)

@@ -51,9 +51,14 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Skip GPU tests, which are known by their marker, where there is no GPU."""
+    """Skip GPU tests where there is no GPU, and keep together what shares fixtures when two processes run the tests.
+
+    All tests that start Ray go to one process, so that there is never more than one cluster.
+    """
     import torch
 
+    for item in items:
+        item.add_marker(pytest.mark.xdist_group("ray" if item.get_closest_marker("ray") else item.location[0]))
     if torch.cuda.is_available():
         return
     for item in items:
