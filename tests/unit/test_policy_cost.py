@@ -13,25 +13,24 @@ from flowrl.algorithms.configs import FlowGRPOConfig
 from flowrl.algorithms.flow_grpo import FlowGRPO
 from flowrl.core.sampler import sample
 from flowrl.models.sd3 import SD3Policy
+from flowrl.models.sd35_published import PUBLISHED
 from flowrl.plan.policy_cost import AdapterShape, Geometry, PolicyCost, policy_cost
 from flowrl.types import Prompt, RolloutRequest, SamplingPlan, TextCondition, TrainBatch
 
 TARGETS = ("attn.to_q", "attn.to_k", "attn.to_v", "attn.to_out.0", "attn.add_q_proj", "attn.add_k_proj")
 TARGETS += ("attn.add_v_proj", "attn.to_add_out")
-LARGE = {"num_layers": 38, "num_attention_heads": 38, "caption_projection_dim": 2432, "pos_embed_max_size": 192}
-MEDIUM = {"num_layers": 24, "num_attention_heads": 24, "caption_projection_dim": 1536, "pos_embed_max_size": 384}
+LARGE, MEDIUM = (f"stabilityai/stable-diffusion-3.5-{size}" for size in ("large", "medium"))
 SMALL = {"num_layers": 3, "num_attention_heads": 4, "caption_projection_dim": 256, "pos_embed_max_size": 32}
 SHAPE, TEXT = (16, 32, 32), 48
 
 
-def settings(given: dict[str, Any], *, joint: int = 4096, pooled: int = 2048) -> dict[str, Any]:
-    same = {"sample_size": 128, "patch_size": 2, "in_channels": 16, "out_channels": 16, "attention_head_dim": 64}
-    return same | {"joint_attention_dim": joint, "pooled_projection_dim": pooled, "qk_norm": "rms_norm"} | given
+def small() -> dict[str, Any]:
+    return {**PUBLISHED[LARGE].transformer, "joint_attention_dim": 96, "pooled_projection_dim": 80, **SMALL}
 
 
 def small_cost(samples: int, *, kl: bool, checkpointing: bool) -> PolicyCost:
     return policy_cost(
-        settings(SMALL, joint=96, pooled=80),
+        small(),
         Geometry(latent_shape=SHAPE, text_length=TEXT, samples=samples, guided=True, dtype=torch.float32),
         AdapterShape(rank=4, alpha=8, targets=TARGETS),
         with_reference=kl,
@@ -40,7 +39,7 @@ def small_cost(samples: int, *, kl: bool, checkpointing: bool) -> PolicyCost:
 
 
 def real_policy(*, checkpointing: bool) -> SD3Policy:
-    transformer = SD3Transformer2DModel.from_config(settings(SMALL, joint=96, pooled=80)).eval()
+    transformer = SD3Transformer2DModel.from_config(small()).eval()
     policy = SD3Policy(transformer, shift=3.0, latent_space="", latent_shape=SHAPE)
     policy.attach_adapter(rank=4, alpha=8, targets=list(TARGETS), seed=0)
     if checkpointing:
@@ -104,21 +103,23 @@ def test_memory_grows_with_the_samples_of_a_forward() -> None:
 
 
 @pytest.mark.parametrize(
-    ("given", "parameters", "layers", "adapter", "tera"),
-    [(LARGE, 8_056_627_520, 303, 47_161_344, 16.1), (MEDIUM, 2_243_171_520, 191, 18_776_064, 4.9)],
-    ids=["large", "medium"],
+    ("repository", "parameters", "layers", "adapter", "tera"),
+    [
+        (LARGE, 8_056_627_520, 303, 47_161_344, 16.1),
+        pytest.param(MEDIUM, 2_243_171_520, 191, 18_776_064, 4.9, marks=pytest.mark.slow),
+    ],
 )
-def test_the_real_sizes(given: dict[str, Any], parameters: int, layers: int, adapter: int, tera: float) -> None:
-    dual = {} if given is LARGE else {"dual_attention_layers": tuple(range(13))}
+def test_the_real_sizes(repository: str, parameters: int, layers: int, adapter: int, tera: float) -> None:
+    transformer = PUBLISHED[repository].transformer
     cost = policy_cost(
-        settings(given | dual),
+        transformer,
         Geometry(latent_shape=(16, 64, 64), text_length=333, samples=1, guided=True, dtype=torch.bfloat16),
         AdapterShape(rank=32, alpha=64, targets=TARGETS),
         with_reference=False,
         gradient_checkpointing=True,
     )
     assert (cost.num_parameters, cost.num_adapter_layers, cost.num_adapter_parameters) == (parameters, layers, adapter)
-    table = given["pos_embed_max_size"] ** 2 * given["caption_projection_dim"]
+    table = transformer["pos_embed_max_size"] ** 2 * transformer["caption_projection_dim"]
     assert cost.weight_bytes == 2 * (parameters + table)
     assert cost.training_bytes == 5 * 4 * adapter
     # 2 branches; per forward the linear layers' 24 d^2 per token and block, and attention's 4 N^2 d.

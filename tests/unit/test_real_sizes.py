@@ -10,6 +10,7 @@ import pytest
 import torch
 from diffusers import SD3Transformer2DModel
 
+from flowrl.models.sd35_published import PUBLISHED
 from rewards.dit_reward.model import LORA_TARGETS, DiTRewardConfig, DiTRewardModel
 from rewards.training.config import load
 from rewards.training.models import dit_reward_config
@@ -24,31 +25,17 @@ NORMS = ["norm_q", "norm_k", "norm_added_q", "norm_added_k"]
 
 def large() -> SD3Transformer2DModel:
     """SD3.5-Large as its published config.json has it."""
-    return _transformer(heads=38, layers=38, positions=192, dual=())
+    return _transformer("stabilityai/stable-diffusion-3.5-large")
 
 
 def medium() -> SD3Transformer2DModel:
     """SD3.5-Medium as its published config.json has it."""
-    return _transformer(heads=24, layers=24, positions=384, dual=tuple(range(13)))
+    return _transformer("stabilityai/stable-diffusion-3.5-medium")
 
 
-def _transformer(*, heads: int, layers: int, positions: int, dual: tuple[int, ...]) -> SD3Transformer2DModel:
+def _transformer(repository: str) -> SD3Transformer2DModel:
     with torch.device("meta"):
-        return SD3Transformer2DModel(
-            sample_size=128,
-            patch_size=2,
-            in_channels=16,
-            out_channels=16,
-            num_layers=layers,
-            num_attention_heads=heads,
-            attention_head_dim=64,
-            joint_attention_dim=4096,
-            caption_projection_dim=64 * heads,
-            pooled_projection_dim=2048,
-            pos_embed_max_size=positions,
-            qk_norm="rms_norm",
-            dual_attention_layers=dual,
-        )
+        return SD3Transformer2DModel.from_config(dict(PUBLISHED[repository].transformer))
 
 
 def reward_model(net: SD3Transformer2DModel, name: str) -> DiTRewardModel:
