@@ -38,27 +38,25 @@ RUN = ConfigKind(
     target="flowrl.config:load",
     command="train",
 )
-KINDS = (
-    ConfigKind(
-        name="reward training",
-        sections={"dit_reward", "loss", "export"},
-        target="rewards.training.config:load",
-        command="reward train",
-    ),
-    ConfigKind(
-        name="reward evaluation",
-        sections={"benchmarks"},
-        target="rewards.evaluation.config:load",
-        command="reward eval",
-    ),
-    ConfigKind(
-        name="reward probe",
-        sections={"head", "layers", "pairs"},
-        target="rewards.probe.config:load",
-        command="reward probe",
-    ),
-    RUN,
+REWARD_TRAINING = ConfigKind(
+    name="reward training",
+    sections={"dit_reward", "loss", "export"},
+    target="rewards.training.config:load",
+    command="reward train",
 )
+REWARD_EVALUATION = ConfigKind(
+    name="reward evaluation",
+    sections={"benchmarks"},
+    target="rewards.evaluation.config:load",
+    command="reward eval",
+)
+REWARD_PROBE = ConfigKind(
+    name="reward probe",
+    sections={"head", "layers", "pairs"},
+    target="rewards.probe.config:load",
+    command="reward probe",
+)
+KINDS = (REWARD_TRAINING, REWARD_EVALUATION, REWARD_PROBE, RUN)
 
 
 def kind_of(path: Path) -> ConfigKind:
@@ -72,9 +70,9 @@ def load_any(path: Path, overrides: list[str]) -> Any:
     return kind_of(path).load(path, overrides)
 
 
-def load_as(name: str, path: Path, overrides: list[str]) -> Any:
-    """Read and check a configuration of the kind called `name`; raises ConfigError, also for one of another kind."""
+def load_as(kind: ConfigKind, path: Path, overrides: list[str]) -> Any:
+    """Read and check a configuration of a kind; raises ConfigError, also for one of another kind."""
     found = kind_of(path)
-    if found.name != name and top_level_keys(path) & found.sections:
+    if found != kind and top_level_keys(path) & found.sections:
         raise ConfigError(f"{path}: is the config of a {found.name}; start it with flowrl {found.command}")
-    return next(kind for kind in KINDS if kind.name == name).load(path, overrides)
+    return kind.load(path, overrides)

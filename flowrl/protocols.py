@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Any, Literal, Protocol, runtime_checkable
+from typing import Literal, Protocol, runtime_checkable
 
 import torch
 
@@ -29,6 +29,10 @@ class PromptEncoder(Protocol):
 
     def encode(self, text: str) -> TextCondition:
         """The condition of one text, cached by the caller."""
+        ...
+
+    def cuts(self, text: str) -> bool:
+        """Whether the end of a text is not read, as it is too long."""
         ...
 
 
@@ -81,6 +85,10 @@ class Policy(Protocol):
         """Freeze the model and add a LoRA adapter that changes nothing yet."""
         ...
 
+    def checkpoint_activations(self) -> None:
+        """From now on keep few activations for a backward pass, and compute the others again in it."""
+        ...
+
     def trainable(self) -> Iterator[tuple[str, torch.nn.Parameter]]:
         """The adapter's parameters by name, in a fixed order."""
         ...
@@ -127,7 +135,11 @@ class PolicyFamily(Protocol):
 
 
 class Reward(Protocol):
-    """Scores samples; higher is better. Deterministic given the batch and its seeds."""
+    """Scores samples; higher is better. Deterministic given the batch and its seeds.
+
+    A class that a configuration names is made with `device`, "cpu" or "cuda", and with the options given there. Of
+    these `dtype` (a name in `flowrl.base.dtypes`) and `batch_size` mean the same in all rewards.
+    """
 
     name: str
     input_kind: Literal["latent", "pixel"]
@@ -148,14 +160,14 @@ class ShardableReward(Reward, Protocol):
 
 @runtime_checkable
 class CheckableReward(Protocol):
-    """The class of a reward that can tell from its files alone whether it can be made; asked before anything starts."""
+    """The class of a reward that can tell from its files alone whether it can be made; asked before anything starts.
 
-    def check(self, options: Mapping[str, Any]) -> TrainedOn | None:
-        """What a reward with these options was trained on, None for a pixel reward.
+    `preflight` is a static method. Its parameters are those of the constructor that it needs, by their names; it gets
+    what the constructor would get, defaults included. It returns what the reward was trained on, a `TrainedOn`, or None
+    for a pixel reward, and raises ValueError, naming the file, when the reward cannot be made.
+    """
 
-        Raises ValueError, naming the file, when it cannot be made. A static method.
-        """
-        ...
+    preflight: Callable[..., TrainedOn | None]
 
 
 class Algorithm(Protocol):

@@ -18,7 +18,9 @@ from typing import Literal
 import numpy as np
 import torch
 
+from flowrl.base.errors import UserError
 from flowrl.core.latent_space import latent_space_name
+from flowrl.core.reward_call import reason
 from flowrl.protocols import Reward
 from flowrl.types import RewardInput, TextCondition
 
@@ -100,12 +102,9 @@ def finite(trial: Trial) -> Finding:
 
 
 def scores_seen(trial: Trial) -> Finding:
-    """The lowest and the highest score, and whether the reward tells the samples apart."""
+    """The lowest and the highest score."""
     scores = trial.scores()
-    text = f"{scores.min():.4g} to {scores.max():.4g}"
-    if len(set(scores.tolist())) == 1:
-        text += "; all alike: a policy learns nothing from a reward that does not tell samples apart"
-    return Finding(verdict="info", found=text)
+    return Finding(verdict="info", found=f"{scores.min():.4g} to {scores.max():.4g}")
 
 
 def determinism(trial: Trial) -> Finding:
@@ -158,6 +157,8 @@ def refuses_other_input(trial: Trial) -> Finding:
         kind = "latents" if wrong.latents is not None else "pixels" if wrong.pixels is not None else "neither"
         try:
             trial.scores(wrong)
+        except UserError:  # is no refusal, though some are ValueErrors
+            raise
         except ValueError as error:
             says = str(error)
         except (AttributeError, TypeError) as error:
@@ -210,31 +211,29 @@ CONTRACT: dict[str, Check] = {
     "shape": shape,
     "dtype": dtype,
     "finite": finite,
-    "scores": scores_seen,
     "tells apart": tells_apart,
     "determinism": determinism,
     "input": leaves_its_input,
     "order": order,
     "batch split": batch_split,
     "other input": refuses_other_input,
-    "gradient": gradient,
-    "cost": cost,
 }
+MEASUREMENTS: dict[str, Check] = {"scores": scores_seen, "gradient": gradient, "cost": cost}
 
 
 def run_contract(trial: Trial) -> Iterator[tuple[str, Finding]]:
-    """Each check by name as it is done; one in which the reward raises fails, with the traceback of a defect logged.
+    """Each check and measurement by name as it is done; one in which the reward raises fails, with the traceback of a
+    defect logged.
 
     A reward that does not give one score per sample is held to nothing more.
     """
-    for name, check in CONTRACT.items():
+    for name, check in (CONTRACT | MEASUREMENTS).items():
         try:
             finding = check(trial)
-        except ValueError as error:  # which is how a reward says that the batch is none for it
-            finding = _judge(False, f"refuses its batch: {_one_line(error)}")
         except Exception as error:  # whatever it is, the author wants to read it beside the other findings
-            _logger.exception("check %r of reward %r", name, trial.reward.name)
-            finding = _judge(False, f"{type(error).__name__}: {_one_line(error)}")
+            if not isinstance(error, UserError | ValueError):
+                _logger.exception("check %r of reward %r", name, trial.reward.name)
+            finding = _judge(False, reason(error))
         yield name, finding
         if name == "shape" and finding.verdict == "FAIL":
             return
@@ -253,10 +252,6 @@ def _largest(one: torch.Tensor, other: torch.Tensor) -> float:
 
 def _judge(good: bool, found: str) -> Finding:
     return Finding(verdict="ok" if good else "FAIL", found=found)
-
-
-def _one_line(error: BaseException) -> str:
-    return " ".join(str(error).split())
 
 
 def _tensors(batch: RewardInput) -> dict[str, torch.Tensor]:

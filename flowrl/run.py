@@ -5,12 +5,10 @@ from __future__ import annotations
 from functools import partial
 from pathlib import Path
 
-from flowrl.actors.device import ModelSpec
 from flowrl.actors.encoder import Encoder
 from flowrl.actors.fused import Fused
 from flowrl.actors.group import LocalRuntime, RayRuntime, Runtime
 from flowrl.actors.learner import Learner
-from flowrl.actors.reward_loading import LatentSource, check_rewards
 from flowrl.actors.roles import (
     Actors,
     Encoders,
@@ -23,16 +21,20 @@ from flowrl.actors.scorer import Scorer
 from flowrl.base import checkpoint
 from flowrl.base.devices import pick_device
 from flowrl.base.embedded import POCKET, folder_of
+from flowrl.base.errors import CheckpointError
 from flowrl.base.signals import StopRequest, stop_at_once
 from flowrl.config import ConfigError, RunConfig, diff, dump, load
 from flowrl.console import Console
 from flowrl.data import PromptOrder, read_prompts
 from flowrl.evaluate import Evaluator
 from flowrl.metrics import run_log
+from flowrl.model_spec import ModelSpec
+from flowrl.models.image_sizes import latent_deviations
 from flowrl.pocket.prompt_sets import prompt_file
 from flowrl.protocols import Algorithm
 from flowrl.registry import resolve
 from flowrl.report.run_report import write_report
+from flowrl.reward_loading import LatentSource, check_rewards
 from flowrl.run_dir import RunDir, begin, claim, release
 from flowrl.trainer import Trainer
 from flowrl.types import Prompt
@@ -43,6 +45,7 @@ _MAY_CHANGE = (
     *("placement.mode", "placement.num_rollouts", "placement.num_scorers", "placement.shard_scorer"),
     "placement.num_learners",  # as long as the number at work is the same
     *("placement.ray_address", "placement.timeout_s"),
+    "model.gradient_checkpointing",
 )
 
 
@@ -71,12 +74,17 @@ def _run(config: RunConfig, *, resume: bool, adapter: Path | None) -> int:
     placement = config.placement
     if placement.mode == "local" or placement.ray_address == "local":  # the actors will be on this machine
         pick_device(placement.device, key="placement.device")
-    source = LatentSource.of_policy(model, "model.max_sequence_length")
-    check_rewards([*config.rewards.train, *config.rewards.watch], source, model.device)
+    source = LatentSource.of_policy(
+        model.family, model.path, model.section.max_sequence_length, key="model.max_sequence_length"
+    )
+    trained = check_rewards([*config.rewards.train, *config.rewards.watch], source, model.device)
+    notes = latent_deviations([(config.model.image_size,) * 2], trained)
     folder = claim(config, resume=resume)
     try:
         with stop_at_once(), Console(config) as console:
-            _train(config, model, prompts, held_out, folder, console, resume=resume, adapter=adapter)
+            for note in notes:
+                console.note(note)
+            _train(config, model, prompts, held_out, folder, console, notes, resume=resume, adapter=adapter)
             console.close(write_report(folder.path))
     finally:
         release(folder)
@@ -90,6 +98,7 @@ def _train(
     held_out: list[Prompt],
     folder: RunDir,
     console: Console,
+    notes: list[str],
     *,
     resume: bool,
     adapter: Path | None,
@@ -112,6 +121,8 @@ def _train(
         with run_log(folder.path, resumed_step=resumed_step) as log:
             if not resume:
                 log.text("config", 0, f"```\n{dump(config)}```")
+                if notes:
+                    log.text("notes", 0, "\n\n".join(notes))
             trainer = Trainer(
                 config=config,
                 algorithm=algorithm,
@@ -151,7 +162,7 @@ def _num_learners(config: RunConfig) -> int:
 
 
 def model_spec(config: RunConfig) -> ModelSpec:
-    """Which model the actors load; raises ValueError, naming the file, when its folder is not one."""
+    """Which model the actors load; raises CheckpointError, naming the key and the file, when its folder is not one."""
     path = folder_of(config.model.path, "sd35")
     spec = ModelSpec(
         section=config.model,
@@ -160,7 +171,10 @@ def model_spec(config: RunConfig) -> ModelSpec:
         device=config.placement.device,
         threads=config.placement.threads,
     )
-    spec.family.check(path)
+    try:
+        spec.family.check(path)
+    except ValueError as error:
+        raise CheckpointError(f"model.path: {error}") from error
     return spec
 
 

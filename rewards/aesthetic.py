@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -13,7 +12,8 @@ from transformers import CLIPVisionModelWithProjection
 from flowrl.base.dtypes import torch_dtype
 from flowrl.base.weight_files import check_model_folder
 from flowrl.types import RewardInput, TrainedOn
-from rewards.clip.preprocess import crop_pixels, pixels_of
+from rewards.batch_inputs import pixels_of
+from rewards.clip.preprocess import crop_pixels
 from rewards.clip.towers import WEIGHTS, check_config, load_image_tower, read_clip_folder
 from rewards.files import load_strict
 from rewards.linear_head import LinearHead
@@ -51,8 +51,6 @@ class AestheticReward:
     latent_space: str | None = None
 
     def __init__(self, path: str, device: str = "cpu", dtype: str = "float32", batch_size: int = 16) -> None:
-        if batch_size < 1:
-            raise ValueError(f"aesthetic: batch_size must be at least 1, got {batch_size}")
         folder = published_folder(path, HEAD, self.name)
         config = check_config(folder, BASE)
         weights = without(read_clip_folder(folder), _TEXT_TOWER)
@@ -67,9 +65,9 @@ class AestheticReward:
         self.module: torch.nn.Module = model.to(self.device)
 
     @staticmethod
-    def check(options: Mapping[str, Any]) -> TrainedOn | None:
-        """None: it reads no latents; raises CheckpointError when the files that `options` name are not whole."""
-        folder = published_folder(options["path"], HEAD, AestheticReward.name)
+    def preflight(path: str) -> TrainedOn | None:
+        """None: it reads no latents; raises CheckpointError when the files in `path` are not whole."""
+        folder = published_folder(path, HEAD, AestheticReward.name)
         check_torch_file(folder / HEAD)
         check_config(folder, BASE)
         check_model_folder(folder, WEIGHTS.partition(".")[0])

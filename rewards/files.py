@@ -11,10 +11,10 @@ from safetensors.torch import load_file
 
 from flowrl.base.embedded import POCKET, folder_of
 from flowrl.base.errors import CheckpointError
-from flowrl.base.weight_files import read_json
+from flowrl.base.weight_files import read_json, weight_files
 
 
-def resolve(path: str, name: str) -> Path:
+def checkpoint_folder(path: str, name: str) -> Path:
     """The folder of a checkpoint: `path` itself, or for "pocket" the embedded folder called `name`."""
     folder = folder_of(path, name)
     if not folder.is_dir():
@@ -44,15 +44,9 @@ def read_tensors(path: Path) -> dict[str, torch.Tensor]:
 
 def read_shards(folder: Path, stem: str) -> dict[str, torch.Tensor]:
     """The tensors of `stem.safetensors`, or of the shards that `stem.safetensors.index.json` lists."""
-    index = folder / f"{stem}.safetensors.index.json"
-    if not index.is_file():
-        return read_tensors(folder / f"{stem}.safetensors")
-    weight_map = read_json(index).get("weight_map")
-    if not isinstance(weight_map, dict) or not weight_map:
-        raise CheckpointError(f"{index}: has no weight_map; copy it again")
     tensors: dict[str, torch.Tensor] = {}
-    for shard in sorted(set(weight_map.values())):
-        tensors |= read_tensors(folder / shard)
+    for file in weight_files(folder, stem):
+        tensors |= read_tensors(file)
     return tensors
 
 

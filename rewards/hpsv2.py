@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
-
 import torch
 
 from flowrl.base.config_tree import ConfigError
@@ -39,11 +36,10 @@ class HPSv2Reward(CosineReward):
         super().__init__(source.parent, tensors, source, base=HUGE, device=device, dtype=dtype, batch_size=batch_size)
 
     @staticmethod
-    def check(options: Mapping[str, Any]) -> TrainedOn | None:
-        """None: it reads no latents; raises CheckpointError when the files that `options` name are not whole."""
-        version = options["version"]
+    def preflight(path: str, version: str) -> TrainedOn | None:
+        """None: it reads no latents; raises CheckpointError when the files in `path` are not whole."""
         weights = _weights(version)
-        folder = published_folder(options["path"], weights, NAMES[version])
+        folder = published_folder(path, weights, NAMES[version])
         check_torch_file(folder / weights)
         check_text_folder(folder, HUGE)
         return None

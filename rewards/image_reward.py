@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import nn
@@ -17,7 +16,8 @@ from flowrl.base.dtypes import torch_dtype
 from flowrl.base.errors import CheckpointError
 from flowrl.base.weight_files import read_json
 from flowrl.types import RewardInput, TrainedOn
-from rewards.clip.preprocess import crop_pixels, pixels_of
+from rewards.batch_inputs import pixels_of
+from rewards.clip.preprocess import crop_pixels
 from rewards.files import load_strict
 from rewards.linear_head import LinearHead
 from rewards.published_files import check_tokenizer, check_torch_file, published_folder, read_torch_file, without
@@ -167,8 +167,6 @@ class ImageReward:
     latent_space: str | None = None
 
     def __init__(self, path: str, device: str = "cpu", dtype: str = "float32", batch_size: int = 16) -> None:
-        if batch_size < 1:
-            raise ValueError(f"image_reward: batch_size must be at least 1, got {batch_size}")
         model, self.tokenizer = load(published_folder(path, WEIGHTS, self.name), torch_dtype(dtype))
         self.image_size = int(model.vision.config.image_size)
         self.batch_size = batch_size
@@ -176,9 +174,9 @@ class ImageReward:
         self.module: torch.nn.Module = model.to(self.device)
 
     @staticmethod
-    def check(options: Mapping[str, Any]) -> TrainedOn | None:
-        """None: it reads no latents; raises CheckpointError when the files that `options` name are not whole."""
-        check_folder(published_folder(options["path"], WEIGHTS, ImageReward.name))
+    def preflight(path: str) -> TrainedOn | None:
+        """None: it reads no latents; raises CheckpointError when the files in `path` are not whole."""
+        check_folder(published_folder(path, WEIGHTS, ImageReward.name))
         return None
 
     def __call__(self, batch: RewardInput) -> torch.Tensor:

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from functools import partial
-from typing import Any
 
 import torch
 
@@ -35,9 +33,9 @@ class PickScoreReward(CosineReward):
         self.scale = tensors["logit_scale"].float().exp().item()
 
     @staticmethod
-    def check(options: Mapping[str, Any]) -> TrainedOn | None:
-        """None: it reads no latents; raises CheckpointError when the files that `options` name are not whole."""
-        check_clip_folder(published_folder(options["path"], WEIGHTS, PickScoreReward.name), HUGE)
+    def preflight(path: str) -> TrainedOn | None:
+        """None: it reads no latents; raises CheckpointError when the files in `path` are not whole."""
+        check_clip_folder(published_folder(path, WEIGHTS, PickScoreReward.name), HUGE)
         return None
 
     def __call__(self, batch: RewardInput) -> torch.Tensor:

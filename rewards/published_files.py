@@ -15,7 +15,10 @@ _OLD_FORMAT = b"\x80"  # the first byte of a pickle, which torch.save wrote befo
 
 
 def published_folder(path: str, weights: str, reward: str) -> Path:
-    """The folder `path`, which must hold the file `weights`; raises CheckpointError where it does not."""
+    """The folder `path`; raises CheckpointError, which says what `reward` needs there, when there is none.
+
+    Whether it holds `weights` is for their reader to say, since large ones may lie there in shards.
+    """
     folder = Path(path)
     if not folder.is_dir():
         raise CheckpointError(f"{path}: no such folder; {reward} needs one that holds {weights} and its other files")

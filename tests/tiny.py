@@ -8,9 +8,9 @@ from pathlib import Path
 import torch
 from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler, SD3Transformer2DModel, StableDiffusion3Pipeline
 
-from flowrl.actors.device import ModelSpec
 from flowrl.config import ModelSection
 from flowrl.core.sampler import sample
+from flowrl.model_spec import ModelSpec
 from flowrl.models.sd3 import SD3, SD3Policy
 from flowrl.pocket.text import CLIP_WIDTHS, JOINT_DIM, clip_encoder, clip_tokenizer, t5_encoder, t5_tokenizer
 from flowrl.types import Prompt, RolloutRequest, SamplingPlan, TextCondition, TrainBatch, Trajectory

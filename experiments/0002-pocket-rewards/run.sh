@@ -11,6 +11,7 @@ train() {
     local name="pocket-$1${2:+-$2}" folder
     folder="runs/reward-$name"
     if [ -d "$folder/reward" ]; then
+        echo "$folder/reward is there already, whatever made it: not trained again" >&2
         return
     elif [ -f "$folder/config.yaml" ]; then
         "$flowrl" reward train --resume "$folder"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from flowrl.actors.device import ModelSpec
+from flowrl.model_spec import ModelSpec
 from flowrl.types import TextCondition
 
 

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import torch
 
-from flowrl.actors.device import ModelSpec
 from flowrl.actors.learner import Learner
 from flowrl.actors.rollout import Rollout
 from flowrl.actors.weights import unpack
 from flowrl.algorithms.configs import FlowGRPOConfig
 from flowrl.config import GateSection, OptimSection
+from flowrl.model_spec import ModelSpec
 from flowrl.types import (
     PolicyWeights,
     RolloutRequest,

@@ -14,11 +14,11 @@ from accelerate.utils import DistributedDataParallelKwargs
 from safetensors.torch import load_file
 from safetensors.torch import save as serialize
 
-from flowrl.actors.device import ModelSpec
 from flowrl.actors.weights import pack
 from flowrl.algorithms.configs import FlowGRPOConfig
 from flowrl.base.errors import UserError
 from flowrl.config import GateSection, OptimSection
+from flowrl.model_spec import ModelSpec
 from flowrl.protocols import Algorithm, Policy
 from flowrl.registry import resolve
 from flowrl.types import (

@@ -7,10 +7,10 @@ from dataclasses import replace
 
 import torch
 
-from flowrl.actors.device import ModelSpec
 from flowrl.actors.weights import unpack
 from flowrl.base.errors import UserError
 from flowrl.core.sampler import sample
+from flowrl.model_spec import ModelSpec
 from flowrl.protocols import Policy
 from flowrl.types import PolicyWeights, RolloutRequest, TextCondition, Trajectory
 

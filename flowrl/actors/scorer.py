@@ -7,13 +7,13 @@ from dataclasses import replace
 
 import torch
 
-from flowrl.actors.device import ModelSpec
-from flowrl.actors.reward_loading import load_reward
 from flowrl.actors.sharding import join_gang, shard
 from flowrl.config import RewardSpec
 from flowrl.core.reward_call import RewardInputError, score_in_parts
 from flowrl.core.reward_sum import Term, unnormalised_sum, weighted_sum
+from flowrl.model_spec import ModelSpec
 from flowrl.protocols import Reward, ShardableReward
+from flowrl.reward_loading import load_reward
 from flowrl.types import RewardInput, Scores, TextCondition, Trajectory
 
 

@@ -32,16 +32,21 @@ def check_safetensors(path: Path) -> None:
 
 def check_model_folder(folder: Path, stem: str) -> None:
     """Raise CheckpointError unless `folder` holds `stem.safetensors`, or every shard that its index lists, whole."""
+    for file in weight_files(folder, stem):
+        check_safetensors(file)
+
+
+def weight_files(folder: Path, stem: str) -> list[Path]:
+    """The file `stem.safetensors` in `folder`, or the shards that `stem.safetensors.index.json` lists; they need not be
+    there. Raises CheckpointError when the index is damaged.
+    """
     index = folder / f"{stem}.safetensors.index.json"
     if not index.is_file():
-        check_safetensors(folder / f"{stem}.safetensors")
-        return
-    try:
-        shards = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
-    except (ValueError, KeyError, AttributeError):
-        raise CheckpointError(f"{index}: not an index of weight files; copy it again") from None
-    for shard in sorted(shards):
-        check_safetensors(folder / shard)
+        return [folder / f"{stem}.safetensors"]
+    weight_map = read_json(index).get("weight_map")
+    if not isinstance(weight_map, dict) or not weight_map or not all(isinstance(n, str) for n in weight_map.values()):
+        raise CheckpointError(f"{index}: not an index of weight files; copy it again")
+    return [folder / name for name in sorted(set(weight_map.values()))]
 
 
 def read_json(path: Path) -> dict[str, Any]:

@@ -14,6 +14,7 @@ from flowrl import __version__
 from flowrl.base.errors import UserError
 from flowrl.base.library_noise import hush_before_imports
 from flowrl.base.signals import Stopped
+from flowrl.cli.plan import PLAN_VERBS
 from flowrl.cli.pocket import POCKET_VERBS
 from flowrl.cli.reward_eval import REWARD_EVAL_VERBS
 from flowrl.cli.reward_probe import PROBE_VERBS
@@ -112,6 +113,7 @@ def _overview(family: str = "") -> str:
 
 VERBS = {
     **RUN_VERBS,
+    **PLAN_VERBS,
     **REWARD_VERBS,
     **PROBE_VERBS,
     **REWARD_EVAL_VERBS,

@@ -14,9 +14,9 @@ def _probe_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _probe(args: argparse.Namespace) -> int:
-    from flowrl.config_kinds import load_as
+    from flowrl.config_kinds import REWARD_PROBE, load_as
 
-    config = load_as("reward probe", args.config, args.overrides)
+    config = load_as(REWARD_PROBE, args.config, args.overrides)
     from rewards.probe.report import PAGE, singles_table
     from rewards.probe.run import probe
 

@@ -5,9 +5,13 @@ from __future__ import annotations
 import argparse
 import os
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from flowrl.base.errors import UserError
 from flowrl.cli.verb import Verb, add_overrides, config_and_overrides
+
+if TYPE_CHECKING:
+    from rewards.training.folder import TrainingFolder
 
 
 def _train_arguments(parser: argparse.ArgumentParser) -> None:
@@ -17,7 +21,7 @@ def _train_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _train(args: argparse.Namespace) -> int:
-    from flowrl.config_kinds import load_as
+    from flowrl.config_kinds import REWARD_TRAINING, load_as
 
     config, overrides = config_and_overrides(args)
     if args.resume:
@@ -28,30 +32,36 @@ def _train(args: argparse.Namespace) -> int:
         config = config or begun
     elif config is None:
         raise UserError("reward train: name a config, such as configs/reward/pocket/full.yaml, or use --resume DIR")
-    loaded = load_as("reward training", config, overrides)
+    loaded = load_as(REWARD_TRAINING, config, overrides)
+    from rewards.training.folder import TrainingFolder
     from rewards.training.run import train_reward
 
     reward = train_reward(loaded, resume=args.resume is not None)
     if os.environ.get("RANK", "0") == "0":  # one of the processes that were launched speaks for all
-        print(_came_to(reward) if reward else f"stopped; go on with: flowrl reward train --resume {loaded.run.dir}")
+        folder = TrainingFolder(path=Path(loaded.run.dir))
+        print(_came_to(folder, loaded.model.kind) if reward else _stopped(folder))
     return 0 if reward else 1
 
 
-def _came_to(reward: Path) -> str:
+def _stopped(folder: TrainingFolder) -> str:
+    return f"stopped; go on with: flowrl reward train --resume {folder.path}"
+
+
+def _came_to(folder: TrainingFolder, kind: str) -> str:
     """The last word of a training: how good the reward is, where it lies, and what to do with it."""
     import json
 
-    reached = json.loads((reward.parent / "validation.json").read_text(encoding="utf-8"))
+    reached = json.loads(folder.validation.read_text(encoding="utf-8"))
     sources = ", ".join(f"{name} {100 * share:.1f} %" for name, share in reached["by_source"].items())
-    name, text = "hpsv3", ""
-    if (reward / "reward_head.safetensors").is_file():
+    text = ""
+    if kind == "dit_reward":
         from rewards.dit_reward.layout import text_shape
 
-        name, text = "dit_reward", f" --text {'x'.join(map(str, text_shape(reward)))}"
+        text = f" --text {'x'.join(map(str, text_shape(folder.reward)))}"
     return (
         f"{100 * reached['overall']:.1f} % of {reached['pairs']:,} validation pairs in the right order ({sources})\n"
-        f"try it: flowrl reward check {name} path={reward}{text}\n"
-        f"reward: {reward}"
+        f"try it: flowrl reward check {kind} path={folder.reward}{text}\n"
+        f"reward: {folder.reward}"
     )
 
 
@@ -64,12 +74,12 @@ def _prepare_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _prepare(args: argparse.Namespace) -> int:
-    from flowrl.config_kinds import load_as
+    from flowrl.config_kinds import REWARD_TRAINING, load_as
 
     part, _, count = args.part.partition("/")
     if not (part.isdigit() and count.isdigit() and int(part) < int(count)):
         raise UserError(f"--part must read I/N with I from 0 to N-1, such as 0/8, got {args.part!r}")
-    config = load_as("reward training", Path(args.config), args.overrides)
+    config = load_as(REWARD_TRAINING, Path(args.config), args.overrides)
     from rewards.training.data import prepare_stores
 
     whole = prepare_stores(config, part=int(part), num_parts=int(count))

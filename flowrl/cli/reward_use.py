@@ -12,6 +12,7 @@ from flowrl.base.errors import UserError
 from flowrl.cli.verb import Verb
 
 if TYPE_CHECKING:
+    from flowrl.config import RewardSpec
     from flowrl.pocket.reward_inputs import TextShape
     from flowrl.protocols import Reward
     from flowrl.types import RewardInput
@@ -53,9 +54,11 @@ def _check_arguments(parser: argparse.ArgumentParser) -> None:
 
 def _check(args: argparse.Namespace) -> int:
     from flowrl.reward_check import Trial, members, run_contract
+    from flowrl.reward_loading import make_reward
 
+    _check_image_size(args.image_size, _kind(args.name))
     began = time.perf_counter()
-    reward = _made(args.name, args.options)
+    reward = make_reward(_spec(args))
     print(f"reward {args.name}, ready in {time.perf_counter() - began:.1f} s")
     found = members(reward)
     print(f"{found.verdict:<6}{'members':<13}{found.found}", flush=True)
@@ -76,9 +79,26 @@ def _batch(reward: Reward, args: argparse.Namespace) -> RewardInput:
     """Four samples of the kind that the reward reads."""
     from flowrl.pocket.reward_inputs import latent_batch, pixel_batch
 
+    _check_image_size(args.image_size, reward.input_kind)
     if reward.latent_space is None:
         return pixel_batch(args.image_size)
     return latent_batch(reward.latent_space, args.image_size, _text_shape(args.text))
+
+
+def _check_image_size(size: int, kind: str) -> None:
+    """Raise UserError when there are no such images, or latents of them, to try a reward of this kind on."""
+    from flowrl.core.bucket_rules import TOKEN
+    from flowrl.pocket.scene import IMAGE_SIZE
+
+    steps = {
+        "pixel": (IMAGE_SIZE, "the size of the images that a reward is tried on"),
+        "latent": (TOKEN, "the pixels of one token"),
+    }
+    if kind not in steps:  # which is known when the reward is made
+        return
+    step, what = steps[kind]
+    if size < step or size % step:
+        raise UserError(f"--image-size must be a multiple of {step}, {what}, got {size}")
 
 
 def _try_text(reward: Reward, batch: RewardInput, text: str) -> None:
@@ -123,6 +143,7 @@ def _serve_arguments(parser: argparse.ArgumentParser) -> None:
 def _serve(args: argparse.Namespace) -> int:
     from flowrl.base.signals import Stopped, stop_at_once
     from flowrl.reward_check import members
+    from flowrl.reward_loading import make_reward, preflight
     from rewards.http.server import RewardServer, require_token
     from rewards.http.tokens import read_or_make_token
 
@@ -130,10 +151,14 @@ def _serve(args: argparse.Namespace) -> int:
         raise UserError(f"reward serve: --max-mib must be at least 1, got {args.max_mib}")
     require_token(args.host, has_token=args.token_file is not None)
     token = read_or_make_token(args.token_file) if args.token_file else ""
-    reward = _made(args.name, args.options)
+    spec = _spec(args)
+    trained_on = preflight(spec)
+    reward = make_reward(spec)
     if (found := members(reward)).verdict == "FAIL":
         raise UserError(f"reward serve: {args.name} is no reward: {found.found}")
-    server = RewardServer(reward, host=args.host, port=args.port, token=token, max_bytes=args.max_mib * 2**20)
+    server = RewardServer(
+        reward, trained_on=trained_on, host=args.host, port=args.port, token=token, max_bytes=args.max_mib * 2**20
+    )
     print(_how_to_use(server.url, args.token_file, found.found), flush=True)
     try:
         with stop_at_once():
@@ -158,13 +183,12 @@ def _how_to_use(url: str, token_file: Path | None, what: str) -> str:
     )
 
 
-def _made(name: str, words: list[str]) -> Reward:
+def _spec(args: argparse.Namespace) -> RewardSpec:
     """The reward of a name with options key=value."""
-    from flowrl.actors.reward_loading import make_reward
     from flowrl.base.config_file import parse_options
     from flowrl.config import RewardSpec
 
-    return make_reward(RewardSpec(name=name, options=parse_options(words)))
+    return RewardSpec(name=args.name, options=parse_options(args.options))
 
 
 def _list_arguments(parser: argparse.ArgumentParser) -> None:

@@ -17,7 +17,7 @@ def _train_arguments(parser: argparse.ArgumentParser) -> None:
 
 def _train(args: argparse.Namespace) -> int:
     from flowrl.base.config_tree import ConfigError
-    from flowrl.config_kinds import load_as
+    from flowrl.config_kinds import RUN, load_as
     from flowrl.find_runs import run_dir
 
     config, overrides = config_and_overrides(args)
@@ -28,7 +28,7 @@ def _train(args: argparse.Namespace) -> int:
         config = config or run / "config.yaml"
     elif config is None:
         raise ConfigError("train: name a config, such as configs/pocket/ditreward.yaml, or a run with --resume")
-    loaded = load_as("run", config, overrides)
+    loaded = load_as(RUN, config, overrides)
     from flowrl.run import run_training
 
     return run_training(loaded, resume=bool(args.resume))

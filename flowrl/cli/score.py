@@ -7,13 +7,15 @@ from pathlib import Path
 
 from flowrl.base.errors import UserError
 from flowrl.cli.verb import Verb, check_output
-
-_TOKEN = 16  # pixels: one token of the policy
+from flowrl.core.bucket_rules import bucket_fault
 
 
 def _score_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "files", metavar="IMAGES", nargs="+", help="png, jpg, jpeg or webp files, or folders of them; in natural order"
+        "files",
+        metavar="IMAGES",
+        nargs="+",
+        help="png, jpg, jpeg or webp files, or folders of them; in the order given, those of a folder in natural order",
     )
     parser.add_argument(
         "--reward",
@@ -126,12 +128,9 @@ def _check_images(args: argparse.Namespace) -> None:
         raise UserError(
             "--latents: there are no images for --image-size, --bucket-step and --max-aspect; leave them out"
         )
-    if size not in (None, 0) and size < _TOKEN:
-        raise UserError(f"--image-size must be 0 or at least {_TOKEN}, got {size}")
-    if step is not None and (step < _TOKEN or step % _TOKEN):
-        raise UserError(f"--bucket-step must be a multiple of {_TOKEN}, the pixels of one token, got {step}")
-    if aspect is not None and not aspect >= 1:
-        raise UserError(f"--max-aspect must be at least 1, got {aspect:g}")
+    keys = ("--image-size, unless 0,", "--bucket-step", "--max-aspect")
+    if fault := bucket_fault(size or None, step, aspect, keys=keys):
+        raise UserError(fault)
 
 
 SCORE_VERBS = {

@@ -8,17 +8,30 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 
+from flowrl.base.errors import UserError
+from flowrl.core.bucket_rules import bucket_fault
+
 
 @dataclass(frozen=True, kw_only=True)
 class BucketPlan:
     """Sizes of about the area of a square of `image_size`, with sides that are multiples of `step`.
 
-    Example: ``BucketPlan(image_size=512)`` has 512 x 512, 448 x 576 and so on up to an aspect of 2.
+    Example: ``BucketPlan(image_size=512)`` has 512 x 512, 448 x 576 and so on up to an aspect of 2. Raises UserError
+    unless `step` is a multiple of 16, `image_size` at least `step`, and `max_aspect` at least 1.
     """
 
     image_size: int = 512  # pixels
     step: int = 64  # pixels
     max_aspect: float = 2.0
+
+    def __post_init__(self) -> None:
+        if fault := bucket_fault(self.image_size, self.step, self.max_aspect):
+            raise UserError(fault)
+
+    @property
+    def side(self) -> int:
+        """Pixels of the side of the square bucket, which is as near to `image_size` as `step` allows."""
+        return max(self.step, round(self.image_size / self.step) * self.step)
 
     def sizes(self) -> list[tuple[int, int]]:
         """All (height, width), the square one among them."""
@@ -28,8 +41,7 @@ class BucketPlan:
             long = max(short, round(area / short / self.step) * self.step)
             if long <= self.max_aspect * short:
                 found |= {(short, long), (long, short)}
-        side = max(self.step, round(self.image_size / self.step) * self.step)
-        return sorted(found | {(side, side)})
+        return sorted(found | {(self.side, self.side)})
 
     def size_for(self, height: int, width: int) -> tuple[int, int]:
         """The (height, width) of the bucket whose aspect is nearest to that of an image."""

@@ -12,7 +12,7 @@ from flowrl.types import RewardInput
 
 
 class RewardInputError(UserError, ValueError):
-    """A reward that cannot score what it is given; the cause is the reward's own error."""
+    """A reward that cannot score what it is given; the cause is the reward's own ValueError."""
 
 
 class RewardCallError(UserError, RuntimeError):
@@ -23,22 +23,23 @@ def call_reward(reward: Reward, batch: RewardInput) -> torch.Tensor:
     """The scores [B] float32 of a batch, on the CPU, without gradient.
 
     Raises RewardInputError when the reward refuses the batch, RewardCallError when it raises anything but a ValueError
-    or returns anything but one score per sample. A UserError of the reward's own comes through as it is.
+    or returns anything but one score per sample. A UserError of the reward's own, such as a CheckpointError of a part
+    that it loads late, comes through as it is.
     """
     try:
         with torch.no_grad():
             scores = reward(batch)
-    except ValueError as error:  # which is how a reward says that the batch is none for it
-        raise RewardInputError(f"reward {reward.name!r} refuses its batch: {error}") from error
-    except UserError:
+    except UserError:  # before ValueError, which some of them are as well
         raise
+    except ValueError as error:
+        raise RewardInputError(f"reward {reward.name!r} {reason(error)}") from error
     except (torch.OutOfMemoryError, MemoryError) as error:
         raise RewardCallError(
             f"{_called(reward, batch)}: out of memory with {len(batch.prompts)} samples in one call; lower its option "
             f"batch_size, which is {reward.batch_size}: {_one_line(error)}"
         ) from error
     except Exception as error:
-        raise RewardCallError(f"{_called(reward, batch)}: {type(error).__name__}: {_one_line(error)}") from error
+        raise RewardCallError(f"{_called(reward, batch)}: {reason(error)}") from error
     size = len(batch.prompts)
     if not isinstance(scores, torch.Tensor) or scores.shape != (size,):
         found = list(scores.shape) if isinstance(scores, torch.Tensor) else type(scores).__name__
@@ -55,6 +56,19 @@ def score_in_parts(reward: Reward, size: int, take: Callable[[range], RewardInpu
     rows = range(size)
     step = reward.batch_size
     return torch.cat([call_reward(reward, take(rows[start : start + step])) for start in range(0, size, step)])
+
+
+def reason(error: Exception) -> str:
+    """What an error of a reward comes to, in one line.
+
+    A UserError has the words to show already; a ValueError is how a reward says that the batch is none for it; anything
+    else is a defect, and its type says as much as its words.
+    """
+    if isinstance(error, UserError):
+        return _one_line(error)
+    if isinstance(error, ValueError):
+        return f"refuses its batch: {_one_line(error)}"
+    return f"{type(error).__name__}: {_one_line(error)}"
 
 
 def shapes_of(batch: RewardInput) -> str:

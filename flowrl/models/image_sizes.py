@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
 
 from flowrl.base.errors import UserError
@@ -75,10 +75,26 @@ def deviations(plan: BucketPlan | None, trained: Mapping[str, TrainedOn]) -> lis
     return lines
 
 
+def latent_deviations(sizes: Collection[tuple[int, int]], trained: Mapping[str, TrainedOn]) -> list[str]:
+    """A line for each reward that gets latents of images of other sizes than those of its training, as far as it says
+    what these were.
+
+    `sizes` are the (height, width) in pixels of the images that the latents stand for.
+    """
+    lines = []
+    for label, one in trained.items():
+        own = buckets_of(one)
+        if own is None or not (others := sorted(set(sizes) - set(own.sizes()))):
+            continue
+        height, width = others[0]
+        more = " and others" if len(others) > 1 else ""
+        lines.append(f"{label} was trained on {in_words(own)}; it gets latents of images of {width} x {height}{more}")
+    return lines
+
+
 def in_words(plan: BucketPlan | None) -> str:
     """What images are like that are brought to these buckets."""
     if plan is None:
         return "images as they are"
-    return (
-        f"images of about {plan.image_size} x {plan.image_size} in buckets of {plan.step} up to {plan.max_aspect:g}:1"
-    )
+    asked = "" if plan.side == plan.image_size else f" (the nearest to {plan.image_size} x {plan.image_size})"
+    return f"images of about {plan.side} x {plan.side}{asked} in buckets of {plan.step} up to {plan.max_aspect:g}:1"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from functools import cache
 from pathlib import Path
@@ -15,13 +15,14 @@ from diffusers import (
     StableDiffusion3Pipeline,
 )
 from diffusers.utils import logging as diffusers_logging
+from transformers import CLIPTextModelWithProjection, T5EncoderModel
 
 from flowrl.base.errors import CheckpointError
-from flowrl.base.library_noise import hide_progress_bars
 from flowrl.base.weight_files import check_model_folder, read_json
 from flowrl.core.latent_space import latent_space_of
 from flowrl.core.schedule import flow_match_sigmas
 from flowrl.models import lora
+from flowrl.models.load_part import load_part
 from flowrl.types import TextCondition
 
 _WEIGHTS = {
@@ -31,29 +32,39 @@ _WEIGHTS = {
     "text_encoder_2": "model",
     "text_encoder_3": "model",
 }
+_TEXT_ENCODERS = {
+    "text_encoder": CLIPTextModelWithProjection,
+    "text_encoder_2": CLIPTextModelWithProjection,
+    "text_encoder_3": T5EncoderModel,
+}
 _BPE = (("tokenizer.json",), ("vocab.json", "merges.txt"))
 _TOKENIZERS = {"tokenizer": _BPE, "tokenizer_2": _BPE, "tokenizer_3": (("tokenizer.json",), ("spiece.model",))}
 _REQUIRED = ("model_index.json", "transformer/config.json", "vae/config.json", "scheduler/scheduler_config.json")
 
 
 def check_folder(path: Path) -> None:
-    """Raise CheckpointError unless `path` looks like a Stable Diffusion 3 folder as diffusers saves it."""
+    """Raise CheckpointError, which names the file, unless `path` looks like a Stable Diffusion 3 folder as diffusers
+    saves it: all files whole, of which none is loaded.
+    """
     for name in _REQUIRED:
         if not (path / name).is_file():
             raise CheckpointError(
-                f"model.path: {path} is not a Stable Diffusion 3 folder: {name} is missing; give the folder that "
+                f"{path} is not a Stable Diffusion 3 folder: {name} is missing; give the folder that "
                 "diffusers' save_pretrained wrote or that was downloaded whole"
             )
     for file in sorted(path.rglob("*.json")):
         read_json(file)
-    listed = read_json(path / "model_index.json")
-    for part in (*_WEIGHTS, *_TOKENIZERS):
-        if listed.get(part, [None])[0] is None:
-            continue  # a pipeline may be saved without some text encoder
+    for part in _listed(path, (*_WEIGHTS, *_TOKENIZERS)):
         if part in _WEIGHTS:
             check_model_folder(path / part, _WEIGHTS[part])
         else:
             _check_tokenizer(path / part, _TOKENIZERS[part])
+
+
+def _listed(path: Path, parts: Iterable[str]) -> list[str]:
+    """Those of the parts that the pipeline has: it may be saved without some text encoder."""
+    listed = read_json(path / "model_index.json")
+    return [part for part in parts if listed.get(part, [None])[0] is not None]
 
 
 def _check_tokenizer(folder: Path, vocabularies: tuple[tuple[str, ...], ...]) -> None:
@@ -129,6 +140,10 @@ class SD3Policy:
     def attach_adapter(self, *, rank: int, alpha: int, targets: list[str], seed: int) -> None:
         """Freeze the transformer and add a LoRA adapter; raises ValueError when a target names no layer."""
         lora.attach(self.transformer, rank=rank, alpha=alpha, targets=targets, seed=seed)
+
+    def checkpoint_activations(self) -> None:
+        """Keep the input of each block alone for a backward pass."""
+        self.transformer.enable_gradient_checkpointing()
 
     def trainable(self) -> Iterator[tuple[str, torch.nn.Parameter]]:
         """The adapter's parameters by name."""
@@ -226,7 +241,9 @@ class SD3:
 
     @staticmethod
     def load_policy(path: Path, *, image_size: int, dtype: torch.dtype, device: str) -> SD3Policy:
-        """The transformer without an adapter; raises ValueError on a schedule or an image size it cannot have."""
+        """The transformer without an adapter; raises CheckpointError on weights that are not all there, and on a
+        schedule or an image size that it cannot have.
+        """
         scheduler = FlowMatchEulerDiscreteScheduler.load_config(path / "scheduler")
         if scheduler.get("use_dynamic_shifting"):
             raise CheckpointError(
@@ -235,8 +252,7 @@ class SD3:
             )
         vae = AutoencoderKL.load_config(path / "vae")
         factor = 2 ** (len(vae["block_out_channels"]) - 1)
-        hide_progress_bars()
-        transformer = SD3Transformer2DModel.from_pretrained(path / "transformer", dtype=dtype).to(device).eval()
+        transformer = load_part(SD3Transformer2DModel, path / "transformer", dtype).to(device).eval()
         step = factor * transformer.config.patch_size
         largest = transformer.config.pos_embed_max_size * step
         if image_size % step or image_size > largest:
@@ -252,21 +268,21 @@ class SD3:
 
     @staticmethod
     def load_encoder(path: Path, *, max_sequence_length: int, dtype: torch.dtype, device: str) -> SD3PromptEncoder:
-        """Tokenizers and text encoders only."""
-        hide_progress_bars()
-        pipeline = StableDiffusion3Pipeline.from_pretrained(path, transformer=None, vae=None, dtype=dtype)
+        """Tokenizers and text encoders only; raises CheckpointError on weights that are not all there."""
+        encoders = {part: load_part(_TEXT_ENCODERS[part], path / part, dtype) for part in _listed(path, _TEXT_ENCODERS)}
+        pipeline = StableDiffusion3Pipeline.from_pretrained(path, transformer=None, vae=None, **encoders, dtype=dtype)
         return SD3PromptEncoder(pipeline.to(device), max_sequence_length)
 
     @staticmethod
     def load_decoder(path: Path, *, device: str) -> SD3Decoder:
         """The VAE, in float32 whatever the policy's dtype: half precision shows in its images."""
-        vae = AutoencoderKL.from_pretrained(path / "vae", dtype=torch.float32)
+        vae = load_part(AutoencoderKL, path / "vae", torch.float32)
         return SD3Decoder(vae.to(device).eval())
 
     @staticmethod
     def load_image_encoder(path: Path, *, device: str) -> SD3ImageEncoder:
         """The VAE, in float32 as for decoding."""
-        vae = AutoencoderKL.from_pretrained(path / "vae", dtype=torch.float32)
+        vae = load_part(AutoencoderKL, path / "vae", torch.float32)
         factor = 2 ** (len(vae.config.block_out_channels) - 1)
         patch = SD3Transformer2DModel.load_config(path / "transformer")["patch_size"]
         return SD3ImageEncoder(vae.to(device).eval(), factor * patch)

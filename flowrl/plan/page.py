@@ -44,11 +44,6 @@ def page(plan: RunPlan, gpu: Gpu, share: float) -> str:
     return "\n".join(lines) + "\n"
 
 
-def too_large(plan: RunPlan, gpu: Gpu) -> list[RoleMemory]:
-    """The roles that do not fit on such a GPU."""
-    return [role for role in plan.roles if role.peak > room(gpu)]
-
-
 def _memory(role: RoleMemory, gpu: Gpu) -> Iterable[str]:
     yield f"  {role.role}, {role.actors} of them"
     for part in role.held:

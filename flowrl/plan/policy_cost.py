@@ -133,7 +133,7 @@ def _hollow(
     policy = SD3Policy(transformer, shift=_SHIFT, latent_space="", latent_shape=geometry.latent_shape)
     policy.attach_adapter(rank=adapter.rank, alpha=adapter.alpha, targets=list(adapter.targets), seed=0)
     if gradient_checkpointing:
-        transformer.enable_gradient_checkpointing()
+        policy.checkpoint_activations()
     return policy
 
 

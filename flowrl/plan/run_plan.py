@@ -90,7 +90,7 @@ def run_plan(config: RunConfig) -> RunPlan:
         geometry,
         AdapterShape(rank=section.lora_rank, alpha=section.lora_alpha, targets=tuple(section.lora_targets)),
         with_reference=config.algorithm.kl_beta > 0,
-        gradient_checkpointing=False,
+        gradient_checkpointing=section.gradient_checkpointing,
     )
     decode = decode_cost(vae, geometry.latent_shape, config.rollout.group_size)
     group_bytes = _trajectory_bytes(config, geometry, transformer, work)

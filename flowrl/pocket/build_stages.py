@@ -16,7 +16,7 @@ from flowrl.base.metric_log import read_metrics
 from flowrl.pocket import autoencoder, generator
 from flowrl.pocket.build_plan import BuildPlan
 from flowrl.pocket.preference_store import draw_preferences, make_captioner
-from flowrl.pocket.preferences import GROUP, KINDS, TEST_MARGIN, TRAIN_MARGIN, pairs_of
+from flowrl.pocket.preferences import GROUP, KINDS, TEST_MARGIN, TRAIN_MARGIN, ranked_pairs
 from flowrl.pocket.reward_training import dit_reward_config, hpsv3_config
 from rewards.training.config import RewardTrainConfig
 from rewards.training.run import train_reward
@@ -56,7 +56,7 @@ class Stages:
         record: Record = {"samples_per_prompt": GROUP}
         for split, part, margin in (("train", "train", TRAIN_MARGIN), ("test", "validation", TEST_MARGIN)):
             table = tables[part]
-            pairs = pairs_of(table, margin=margin)
+            pairs = ranked_pairs(table, margin=margin)
             kind_of = table.kind[pairs.winner]
             record[split] = {"margin": margin, "seconds": round(table.seconds, 1)} | {
                 kind: {

@@ -8,7 +8,8 @@ import torch
 
 from flowrl.pocket import oracle
 from flowrl.pocket.scene import Scene
-from flowrl.types import RewardInput
+from flowrl.types import RewardInput, TrainedOn
+from rewards.batch_inputs import pixels_of
 
 
 class OracleReward:
@@ -22,21 +23,22 @@ class OracleReward:
     latent_space: str | None = None
 
     def __init__(self, part: str = "total", device: str = "cpu", dtype: str = "float32", batch_size: int = 64) -> None:
-        if part not in ("total", *oracle.PARTS):
-            raise ValueError(f"oracle: part must be one of {['total', *oracle.PARTS]}, got {part!r}")
-        if batch_size < 1:
-            raise ValueError(f"oracle: batch_size must be at least 1, got {batch_size}")
+        self.preflight(part)
         self.part = part
         self.name = "oracle" if part == "total" else f"oracle_{part}"
         self.device = torch.device(device)
-        self.dtype = dtype
         self.batch_size = batch_size
+
+    @staticmethod
+    def preflight(part: str) -> TrainedOn | None:
+        """None: it reads no latents; raises ValueError when it measures no such part."""
+        if part not in ("total", *oracle.PARTS):
+            raise ValueError(f"oracle: part must be one of {['total', *oracle.PARTS]}, got {part!r}")
+        return None
 
     def __call__(self, batch: RewardInput) -> torch.Tensor:
         """Scores [B] float32 in [0, 1] of pixels [B, 3, 64, 64]; raises ValueError on a prompt outside the grammar."""
-        if batch.pixels is None:
-            raise ValueError("the oracle scores images: the batch must hold pixels")
-        scenes = [Scene.parse(prompt) for prompt in batch.prompts]
-        judged = oracle.score(batch.pixels.detach(), scenes)
+        pixels = pixels_of(batch, self.name, torch.device("cpu")).detach()
+        judged = oracle.score(pixels, [Scene.parse(prompt) for prompt in batch.prompts])
         scores = judged.total if self.part == "total" else judged.parts()[self.part]
         return scores.to(self.device)

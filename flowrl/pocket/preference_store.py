@@ -12,15 +12,16 @@ from pathlib import Path
 import torch
 from diffusers import StableDiffusion3Pipeline
 
+from flowrl.base.atomic_file import write_atomically
 from flowrl.core.buckets import BucketPlan
 from flowrl.core.seeds import global_seed
 from flowrl.models.sd3 import SD3
 from flowrl.pocket.fitting import FitPlan, FitRecord
-from flowrl.pocket.preferences import TEST_MARGIN, TRAIN_MARGIN, SampleTable, SetPlan, build_table, pairs_of
+from flowrl.pocket.preferences import TEST_MARGIN, TRAIN_MARGIN, SampleTable, SetPlan, build_table, ranked_pairs
 from flowrl.pocket.scene import IMAGE_SIZE
 from flowrl.pocket.vision_language import SPEC, Captioner, new_config, new_tokenizer, pretrain
 from rewards.data.pairs import PairTable
-from rewards.data.set_origin import begin
+from rewards.data.set_origin import check_folder, settle
 from rewards.data.store import INFO, PROMPTS, TABLES, StoreInfo, save_info, save_tensors, shard_path
 from rewards.hpsv3 import layout as hpsv3_layout
 from rewards.hpsv3.model import HPSv3Model
@@ -38,7 +39,7 @@ def draw_preferences(folder: Path, policy: Path, *, seed: int, plan: SetPlan) ->
     tables = {}
     for part, margin in (("train", TRAIN_MARGIN), ("validation", TEST_MARGIN)):
         table = build_table(pipeline, folder / "drawn", test=part == "validation", seed=seed, plan=plan)
-        write_store(folder / part, table, pairs_of(table, margin=margin), latent_space=SD3.latent_space(policy))
+        write_store(folder / part, table, ranked_pairs(table, margin=margin), latent_space=SD3.latent_space(policy))
         tables[part] = table
     return tables
 
@@ -64,7 +65,9 @@ def write_store(folder: Path, table: SampleTable, pairs: PairTable, *, latent_sp
     """Fill a folder with a prepared set; one that is whole is left as it is."""
     if (folder / INFO).is_file():
         return
-    begin(folder, {"buckets": asdict(BucketPlan(image_size=IMAGE_SIZE, step=IMAGE_SIZE, max_aspect=1))})
+    settings = {"buckets": asdict(BucketPlan(image_size=IMAGE_SIZE, step=IMAGE_SIZE, max_aspect=1))}
+    check_folder(folder, settings)
+    settle(folder, settings, scan="")  # it was drawn, and not read
     for kind in ("samples", "conditions"):
         (folder / kind).mkdir(parents=True, exist_ok=True)
     count = len(table.prompt)
@@ -86,7 +89,7 @@ def write_store(folder: Path, table: SampleTable, pairs: PairTable, *, latent_sp
     }
     save_tensors(folder / TABLES, tables)
     lines = "".join(f'"{prompt}"\n' for prompt in table.prompts)  # of letters and spaces, which JSON keeps as they are
-    (folder / PROMPTS).write_text(lines, encoding="utf-8")
+    write_atomically(folder / PROMPTS, lines.encode())
     save_info(
         folder,
         StoreInfo(

@@ -215,7 +215,7 @@ def build_table(
     return SampleTable(prompts=prompts, text=encode_texts(pipeline, list(prompts)), seconds=seconds, **whole)
 
 
-def pairs_of(table: SampleTable, *, margin: float) -> PairTable:
+def ranked_pairs(table: SampleTable, *, margin: float) -> PairTable:
     """All pairs within the groups whose oracle totals differ by at least `margin`; the label is that ranking alone.
 
     The source of a pair tells how its samples were made (see SOURCES), its category that and what they differ in most.

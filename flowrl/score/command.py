@@ -4,24 +4,26 @@ from __future__ import annotations
 
 import shlex
 import sys
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
-import torch
 from tqdm import tqdm
 
-from flowrl.actors.device import ModelSpec
-from flowrl.actors.reward_loading import LatentSource, check_rewards, load_reward
 from flowrl.base.atomic_file import write_atomically
 from flowrl.base.config_file import parse_options
 from flowrl.base.devices import pick_device
-from flowrl.base.embedded import POCKET, folder_of
-from flowrl.config import ConfigError, ModelSection, RewardSpec
+from flowrl.base.embedded import POCKET
+from flowrl.base.errors import CheckpointError
+from flowrl.config import ConfigError, RewardSpec
+from flowrl.core.bucket_rules import TOKEN
 from flowrl.core.buckets import BucketPlan
-from flowrl.models.image_sizes import ImageChoice, deviations, shared_buckets
+from flowrl.core.latent_space import channels_and_factor
+from flowrl.models.image_sizes import ImageChoice, deviations, latent_deviations, shared_buckets
+from flowrl.models.latent_inputs import EncoderSetting
 from flowrl.pocket.text import MAX_TOKENS as POCKET_TOKENS
+from flowrl.reward_loading import LatentSource, check_rewards, load_reward
 from flowrl.score.contact_sheet import ContactSheet
 from flowrl.score.inputs import (
     IMAGE_SUFFIXES,
@@ -66,30 +68,40 @@ class Order:
 
 
 def score_files(order: Order) -> int:
-    """Score as ordered; returns the exit code: 1 where a sample lacks a score, which is named on standard error."""
+    """Score as ordered; returns the exit code: 1 where a sample lacks a score, which is named on standard error.
+
+    Where a reward fails, or the user stops it, the table holds the samples that were scored by then.
+    """
     specs = [read_reward(text) for text in order.rewards]
     labels = [spec.metric_name for spec in specs]
     check_columns(labels)
-    model = _model(order)
-    space = model.latent_space
-    trained = check_rewards(specs, LatentSource.of_policy(model, "--max-sequence-length"), model.device)
+    encoders = _encoders(order)
+    space, device = encoders.latent_space, encoders.device
+    source = LatentSource.of_policy(
+        encoders.family, encoders.path, encoders.max_sequence_length, key="--max-sequence-length"
+    )
+    trained = check_rewards(specs, source, device)
     buckets = _buckets(order.images, trained) if order.kind == "pixel" else None
     samples = _samples(order, space)
+    if order.kind == "latent":
+        _say_latent_sizes(samples, space, trained)
     prompts = _prompts(order, samples)
-    rewards = [LabelledReward(label=spec.metric_name, reward=load_reward(spec, space, model.device)) for spec in specs]
+    rewards = [LabelledReward(label=spec.metric_name, reward=load_reward(spec, space, device)) for spec in specs]
     sheet = ContactSheet(labels[0]) if order.sheet is not None else None
-    policy = PolicyParts(model, buckets)
+    policy = PolicyParts(replace(encoders, buckets=buckets))
     scored = score(samples, prompts, rewards, policy, kind=order.kind, with_pixels=sheet is not None)
-    rows = _collect(scored, len(samples), sheet)
-    table = FORMATS[order.form](rows, labels)
-    if order.out is None:
-        sys.stdout.write(table)
-        sys.stdout.flush()
-    else:
-        write_atomically(order.out, table.encode())
+    rows: dict[int, Row] = {}
+    try:
+        _collect(scored, rows, len(samples), sheet)
+    except BaseException:  # Ctrl-C too: hours of scoring are not to be done again for it
+        if rows:
+            _write(order, rows, labels)
+            _say(f"flowrl score: stopped; {order.out or 'the table'} holds {len(rows)} of {len(samples)} samples")
+        raise
+    _write(order, rows, labels)
     if order.sheet is not None and sheet is not None:
         write_atomically(order.sheet, sheet.png())
-    failed = sum(bool(row.problems) for row in rows)
+    failed = sum(bool(row.problems) for row in rows.values())
     if failed:
         _say(f"flowrl score: {failed} of {len(rows)} samples lack a score")
     return 1 if failed else 0
@@ -113,22 +125,21 @@ def read_reward(text: str) -> RewardSpec:
         raise InputError(f"--reward {text!r}: {error}") from None
 
 
-def _model(order: Order) -> ModelSpec:
-    """The policy, checked, of which nothing is loaded yet; raises InputError where it must be named and is not."""
+def _encoders(order: Order) -> EncoderSetting:
+    """Those of the policy, checked but not loaded; raises InputError where it must be named and is not."""
     if order.kind == "latent" and order.model is None:
         raise InputError("--latents: name the policy that made them, with --model FOLDER or --model pocket")
     path = order.model or POCKET
-    tokens = order.max_sequence_length or (POCKET_TOKENS if path == POCKET else _PIPELINE_TOKENS)
-    section = ModelSection(family=order.family, path=path, dtype=order.dtype, max_sequence_length=tokens)
-    spec = ModelSpec(
-        section=section,
-        path=folder_of(path, "sd35"),
-        seed=0,
-        device=pick_device(order.device, key="--device"),
-        threads=torch.get_num_threads(),
-    )
-    spec.family.check(spec.path)
-    return spec
+    try:
+        return EncoderSetting.of(
+            path,
+            family=order.family,
+            max_sequence_length=order.max_sequence_length or (POCKET_TOKENS if path == POCKET else _PIPELINE_TOKENS),
+            dtype=order.dtype,
+            device=pick_device(order.device, key="--device"),
+        )
+    except CheckpointError as error:
+        raise CheckpointError(f"--model: {error}") from error
 
 
 def _buckets(choice: ImageChoice, trained: Mapping[str, TrainedOn]) -> BucketPlan | None:
@@ -143,9 +154,21 @@ def _buckets(choice: ImageChoice, trained: Mapping[str, TrainedOn]) -> BucketPla
 
 
 def _samples(order: Order, latent_space: str) -> list[Sample]:
-    if order.kind == "latent":
-        return latent_samples(find_files(order.places, LATENT_SUFFIXES), latent_space)
-    return image_samples(find_files(order.places, IMAGE_SUFFIXES))
+    if order.kind == "pixel":
+        return image_samples(find_files(order.places, IMAGE_SUFFIXES))
+    known = channels_and_factor(latent_space)
+    patch = max(1, TOKEN // known[1]) if order.family == "sd3" and known is not None else 1
+    return latent_samples(find_files(order.places, LATENT_SUFFIXES), latent_space, patch)
+
+
+def _say_latent_sizes(samples: Sequence[Sample], latent_space: str, trained: Mapping[str, TrainedOn]) -> None:
+    """Name the rewards that were trained on images of other sizes, where the space says how large the images are."""
+    known = channels_and_factor(latent_space)
+    if known is None:
+        return
+    sizes = {(sample.shape[-2] * known[1], sample.shape[-1] * known[1]) for sample in samples if not sample.problem}
+    for line in latent_deviations(sizes, trained):
+        _say(f"flowrl score: {line}")
 
 
 def _prompts(order: Order, samples: list[Sample]) -> list[str]:
@@ -156,9 +179,11 @@ def _prompts(order: Order, samples: list[Sample]) -> list[str]:
     return own_prompts(samples)
 
 
-def _collect(scored: Iterable[Scored], total: int, sheet: ContactSheet | None) -> list[Row]:
-    """All rows in the order of the samples, with a progress bar; problems are said as they come, up to a number."""
-    rows: dict[int, Row] = {}
+def _collect(scored: Iterable[Scored], rows: dict[int, Row], total: int, sheet: ContactSheet | None) -> None:
+    """Put the rows in `rows` by the places of their samples, with a progress bar.
+
+    Problems are said as they come, up to a number.
+    """
     said = 0
     for one in tqdm(scored, desc="score", total=total, unit="sample", disable=None):
         rows[one.index] = one.row
@@ -171,7 +196,16 @@ def _collect(scored: Iterable[Scored], total: int, sheet: ContactSheet | None) -
             sheet.add(one.index, score=first, file=one.row.file, prompt=one.row.prompt, pixels=one.pixels)
     if said > _SHOWN_PROBLEMS:
         _say(f"and {said - _SHOWN_PROBLEMS} more")
-    return [rows[index] for index in range(total)]
+
+
+def _write(order: Order, rows: Mapping[int, Row], labels: Sequence[str]) -> None:
+    """Write the table of the rows that there are, in the order of the samples."""
+    table = FORMATS[order.form]([rows[index] for index in sorted(rows)], labels)
+    if order.out is None:
+        sys.stdout.write(table)
+        sys.stdout.flush()
+    else:
+        write_atomically(order.out, table.encode())
 
 
 def _say(text: str) -> None:

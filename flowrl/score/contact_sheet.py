@@ -4,18 +4,28 @@ from __future__ import annotations
 
 import io
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cache
 
 import torch
 from PIL import Image, ImageDraw, ImageFont
 
 _CELL = 192  # pixels, the longer side of a thumbnail
 _GAP = 8
+_SMALL = 11  # pixels of a letter
 _LINE = 15
 _LINES = 3  # of a caption: score, file, prompt
 _COLUMNS = 8
 _GREY = "#555"
 LIMIT = 1000  # thumbnails
+# Of the usual systems, for scripts that Pillow's own font lacks.
+_OTHER_FONTS = (
+    *("DejaVuSans.ttf", "NotoSansCJK-Regular.ttc", "NotoEmoji-Regular.ttf", "wqy-zenhei.ttc"),
+    *("Arial Unicode.ttf", "msyh.ttc", "seguiemj.ttf"),
+)
+_NO_CHARACTER = "\U0010fffe"
+_Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,7 +63,7 @@ class ContactSheet:
         rows = math.ceil(len(best) / columns)
         width, height = _CELL + _GAP, _CELL + _LINES * _LINE + _GAP
         title = f"{self._label}, best first: {len(best)} of {self._count} scored images"
-        font, bold = ImageFont.load_default(11), ImageFont.load_default(13)
+        font, bold = ImageFont.load_default(_SMALL), ImageFont.load_default(13)
         left = max(columns * width + _GAP, math.ceil(bold.getlength(title)) + 2 * _GAP)
         sheet = Image.new("RGB", (left, rows * height + 3 * _GAP + _LINE), "white")
         draw = ImageDraw.Draw(sheet)
@@ -64,8 +74,8 @@ class ContactSheet:
             sheet.paste(one.image, (x + (_CELL - one.image.width) // 2, y + (_CELL - one.image.height) // 2))
             draw.text((x, y + _CELL), f"{one.score:.4g}", fill="black", font=bold)
             draw.text((x + _CELL, y + _CELL + 2), f"#{place + 1}", fill=_GREY, font=font, anchor="ra")
-            draw.text((x, y + _CELL + _LINE), _cut(one.file, font, from_left=True), fill=_GREY, font=font)
-            draw.text((x, y + _CELL + 2 * _LINE), _cut(one.prompt, font, from_left=False), fill=_GREY, font=font)
+            _write(draw, (x, y + _CELL + _LINE), one.file, from_left=True)
+            _write(draw, (x, y + _CELL + 2 * _LINE), one.prompt, from_left=False)
         stored = io.BytesIO()
         sheet.save(stored, format="PNG")
         return stored.getvalue()
@@ -81,7 +91,38 @@ def _thumbnail(pixels: torch.Tensor) -> Image.Image:
     return image
 
 
-def _cut(text: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont, *, from_left: bool) -> str:
+def _write(draw: ImageDraw.ImageDraw, place: tuple[int, int], text: str, *, from_left: bool) -> None:
+    """Write as much of a text as fits a cell, in a font that has its characters where there is one."""
+    font = _font_for(text)
+    draw.text(place, _cut(text, font, from_left=from_left), fill=_GREY, font=font)
+
+
+def _font_for(text: str) -> _Font:
+    fonts = _fonts()
+    if text.isascii():
+        return fonts[0]
+    return max(fonts, key=lambda font: sum(_has(font, character) for character in text))  # of equal ones the first
+
+
+def _has(font: _Font, character: str) -> bool:
+    """Whether a font draws a character otherwise than what is none."""
+    return bytes(font.getmask(character)) != bytes(font.getmask(_NO_CHARACTER))
+
+
+@cache
+def _fonts() -> tuple[_Font, ...]:
+    return (ImageFont.load_default(_SMALL), *_installed())
+
+
+def _installed() -> Iterator[_Font]:
+    for name in _OTHER_FONTS:
+        try:
+            yield ImageFont.truetype(name, _SMALL)
+        except OSError:  # there is none: a text is drawn as well as it can be
+            continue
+
+
+def _cut(text: str, font: _Font, *, from_left: bool) -> str:
     """The text, shortened until it fits a cell; a path keeps its end."""
     text = " ".join(text.split())
     if font.getlength(text) <= _CELL:

@@ -18,6 +18,7 @@ from flowrl.core.latent_space import channels_and_factor
 
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
 LATENT_SUFFIXES = (".safetensors",)
+_FLOATING = ("F64", "F32", "F16", "BF16")  # as safetensors calls what latents can be stored as
 
 
 class InputError(UserError, ValueError):
@@ -42,7 +43,8 @@ class Sample:
 
 
 def find_files(places: Sequence[Path], suffixes: tuple[str, ...]) -> list[Path]:
-    """The files among `places` and directly in the folders among them, in natural order: img2 before img10.
+    """The files among `places` and directly in the folders among them, in the order of `places`; those of a folder in
+    natural order: img2 before img10.
 
     A file is taken whatever its name, of a folder those with one of `suffixes`. Raises InputError for what is not
     there, for a folder without such a file, and for a file that is found twice.
@@ -54,7 +56,7 @@ def find_files(places: Sequence[Path], suffixes: tuple[str, ...]) -> list[Path]:
             inside = [file for file in files if file.suffix.lower() in suffixes]
             if not inside:
                 raise InputError(f"{place}: no file in this folder ends in {', '.join(suffixes)}")
-            found += inside
+            found += sorted(inside, key=lambda file: (_natural(file.name), file.name))
         elif place.is_file():
             found.append(place)
         else:
@@ -62,7 +64,7 @@ def find_files(places: Sequence[Path], suffixes: tuple[str, ...]) -> list[Path]:
     if len(set(found)) < len(found):
         twice = next(file for file in found if found.count(file) > 1)
         raise InputError(f"{twice}: given twice; name a file once, by itself or by its folder")
-    return sorted(found, key=lambda file: ([_natural(part) for part in file.parts], str(file)))
+    return found
 
 
 def _natural(text: str) -> list[tuple[int, str]]:
@@ -85,21 +87,25 @@ def image_samples(files: Sequence[Path]) -> list[Sample]:
     return samples
 
 
-def latent_samples(files: Sequence[Path], latent_space: str) -> list[Sample]:
+def latent_samples(files: Sequence[Path], latent_space: str, patch: int) -> list[Sample]:
     """One sample per row of the tensor `latents` of each file; a file that cannot be read is one sample with a problem.
 
     A file holds `latents` [N, C, h, w] or [C, h, w]; it may hold `seeds` [N] int64, and in its metadata `prompts`, a
-    JSON list of N texts, and `latent_space`. Raises InputError for latents that are not the policy's: of another space,
-    or of other channels than its name says.
+    JSON list of N texts, and `latent_space`. The policy sees latents in patches of `patch` x `patch`, and makes none
+    that these do not cover. Raises InputError for latents that are not the policy's: of another space, or of other
+    channels than its name says; and when no file can be read.
     """
     samples = []
     for file in files:
         try:
-            samples += _latent_samples(file, latent_space)
+            samples += _latent_samples(file, latent_space, patch)
         except (OSError, SafetensorError) as error:
             samples.append(Sample(name=str(file), path=file, problem=_unread(error)))
         except _LayoutError as error:
             samples.append(Sample(name=str(file), path=file, problem=str(error)))
+    if all(sample.problem for sample in samples):
+        count = f"none of {len(samples)} files can be scored, the first is " if len(samples) > 1 else ""
+        raise InputError(f"{count}{samples[0].name}: {samples[0].problem}")
     return samples
 
 
@@ -107,16 +113,19 @@ class _LayoutError(ValueError):
     """A safetensors file that is whole and holds something else."""
 
 
-def _latent_samples(file: Path, latent_space: str) -> list[Sample]:
+def _latent_samples(file: Path, latent_space: str, patch: int) -> list[Sample]:
     with safe_open(file, framework="pt") as tensors:
         names = list(tensors.keys())
         if "latents" not in names:
             raise _LayoutError(f"must hold a tensor 'latents', has {', '.join(sorted(names)) or 'none'}")
-        shape = tuple(tensors.get_slice("latents").get_shape())
+        latents = tensors.get_slice("latents")
+        shape, dtype = tuple(latents.get_shape()), latents.get_dtype()
         seeds = tensors.get_tensor("seeds") if "seeds" in names else None
         metadata: dict[str, str] = tensors.metadata() or {}
     if len(shape) not in (3, 4):
         raise _LayoutError(f"'latents' must be [N, C, h, w] or [C, h, w], is {list(shape)}")
+    if dtype not in _FLOATING:
+        raise _LayoutError(f"'latents' must be of {', '.join(_FLOATING)}, is of {dtype}")
     space = metadata.get("latent_space", latent_space)
     if space != latent_space:
         raise InputError(
@@ -130,7 +139,14 @@ def _latent_samples(file: Path, latent_space: str) -> list[Sample]:
             f"{file}: holds latents {list(shape)} of {shape[-3]} channels, but the policy's have {named[0]}; name with "
             "--model the policy that made them"
         )
+    if any(side < patch or side % patch for side in shape[-2:]):
+        raise _LayoutError(
+            f"'latents' must have a height and a width that are multiples of {patch}, as the policy's have, is "
+            f"{list(shape)}"
+        )
     count = shape[0] if several else 1
+    if not count:
+        raise _LayoutError(f"'latents' holds no sample, is {list(shape)}")
     numbers = _own_seeds(seeds, count)
     prompts = _own_prompts(metadata.get("prompts"), count)
     return [

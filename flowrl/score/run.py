@@ -9,6 +9,7 @@ from typing import Literal
 
 import torch
 
+from flowrl.base.errors import UserError
 from flowrl.core.reward_call import RewardInputError, score_in_parts
 from flowrl.core.seeds import evaluation_seeds
 from flowrl.protocols import Reward
@@ -133,6 +134,8 @@ def _converted(batch: _Batch, rewards: Sequence[LabelledReward], policy: PolicyP
     if batch.pixels is not None and batch.latents is None and "latent" in kinds:
         try:
             return replace(batch, latents=policy.inputs.latents(batch.pixels).cpu())
+        except UserError:  # of the encoders, which are loaded here: no image is to blame
+            raise
         except ValueError as error:
             return replace(batch, unfit=str(error))
     return batch

@@ -10,7 +10,7 @@ import torch
 
 from flowrl.base.dtypes import torch_dtype
 from flowrl.types import RewardInput
-from rewards.clip.preprocess import pixels_of
+from rewards.batch_inputs import pixels_of
 from rewards.clip.towers import CosineModel, check_config, load_clip, load_tokenizer, tokenize
 
 HUGE = "laion/CLIP-ViT-H-14-laion2B-s32B-b79K"  # the CLIP that HPSv2 and PickScore were trained from
@@ -38,8 +38,6 @@ class CosineReward:
         dtype: str,
         batch_size: int,
     ) -> None:
-        if batch_size < 1:
-            raise ValueError(f"{self.name}: batch_size must be at least 1, got {batch_size}")
         config = check_config(folder, base)
         self.tokenizer = load_tokenizer(folder, config, base)
         self.image_size = int(config.vision_config.image_size)

@@ -11,17 +11,8 @@ from typing import Literal
 import torch
 import torch.nn.functional as F
 
-from flowrl.types import RewardInput
-
 _MEAN = (0.48145466, 0.4578275, 0.40821073)
 _STD = (0.26862954, 0.26130258, 0.27577711)
-
-
-def pixels_of(batch: RewardInput, reward: str, device: torch.device) -> torch.Tensor:
-    """The pixels [B, 3, H, W] float32 of a batch, on `device`; raises ValueError when it has none."""
-    if batch.pixels is None:
-        raise ValueError(f"{reward} scores images: the batch must hold pixels")
-    return batch.pixels.to(device).float()
 
 
 def crop_pixels(pixels: torch.Tensor, size: int, library: Literal["torchvision", "transformers"]) -> torch.Tensor:
@@ -38,7 +29,7 @@ def crop_pixels(pixels: torch.Tensor, size: int, library: Literal["torchvision",
         top, left = round((height - size) / 2), round((width - size) / 2)
     else:
         top, left = (height - size) // 2, (width - size) // 2
-    return _normalise(resized[:, :, top : top + size, left : left + size])
+    return normalise(resized[:, :, top : top + size, left : left + size])
 
 
 def pad_pixels(pixels: torch.Tensor, size: int) -> torch.Tensor:
@@ -50,7 +41,7 @@ def pad_pixels(pixels: torch.Tensor, size: int) -> torch.Tensor:
     height, width = (max(1, round(edge * (size / long))) for edge in pixels.shape[2:])
     above, left = (size - height) // 2, (size - width) // 2
     margins = (left, size - width - left, above, size - height - above)
-    return _normalise(F.pad(_resize(pixels, height, width), margins))
+    return normalise(F.pad(_resize(pixels, height, width), margins))
 
 
 def _resize(pixels: torch.Tensor, height: int, width: int) -> torch.Tensor:
@@ -59,6 +50,7 @@ def _resize(pixels: torch.Tensor, height: int, width: int) -> torch.Tensor:
     return F.interpolate(pixels, (height, width), mode="bicubic", antialias=True, align_corners=False)
 
 
-def _normalise(pixels: torch.Tensor) -> torch.Tensor:
+def normalise(pixels: torch.Tensor) -> torch.Tensor:
+    """Pixels [B, 3, H, W] in [0, 1] less CLIP's mean colour, over its deviation."""
     mean, std = (pixels.new_tensor(values)[:, None, None] for values in (_MEAN, _STD))
     return (pixels - mean) / std

@@ -13,16 +13,12 @@ from flowrl.base.errors import UserError
 from flowrl.core.seeds import derive
 from rewards.data.comparison import BadRow, Comparison, ImageRef, Pair, SkippedRow, fault_of, pairs_of
 from rewards.data.images import BadImage, ImageReader
-from rewards.data.source import DataSource, open_source
+from rewards.data.source import CATEGORIES, KEEP_TIES, MIN_CONFIDENCE, SHARE, DataSource, open_source
 from rewards.data.statistics import MixtureStatistics, SourceTally
 
 # Why a row is not kept, in the order of the filters.
 BROKEN_ROW = "broken row"
 NO_PREFERENCE = "no preference in it"
-CATEGORIES = "categories"
-SHARE = "share"
-MIN_CONFIDENCE = "min_confidence"
-KEEP_TIES = "keep_ties"
 REPEATED = "repeated"
 CONTRADICTING = "contradicting"
 BROKEN_IMAGE = "broken image"
@@ -141,7 +137,7 @@ class _SourceScan:
                 tally.drop(BROKEN_ROW, bad=f"{row.origin}: {row.reason}")
             elif fault := fault_of(row):
                 tally.drop(BROKEN_ROW, bad=f"{row.origin}: {fault}")
-            elif reason := self._filter_by_row(row):
+            elif reason := self._source.leaves_out(row):
                 tally.drop(reason)
             elif scanned := self._scan(row):
                 yield scanned
@@ -149,19 +145,6 @@ class _SourceScan:
         self._judge(at_least=1)
         if not tally.comparisons:
             raise UserError(self._nothing_left())
-
-    def _filter_by_row(self, row: Comparison) -> str:
-        source = self._source
-        if source.categories and row.category not in source.categories:
-            return CATEGORIES
-        # By prompt, so that no prompt is half in; a smaller share has the same prompts and fewer.
-        if source.share < 1 and derive(SHARE, row.prompt) >= source.share * 2**63:
-            return SHARE
-        if row.confidence < source.min_confidence:
-            return MIN_CONFIDENCE
-        if not source.keep_ties and len(set(row.ranks)) == 1:
-            return KEEP_TIES
-        return ""
 
     def _scan(self, row: Comparison) -> ScannedComparison | None:
         prompt_key = derive(row.prompt)
@@ -227,8 +210,8 @@ class _SourceScan:
             if looked_at >= at_least and bad > self._max_bad_share * looked_at:
                 raise UserError(
                     f"{self._source.path}: {bad} of {looked_at} rows are unusable ({reason}), more than "
-                    f"data.max_bad_share = {self._max_bad_share:g}; {remedy}. The first of what is broken: "
-                    f"{'; '.join(tally.first_bad[:_IN_MESSAGE])}"
+                    f"data.max_bad_share = {self._max_bad_share:g}; {remedy}. The first: "
+                    f"{'; '.join(tally.first_bad[reason][:_IN_MESSAGE])}"
                 )
 
     def _nothing_left(self) -> str:

@@ -38,9 +38,17 @@ def open_parquet(path: Path) -> Any:
 
 
 def parquet_files(path: str) -> list[Path]:
+    """What `matching_files` gives; raises UserError when that is none."""
+    files = matching_files(path)
+    if not files:
+        raise UserError(f"{path}: there is no parquet file")
+    return files
+
+
+def matching_files(path: str) -> list[Path]:
     """The files that `path` means: itself, those below a folder, or those that a pattern matches, sorted by name.
 
-    Raises UserError when there are none, or when a folder holds several splits, as `train-*` beside `test-*`.
+    Raises UserError when a folder holds several splits, as `train-*` beside `test-*`.
     """
     if Path(path).is_dir():
         files = sorted(Path(path).glob("**/*.parquet"))
@@ -53,8 +61,6 @@ def parquet_files(path: str) -> list[Path]:
         files = [Path(name) for name in sorted(glob.glob(path, recursive=True))]
     else:
         files = [Path(path)]
-    if not files:
-        raise UserError(f"{path}: there is no parquet file")
     return files
 
 

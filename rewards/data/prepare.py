@@ -9,8 +9,8 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable
-from contextlib import nullcontext
-from dataclasses import asdict, dataclass
+from contextlib import nullcontext, suppress
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -19,21 +19,25 @@ import torch
 from safetensors import safe_open
 from tqdm import tqdm
 
+from flowrl.base.atomic_file import write_atomically
+from flowrl.base.config_tree import ConfigError
 from flowrl.base.errors import UserError
 from flowrl.base.folder_lock import take_lock, wait_for_lock
 from flowrl.core.buckets import BucketPlan, fit
 from flowrl.types import TextCondition
-from rewards.data.images import BadImage, ImageReader
+from rewards.data.images import BadImage, ImageReader, image_mark
 from rewards.data.mixture import MixtureScan
 from rewards.data.scan_index import ScanIndex
-from rewards.data.set_origin import begin, check_scan, check_settings
+from rewards.data.set_origin import check_files, check_folder, choices, settle
 from rewards.data.source import DataSource
+from rewards.data.source_files import source_stamps
 from rewards.data.statistics import MixtureStatistics
-from rewards.data.store import INFO, PROMPTS, TABLES, StoreInfo, save_info, save_tensors, shard_path
+from rewards.data.store import INFO, MARKS, PROMPTS, TABLES, StoreInfo, save_info, save_tensors, shard_path
 
 _PER_SHARD = 256  # samples or prompts
 _NAMED = 20  # broken images
 _STATISTICS, _BROKEN = "statistics.json", "broken.json"
+_MARKS = "marks"  # in a shard
 _SPARE = 256 * 2**20  # bytes that must stay free
 
 
@@ -74,11 +78,14 @@ def prepare(
 
     Several processes may fill one folder, each a part of the shards; the last to end makes it whole.
     Writes statistics.json and statistics.md of what was used. Raises UserError when the sources are too broken or
-    empty, the disk is too small, or the folder was begun with other settings.
+    empty, the disk is too small, or the folder was begun with other settings or made of what the sources held before.
     """
-    begin(folder, _choices(sources, buckets, encoders.dtype) | _made_by(encoders))
+    settings = choices(sources, buckets, encoders.dtype) | _made_by(encoders)
+    check_folder(folder, settings)
     if (folder / INFO).is_file():
+        check_files(folder, sources)
         return True
+    files = [source_stamps(source) for source in sources]
     own = folder / f".scan-{part}"
     own.mkdir(exist_ok=True)
     with take_lock(own, "data.store") or nullcontext():
@@ -87,8 +94,8 @@ def prepare(
         for found in tqdm(scan, desc=f"scanning for {folder.name}", unit=" comparisons", mininterval=2):
             index.add(found)
         index.close()
-        check_scan(folder, index.digest())
-        work = _Shards(folder, index, encoders, encode_batch)
+        settle(folder, settings, index.digest(), files)
+        work = _Shards(folder, own, index, encoders, encode_batch)
         work.write_samples(part, num_parts)
         work.write_conditions(part, num_parts)
         whole = work.are_whole()
@@ -100,17 +107,11 @@ def prepare(
                     losses = index.losses(broken=set(map(int, broken)), cut=cut, num_sources=len(sources))
                     statistics = scan.statistics.after(losses)
                     _check_broken(folder, broken, statistics, max_bad_share)
-                    shutil.copyfile(own / PROMPTS, folder / PROMPTS)
+                    write_atomically(folder / PROMPTS, (own / PROMPTS).read_bytes())
                     _make_whole(folder, statistics, index, work, encoders, broken)
+                    _remove_leavings(folder)
         shutil.rmtree(own)
     return whole
-
-
-def check_choices(folder: Path, sources: list[DataSource], buckets: BucketPlan, dtype: torch.dtype) -> None:
-    """Raise ConfigError where a set was prepared from other sources (their weights apart), in other buckets or as
-    another dtype; a set that came without its settings is taken as it is.
-    """
-    check_settings(folder, _choices(sources, buckets, dtype))
 
 
 def _cut_prompts(index: ScanIndex, encoders: Encoders) -> set[int]:
@@ -139,16 +140,11 @@ def _make_whole(
     broken: dict[str, str],
 ) -> None:
     """Write what stands beside the shards, store.json last."""
-    (folder / _STATISTICS).write_text(statistics.to_json(), encoding="utf-8")
-    page = statistics.to_markdown() + _lost(broken)
-    (folder / "statistics.md").write_text(page, encoding="utf-8")
-    (folder / _BROKEN).write_text(json.dumps(broken, indent=1) + "\n", encoding="utf-8")
+    write_atomically(folder / _STATISTICS, statistics.to_json().encode())
+    write_atomically(folder / "statistics.md", (statistics.to_markdown() + _lost(broken)).encode())
+    write_atomically(folder / _BROKEN, f"{json.dumps(broken, indent=1)}\n".encode())
     tables = index.tables(work.place(), broken=set(map(int, broken)))
-    save_tensors(folder / TABLES, tables)
-    for pattern in ("samples/*", "conditions/*", f"{Path(TABLES).stem}.*"):
-        for file in folder.glob(pattern):
-            if file.suffix != ".safetensors":  # of a process that was killed
-                file.unlink()
+    save_tensors(folder / TABLES, tables | {MARKS: work.marks()})
     save_info(
         folder,
         StoreInfo(
@@ -165,6 +161,16 @@ def _make_whole(
     )
 
 
+def _remove_leavings(folder: Path) -> None:
+    """Remove what parts that were killed had to themselves; a part at work holds its lock, and keeps it."""
+    for left in folder.glob(".scan-*"):
+        with suppress(ConfigError):
+            lock = take_lock(left, "data.store")
+            if lock is not None:
+                with lock:
+                    shutil.rmtree(left)
+
+
 def _lost(broken: dict[str, str]) -> str:
     """The names of what the scan could not see: images that break off after their header."""
     if not broken:
@@ -178,10 +184,13 @@ def _lost(broken: dict[str, str]) -> str:
 
 
 class _Shards:
-    """Writes the shards of one set; each is written once and found again after an interruption."""
+    """Writes the shards of one set; each is written once and found again after an interruption.
 
-    def __init__(self, folder: Path, index: ScanIndex, encoders: Encoders, encode_batch: int) -> None:
-        self._folder, self._index, self._encoders, self._batch = folder, index, encoders, encode_batch
+    They are written in `own`, a folder of this process alone, and then moved to their place.
+    """
+
+    def __init__(self, folder: Path, own: Path, index: ScanIndex, encoders: Encoders, encode_batch: int) -> None:
+        self._folder, self._own, self._index, self._encoders, self._batch = folder, own, index, encoders, encode_batch
         self._shards = [
             rows for number in range(len(index.sizes)) for rows in index.samples_of_size(number).split(_PER_SHARD)
         ]
@@ -203,17 +212,19 @@ class _Shards:
             if path.is_file():
                 continue
             size = self._index.sizes[int(self._index.size[rows[0]])]
-            parts, broken = [], {}
-            for batch in rows.split(self._batch):
+            parts, broken, marks = [], {}, torch.zeros(len(rows), dtype=torch.int64)
+            for start in range(0, len(rows), self._batch):
+                batch = rows[start : start + self._batch].tolist()
                 pixels = torch.zeros(len(batch), 3, *size)
-                for place, sample in enumerate(batch.tolist()):
+                for place, sample in enumerate(batch):
                     try:
-                        pixels[place] = fit(self._reader.pixels(self._index.image(sample)), size)
+                        image = self._reader.pixels(self._index.image(sample))
+                        pixels[place], marks[start + place] = fit(image, size), image_mark(image)
                     except BadImage as error:
                         broken[str(sample)] = str(error)
                 parts.append(self._encoded(pixels))
             name = "latents" if self._encoders.image else "pixels"
-            self._write(path, {name: torch.cat(parts)}, broken)
+            self._write(path, {name: torch.cat(parts), _MARKS: marks}, broken)
 
     def _encoded(self, pixels: torch.Tensor) -> torch.Tensor:
         if self._encoders.image is None:
@@ -254,7 +265,17 @@ class _Shards:
         free = shutil.disk_usage(path.parent).free
         if free < needed + _SPARE:
             raise UserError(f"{path}: needs {needed / 2**20:.0f} MiB, but {free / 2**20:.0f} MiB are free; make room")
-        save_tensors(path, tensors, {"broken": json.dumps(broken)})
+        aside = self._own / path.name
+        save_tensors(aside, tensors, {"broken": json.dumps(broken)})
+        aside.replace(path)
+
+    def marks(self) -> torch.Tensor:
+        """The mark [N] int64 of every sample's image, from the shards."""
+        found = torch.empty(self._index.num_samples, dtype=torch.int64)
+        for number, rows in enumerate(self._shards):
+            with safe_open(shard_path(self._folder, "samples", number), framework="pt") as file:
+                found[rows] = file.get_tensor(_MARKS)
+        return found
 
     def broken(self) -> dict[str, str]:
         """The samples whose pixels could not be read, by number, and why; from the shards' headers."""
@@ -263,14 +284,6 @@ class _Shards:
             with safe_open(shard_path(self._folder, "samples", number), framework="pt") as file:
                 found |= json.loads(file.metadata()["broken"])
         return found
-
-
-def _choices(sources: list[DataSource], buckets: BucketPlan, dtype: torch.dtype) -> dict[str, Any]:
-    # The weights of sources shape the training alone. How many images are encoded at once is left out as well: it
-    # moves latents in their last float32 bits, as another device does; of those that are kept as bfloat16 about one in
-    # 3,000 then rounds the other way.
-    taken = [{name: value for name, value in asdict(source).items() if name != "weight"} for source in sources]
-    return {"sources": taken, "buckets": asdict(buckets), "dtype": str(dtype)}
 
 
 def _made_by(encoders: Encoders) -> dict[str, Any]:

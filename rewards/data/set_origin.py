@@ -4,34 +4,94 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from flowrl.base.atomic_file import write_atomically
 from flowrl.base.config_tree import ConfigError
-from flowrl.base.errors import CheckpointError
-from flowrl.base.folder_lock import make_writable
+from flowrl.base.errors import CheckpointError, UserError
+from flowrl.base.folder_lock import make_writable, wait_for_lock
 from flowrl.base.weight_files import read_json
 from flowrl.core.buckets import BucketPlan
+from rewards.data.source import DataSource
+from rewards.data.source_files import FileStamp, difference, source_stamps
 from rewards.data.store import INFO
 
-_SETTINGS, _SCAN = "settings.json", "scan.sha256"
+_SETTINGS = "settings.json"
+_SCAN = "scan"  # the key of the digest of what the sources held
+_FILES = "files"  # the key of the stamps of the sources' files, a list for each source
 
 
-def begin(folder: Path, settings: dict[str, Any]) -> None:
+def choices(sources: list[DataSource], buckets: BucketPlan, dtype: torch.dtype) -> dict[str, Any]:
+    """The settings of a set that its configuration makes."""
+    # The weights of sources shape the training alone. How many images are encoded at once is left out as well: it
+    # moves latents in their last float32 bits, as another device does; of those that are kept as bfloat16 about one in
+    # 3,000 then rounds the other way.
+    taken = [{name: value for name, value in asdict(source).items() if name != "weight"} for source in sources]
+    return {"sources": taken, "buckets": asdict(buckets), "dtype": str(dtype)}
+
+
+def check_choices(folder: Path, sources: list[DataSource], buckets: BucketPlan, dtype: torch.dtype) -> None:
+    """Raise ConfigError where a set was prepared from other sources (their weights apart), in other buckets or as
+    another dtype; a set that came without its settings is taken as it is.
+    """
+    check_settings(folder, choices(sources, buckets, dtype))
+
+
+def check_files(folder: Path, sources: list[DataSource]) -> None:
+    """Raise ConfigError when a file of the sources that a set was prepared from has changed since.
+
+    A source of which no file is there any more is passed, and so is a set that came without the stamps of its files.
+    """
+    held = read_json(folder / _SETTINGS).get(_FILES) if (folder / _SETTINGS).is_file() else None
+    if held is None:
+        return
+    for stamps, source in zip(held, sources, strict=True):
+        found = source_stamps(source)
+        if found and (words := difference([FileStamp(**stamp) for stamp in stamps], found)):
+            raise ConfigError(
+                f"{folder}: {words} since this set was prepared; remove it to prepare anew, or, to use the set as it "
+                "is, name no sources"
+            )
+
+
+def check_folder(folder: Path, settings: dict[str, Any]) -> None:
     """Raise ConfigError when the folder holds something else, or a set or a part of one with other settings."""
-    begun = (folder / INFO).is_file() or any((folder / kind).is_dir() for kind in ("samples", "conditions"))
-    if begun and (folder / _SETTINGS).is_file():
+    if (folder / _SETTINGS).is_file():
         check_settings(folder, settings)
         return
     if (folder / INFO).is_file():
         return  # a set that was made elsewhere
-    held = {file.name for file in folder.iterdir() if not file.name.startswith(".")} if folder.is_dir() else set()
-    if held - {_SETTINGS, _SCAN}:
+    if folder.is_dir() and any(not file.name.startswith(".") for file in folder.iterdir()):
         raise ConfigError(f"{folder}: holds other files; set data.store to a new or empty folder")
     make_writable(folder, "data.store")
-    (folder / _SCAN).unlink(missing_ok=True)  # of a start that came to no shard
-    write_atomically(folder / _SETTINGS, f"{json.dumps(settings, indent=1)}\n".encode())
+
+
+def settle(
+    folder: Path, settings: dict[str, Any], scan: str, files: Sequence[Sequence[FileStamp]] | None = None
+) -> None:
+    """Make the folder a set of these settings and of a scan with this digest, before its first shard is written.
+
+    `files` are the stamps of each source's files from before the scan; None for a set that was read from none.
+
+    The first process to come here decides for all; raises ConfigError in one that comes with others, whose shards would
+    hold other samples under the same numbers.
+    """
+    with wait_for_lock(folder):
+        if not (folder / _SETTINGS).is_file():
+            origin = settings | {_SCAN: scan}
+            if files is not None:
+                origin |= {_FILES: [[asdict(stamp) for stamp in stamps] for stamps in files]}
+            write_atomically(folder / _SETTINGS, f"{json.dumps(origin, indent=1)}\n".encode())
+    check_settings(folder, settings)
+    if read_json(folder / _SETTINGS).get(_SCAN) != scan:
+        raise ConfigError(
+            f"{folder}: the sources are not what they were when this set was begun; remove it to prepare anew"
+        )
 
 
 def check_settings(folder: Path, settings: dict[str, Any]) -> None:
@@ -50,24 +110,16 @@ def check_settings(folder: Path, settings: dict[str, Any]) -> None:
         )
 
 
-def check_scan(folder: Path, digest: str) -> None:
-    """Raise ConfigError when shards may have been written of another scan: their rows would be other samples."""
-    file = folder / _SCAN
-    if not file.is_file():
-        write_atomically(file, digest.encode())
-    if file.read_text(encoding="utf-8") != digest:
-        raise ConfigError(
-            f"{folder}: the sources are not what they were when this set was begun; remove it to prepare anew"
-        )
-
-
 def prepared_buckets(folder: Path) -> BucketPlan | None:
-    """The sizes that the images of a set were brought to; None for one that came without its settings."""
+    """The sizes that the images of a set were brought to; None for one that came without its settings.
+
+    Raises CheckpointError when the settings do not say them.
+    """
     if not (folder / _SETTINGS).is_file():
         return None
     try:
         return BucketPlan(**read_json(folder / _SETTINGS)["buckets"])
-    except (KeyError, TypeError):
+    except (KeyError, TypeError, UserError):
         raise CheckpointError(
             f"{folder / _SETTINGS}: must say the buckets of the images; prepare the set again"
         ) from None

@@ -11,7 +11,7 @@ from omegaconf import MISSING
 
 from flowrl.base.config_tree import ConfigError
 from rewards.data import hpdv2, hpdv3, image_reward, jsonl, pick_a_pic
-from rewards.data.comparison import Row
+from rewards.data.comparison import Comparison, Row
 
 _JSON_FORMATS = {
     "hpdv3": hpdv3.read,
@@ -19,6 +19,12 @@ _JSON_FORMATS = {
     "image_reward": image_reward.read,
     "jsonl": jsonl.read,
 }
+
+# The keys of the filters by row.
+CATEGORIES = "categories"
+SHARE = "share"
+MIN_CONFIDENCE = "min_confidence"
+KEEP_TIES = "keep_ties"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,6 +50,24 @@ class DataSource:
     def title(self) -> str:
         """What reports and messages call it."""
         return self.name or self.format
+
+    def leaves_out(self, row: Comparison) -> str:
+        """The key that leaves a comparison out by what its row says; empty when none does.
+
+        The filters that look at images or at other rows, `min_area` and `max_pairs_per_prompt`, are the mixture's.
+        """
+        from flowrl.core.seeds import derive  # which loads torch; a configuration is read without it
+
+        if self.categories and row.category not in self.categories:
+            return CATEGORIES
+        # By prompt, so that no prompt is half in; a smaller share has the same prompts and fewer.
+        if self.share < 1 and derive(SHARE, row.prompt) >= self.share * 2**63:
+            return SHARE
+        if row.confidence < self.min_confidence:
+            return MIN_CONFIDENCE
+        if not self.keep_ties and len(set(row.ranks)) == 1:
+            return KEEP_TIES
+        return ""
 
 
 def check_source(source: DataSource, key: str) -> None:

@@ -5,13 +5,13 @@ from __future__ import annotations
 import json
 import math
 from bisect import bisect_right
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
 
 from rewards.data.comparison import Comparison, Pair
 
-NAMED = 20  # broken rows of a source that are listed
+NAMED = 20  # rows of a source that are listed as broken in one way
 CONFIDENCE_EDGES = (0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 1.0)
 SIDE_EDGES = (256, 384, 512, 768, 1024, 1536, 2048)  # pixels, square root of the area
 
@@ -62,7 +62,7 @@ class SourceStatistics:
     dropped: dict[str, int]  # reason -> rows, in the order of the filters
     repeated_pairs: int  # taken out because the same label was there before, in this source or an earlier one
     contradicting_pairs: int  # taken out because another label was there before
-    first_bad: tuple[str, ...]  # at most 20
+    first_bad: dict[str, tuple[str, ...]]  # reason -> at most 20 of the rows that are broken in that way
     first_contradicting: tuple[str, ...]  # at most 20
     confidence: Histogram  # of kept comparisons; where the data has none it is 1
     side: Histogram  # of kept images, square root of the area in pixels
@@ -101,7 +101,7 @@ class MixtureStatistics:
 
 @dataclass(kw_only=True)
 class SourceTally:
-    """Counts one source while it is read; its sets of 64-bit keys are let go of when `finish` is called."""
+    """Counts one source while it is read; its sets of 63-bit hashes are let go of when `finish` is called."""
 
     name: str
     format: str
@@ -115,7 +115,7 @@ class SourceTally:
     dropped: Counter[str] = field(default_factory=Counter)
     repeated_pairs: int = 0
     contradicting_pairs: int = 0
-    first_bad: list[str] = field(default_factory=list)
+    first_bad: defaultdict[str, list[str]] = field(default_factory=lambda: defaultdict(list))
     first_contradicting: list[str] = field(default_factory=list)
     categories: Counter[str] = field(default_factory=Counter)
     pairs_by_prompt: dict[int, int] = field(default_factory=dict)
@@ -127,8 +127,8 @@ class SourceTally:
     def drop(self, reason: str, *, bad: str = "") -> None:
         """Count a row that is not kept; `bad` names one that is broken."""
         self.dropped[reason] += 1
-        if bad and len(self.first_bad) < NAMED:
-            self.first_bad.append(bad)
+        if bad and len(self.first_bad[reason]) < NAMED:
+            self.first_bad[reason].append(bad)
 
     def contradict(self, text: str, pairs: int) -> None:
         """Count pairs of one row that were labelled otherwise before."""
@@ -182,7 +182,7 @@ class SourceTally:
             dropped={reason: self.dropped[reason] for reason in reasons if self.dropped[reason]},
             repeated_pairs=self.repeated_pairs,
             contradicting_pairs=self.contradicting_pairs,
-            first_bad=tuple(self.first_bad),
+            first_bad={reason: tuple(self.first_bad[reason]) for reason in reasons if reason in self.first_bad},
             first_contradicting=tuple(self.first_contradicting),
             confidence=Histogram(edges=CONFIDENCE_EDGES, counts=tuple(self._confidence)),
             side=Histogram(edges=SIDE_EDGES, counts=tuple(self._side)),
@@ -208,9 +208,9 @@ def _source_sections(one: SourceStatistics) -> list[str]:
     if one.categories:
         counts = [(category, str(count)) for category, count in one.categories.items()]
         parts.append(_table(("category", "comparisons"), counts))
-    for title, lines in (("broken", one.first_bad), ("contradicting", one.first_contradicting)):
+    for title, lines in (*one.first_bad.items(), ("contradicting", one.first_contradicting)):
         if lines:
-            parts.append(f"The first that are {title}:\n\n" + "\n".join(f"- {line}" for line in lines))
+            parts.append(f"The first of the reason {title}:\n\n" + "\n".join(f"- {line}" for line in lines))
     return parts
 
 

@@ -9,31 +9,30 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
 from collections import OrderedDict
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 
 from flowrl.base.atomic_file import write_atomically
 from flowrl.base.errors import CheckpointError
-from flowrl.base.file_mode import apply_umask
 from flowrl.base.weight_files import check_safetensors, read_json
 from flowrl.types import TextCondition
 from rewards.data.pairs import PairTable
 
 FORMAT, VERSION = "flowrl_preferences", 1
 INFO, PROMPTS, TABLES = "store.json", "prompts.jsonl", "tables.safetensors"
+MARKS = "sample_mark"
 _COLUMNS = {"sample_shard", "sample_row", "sample_prompt", "sample_shape"} | {f"pair_{c}" for c in PairTable.COLUMNS}
 _OPEN_SHARDS = 512  # mapped at once; a process may have some 65,000 mappings
 
 
 @dataclass(frozen=True, kw_only=True)
 class StoreInfo:
-    """What store.json says.
+    """What store.json says; `encoders` and the numbers of samples and prompts are there for a person who opens it.
 
     Example: a set prepared for SD3.5 at 256 T5 tokens has ``latent_space="vae16x8-scale1.5305-shift0.0609"`` and
     ``text_length=333``.
@@ -56,11 +55,8 @@ def shard_path(folder: Path, kind: str, number: int) -> Path:
 
 
 def save_tensors(path: Path, tensors: dict[str, torch.Tensor], metadata: dict[str, str] | None = None) -> None:
-    """Write a file of tensors that is whole or absent."""
-    aside = path.with_suffix(f".{os.getpid()}")
-    save_file({key: value.contiguous() for key, value in tensors.items()}, aside, metadata=metadata)
-    apply_umask(aside)
-    aside.replace(path)
+    """Write a file of tensors that is whole or absent, also after a crash."""
+    write_atomically(path, save({key: value.contiguous() for key, value in tensors.items()}, metadata))
 
 
 def save_info(folder: Path, info: StoreInfo) -> None:
@@ -98,6 +94,7 @@ class PreferenceStore:
         self.shard, self._row = tables["sample_shard"], tables["sample_row"]  # [N] int64 each
         self.prompt = tables["sample_prompt"]  # [N] int64, row of `prompts`
         self.shape = tables["sample_shape"]  # [N] int64: samples of one number have one shape
+        self.mark = tables.get(MARKS)  # [N] int64, equal for equal images; None: the set does not say
         self.pairs = PairTable(
             **{field: tables[f"pair_{field}"] for field in PairTable.COLUMNS},
             sources=self.info.sources,
@@ -111,10 +108,33 @@ class PreferenceStore:
         lines = (self.folder / PROMPTS).read_text(encoding="utf-8").splitlines()
         return [json.loads(line) for line in lines]
 
+    @property
+    def stamp(self) -> str:
+        """What another set at the same path has otherwise: when the tables were written, and their size."""
+        stat = (self.folder / TABLES).stat()
+        return f"{stat.st_size}.{stat.st_mtime_ns}"
+
     def require(self, name: str) -> None:
         """Raise CheckpointError unless the set holds samples as `name`: "latents" or "pixels"."""
         if name not in self.info.holds:
             raise CheckpointError(f"{self.folder}: holds {' and '.join(self.info.holds)}, not {name}; prepare it again")
+
+    def check_finite(self, samples: torch.Tensor) -> None:
+        """Raise CheckpointError naming the first file in which numbers of samples [B] or of their prompts are not
+        finite.
+        """
+        size = self.info.conditions_per_shard
+        for sample in samples.tolist():
+            prompt = int(self.prompt[sample])
+            places = [("samples", int(self.shard[sample]), int(self._row[sample]))]
+            if self.info.text_length:
+                places.append(("conditions", prompt // size, prompt % size))
+            for kind, number, row in places:
+                if not all(bool(tensor[row].isfinite().all()) for tensor in self._shard(kind, number).values()):
+                    raise CheckpointError(
+                        f"{shard_path(self.folder, kind, number)}: damaged: row {row} holds numbers that are not "
+                        f"finite; copy the file again, or remove {self.folder} and prepare it anew"
+                    )
 
     def texts(self, samples: torch.Tensor) -> tuple[str, ...]:
         """The prompts of samples [B]."""

@@ -17,7 +17,7 @@ from diffusers import FlowMatchEulerDiscreteScheduler, SD3Transformer2DModel
 from safetensors import safe_open
 
 from flowrl.base.errors import CheckpointError
-from flowrl.base.weight_files import check_model_folder, read_json
+from flowrl.base.weight_files import check_model_folder, read_json, weight_files
 from flowrl.core.latent_space import latent_space_of
 from rewards.dina_lrm.model import DiNaConfig, DiNaModel, nearest_level
 from rewards.files import load_strict, sd3_settings
@@ -133,13 +133,9 @@ def _folder(path: str, what: str) -> Path:
 
 def _read_but(folder: Path, unused: set[str]) -> dict[str, torch.Tensor]:
     """The tensors of a diffusers folder that has been checked, without reading those of `unused`."""
-    index = folder / f"{_STEM}.safetensors.index.json"
-    names = {f"{_STEM}.safetensors"}
-    if index.is_file():
-        names = set(read_json(index)["weight_map"].values())
     tensors: dict[str, torch.Tensor] = {}
-    for name in sorted(names):
-        with safe_open(folder / name, framework="pt") as file:
+    for path in weight_files(folder, _STEM):
+        with safe_open(path, framework="pt") as file:
             tensors |= {key: file.get_tensor(key) for key in file.keys() if key not in unused}
     return tensors
 

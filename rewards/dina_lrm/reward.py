@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any, Literal
+from collections.abc import Sequence
+from typing import Literal
 
 import torch
 
 from flowrl.base.dtypes import torch_dtype
 from flowrl.types import RewardInput, TrainedOn
+from rewards.batch_inputs import LatentFormat
 from rewards.dina_lrm.layout import check_files, load
 from rewards.dina_lrm.model import sample_noise
 
@@ -40,29 +41,29 @@ class DiNaLRM:
         calibrated: bool = False,
         text_length: int = 0,
     ) -> None:
-        if batch_size < 1:
-            raise ValueError(f"dina_lrm: batch_size must be at least 1, got {batch_size}")
-        if text_length < 0:
-            raise ValueError(f"dina_lrm: text_length must be at least 0 (any length), got {text_length}")
         loaded = load(path, base, _levels(u), dtype=torch_dtype(dtype))
         self.latent_space: str | None = loaded.latent_space
-        self.channels = loaded.channels
+        self._format = LatentFormat(
+            reward=self.name,
+            latent_space=loaded.latent_space,
+            channels=loaded.channels,
+            text_length=_checked_length(text_length),
+            noise=sample_noise,
+        )
         self.calibrated = calibrated
-        self.text_length = text_length
         self.batch_size = batch_size
         self.device = torch.device(device)
         self.module: torch.nn.Module = loaded.model.to(self.device)
 
     @staticmethod
-    def check(options: Mapping[str, Any]) -> TrainedOn | None:
-        """The latent space of the base that `options` name, and the text length that they demand.
+    def preflight(path: str, base: str, u: float | list[float], text_length: int) -> TrainedOn | None:
+        """The latent space of the `base`, and the text length that is demanded.
 
         No image sizes: published are buckets of many areas, from 256 x 256 to 1472 x 832, which no one plan describes.
-        Raises CheckpointError when the files are not whole.
+        Raises CheckpointError when the files are not whole, ValueError when there are no such levels or lengths.
         """
-        _levels(options.get("u", DEFAULT_U))
-        space = check_files(options["path"], options["base"])
-        return TrainedOn(latent_space=space, text_length=options.get("text_length", 0))
+        _levels(u)
+        return TrainedOn(latent_space=check_files(path, base), text_length=_checked_length(text_length))
 
     def __call__(self, batch: RewardInput) -> torch.Tensor:
         """Scores [B] float32, with gradient to `batch.latents` where that asks for one.
@@ -70,24 +71,15 @@ class DiNaLRM:
         Latents [B, C, h, w] float32 model-scaled; condition embeds [B or 1, L, D]. Raises ValueError when the batch
         lacks latents or their condition, or has other channels or another text length than it must.
         """
-        latents, condition = batch.latents, batch.condition
-        if latents is None or condition is None:
-            raise ValueError("dina_lrm scores latents: the batch must hold latents and their text condition")
-        if latents.ndim != 4 or latents.shape[1] != self.channels:
-            raise ValueError(
-                f"dina_lrm reads latents of {self.channels} channels in the space {self.latent_space!r}, "
-                f"got latents {list(latents.shape)}; use a reward made for this policy's VAE"
-            )
-        if self.text_length not in (0, condition.embeds.shape[1]):
-            raise ValueError(
-                f"dina_lrm: text_length asks for {self.text_length} text tokens, got {condition.embeds.shape[1]}; "
-                "encode prompts with another max_sequence_length, or set text_length to 0"
-            )
-        size = len(latents)
-        noise = sample_noise(batch.seeds, tuple(latents.shape[1:]))
-        inputs = (latents, noise, condition.embeds.expand(size, -1, -1), condition.pooled.expand(size, -1))
-        scores: torch.Tensor = self.module(*(tensor.to(self.device) for tensor in inputs))
+        scores: torch.Tensor = self.module(*self._format.tensors(batch, self.device))
         return (scores + 10) / 10 if self.calibrated else scores
+
+
+def _checked_length(text_length: int) -> int:
+    """A number of text tokens to demand; raises ValueError when there can be no such number."""
+    if text_length < 0:
+        raise ValueError(f"dina_lrm: text_length must be at least 0 (any length), got {text_length}")
+    return text_length
 
 
 def _levels(u: float | Sequence[float]) -> tuple[float, ...]:

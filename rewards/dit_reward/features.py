@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 
@@ -20,9 +21,9 @@ _PER_SHARD = 2048  # samples
 
 
 class FeatureShards:
-    """The features [N, K, F] float32 of a set's N samples at K noise levels, mapped from files of one folder.
+    """The features [N, K, F] float32 of a set's N samples, mapped from files of one folder.
 
-    Noise is keyed by prompt, so that the samples of a comparison share it.
+    K are the noise levels that a head is averaged over, or the layers that are probed.
     """
 
     def __init__(self, folder: Path, num_samples: int) -> None:
@@ -35,25 +36,26 @@ class FeatureShards:
 
     def compute(
         self,
-        model: DiTRewardModel,
-        store: PreferenceStore,
+        read: Callable[[torch.Tensor], torch.Tensor],
+        shapes: torch.Tensor,
         *,
         batch_size: int,
-        device: torch.device,
-        rank: int,
-        world: int,
+        rank: int = 0,
+        world: int = 1,
     ) -> None:
-        """Write the shards that are not there, this rank's share of them."""
+        """Write the shards that are not there, this rank's share of them.
+
+        `read` gives the features [n, K, F] of samples [n] of one shape; `shapes` [N] is the shape of each sample.
+        """
         self._folder.mkdir(parents=True, exist_ok=True)
         missing = [n for n in range(rank, self._num_shards, world) if not self._path(n).is_file()]
-        net = model.to(device).eval()
         for number in tqdm(missing, desc="features", unit="shard", mininterval=2, disable=rank > 0):
-            stop = min((number + 1) * _PER_SHARD, len(store.shape))
+            stop = min((number + 1) * _PER_SHARD, len(shapes))
             rows = torch.arange(number * _PER_SHARD, stop)
             features = torch.empty(0)
-            for shape in torch.unique(store.shape[rows]).tolist():
-                for part in rows[store.shape[rows] == shape].split(batch_size):
-                    found = pooled(net, store, part, device)
+            for shape in torch.unique(shapes[rows]).tolist():
+                for part in rows[shapes[rows] == shape].split(batch_size):
+                    found = read(part)
                     features = torch.zeros(len(rows), *found.shape[1:]) if not len(features) else features
                     features[part - rows[0]] = found
             save_tensors(self._path(number), {"features": features})
@@ -69,14 +71,24 @@ class FeatureShards:
 
 
 @torch.no_grad()
-def pooled(model: DiTRewardModel, store: PreferenceStore, samples: torch.Tensor, device: torch.device) -> torch.Tensor:
+def pooled(model: DiTRewardModel, store: PreferenceStore, samples: torch.Tensor) -> torch.Tensor:
     """The pooled features [n, K, F] float32 on the CPU of samples [n] of one shape, at each of the model's K levels."""
+    inputs = model_inputs(model, store, samples)
+    return torch.stack([model.features(*inputs, sigma) for sigma in model.config.sigmas], 1).float().cpu()
+
+
+def model_inputs(
+    model: DiTRewardModel, store: PreferenceStore, samples: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Latents, noise, embeds and pooled embeds of samples [n] of one shape, on the model's device.
+
+    Noise is keyed by prompt, so that the samples of a comparison share it.
+    """
     latents = store.tensors("latents", samples)
     condition = store.conditions(store.prompt[samples])
     noise = sample_noise(evaluation_seeds(store.texts(samples)), tuple(latents.shape[1:]))
-    latents, noise, embeds, text = (t.to(device) for t in (latents, noise, condition.embeds, condition.pooled))
-    levels = [model.features(latents, noise, embeds, text, sigma) for sigma in model.config.sigmas]
-    return torch.stack(levels, 1).float().cpu()
+    device = model.transformer.device
+    return latents.to(device), noise.to(device), condition.embeds.to(device), condition.pooled.to(device)
 
 
 def features_name(model: DiTRewardModel, part: str, backbone: str) -> str:

@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from safetensors import safe_open
 
-from flowrl.base.weight_files import check_model_folder, read_json
+from flowrl.base.weight_files import check_model_folder, weight_files
 
 # Not learned: a table that depends on the sizes alone, and is the same in all models of a layout.
 _TABLE = "pos_embed.pos_embed"
@@ -24,11 +24,9 @@ def fingerprint(folder: Path, stem: str) -> str:
     otherwise. Raises CheckpointError when a file is missing or torn.
     """
     check_model_folder(folder, stem)
-    index = folder / f"{stem}.safetensors.index.json"
-    names = set(read_json(index)["weight_map"].values()) if index.is_file() else {f"{stem}.safetensors"}
     parts: dict[str, bytes] = {}
-    for name in sorted(names):
-        with safe_open(folder / name, framework="pt") as file:
+    for path in weight_files(folder, stem):
+        with safe_open(path, framework="pt") as file:
             for key in file.keys():
                 if key == _TABLE:
                     continue

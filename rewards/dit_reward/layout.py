@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +33,7 @@ _BACKBONES = (_OWN, _BASE, _BASE_AND_LORA)
 LORA = "backbone_lora"
 ADAPTER = "default"  # diffusers' name for the one adapter of a model
 STEM = "diffusion_pytorch_model"
-_HEAD = "reward_head.safetensors"
+HEAD = "reward_head.safetensors"
 _CARD = """---
 library_name: flowrl
 tags: [reward-model, latent, stable-diffusion-3]
@@ -97,7 +98,7 @@ def save(
         lora = LoraSettings(rank=adapter.r, alpha=adapter.lora_alpha, targets=targets)
         save_lora(folder / LORA, factors, lora, base=model.config.base)
     stored_head = {key: value.detach().to("cpu", dtype).contiguous() for key, value in head.items()}
-    save_file(stored_head, folder / _HEAD, metadata={"format": "pt"})
+    save_file(stored_head, folder / HEAD, metadata={"format": "pt"})
     (folder / "README.md").write_text(_card(model.config, notes, whole=whole), encoding="utf-8")
 
 
@@ -156,13 +157,90 @@ def merged_weights(transformer: SD3Transformer2DModel, state: dict[str, torch.Te
     return weights
 
 
+@dataclass(frozen=True, kw_only=True)
+class RewardFolder:
+    """A DiT-Reward's folder whose config.json has been read, and where its backbone lies.
+
+    Example: ``open_folder(Path("my-reward")).config.text_length``
+    """
+
+    path: Path
+    config: DiTRewardConfig
+    kind: str  # whose weights the backbone has, one of _BACKBONES
+    backbone: Path  # a transformer as diffusers saves it
+
+
+def read_folder(path: Path, base: str = "") -> RewardFolder:
+    """Read config.json and find the backbone, of which nothing is looked at; raises CheckpointError when the folder is
+    not a DiT-Reward, has no backbone, or has its own and is given a base.
+
+    `base` is the diffusers folder of the backbone where the folder holds none, by default the one in its config.json.
+    """
+    settings = _read_settings(path)
+    kind = settings.pop("backbone", None)
+    config = _config(settings, path / "config.json")
+    if kind not in _BACKBONES:
+        raise CheckpointError(f"{path / 'config.json'}: backbone must be one of {_BACKBONES}, got {kind!r}")
+    if kind == _OWN and base:
+        raise CheckpointError(f"{path}: holds its own backbone; leave the option base out, which is {base}")
+    return RewardFolder(path=path, config=config, kind=kind, backbone=_backbone(path, kind, base or config.base))
+
+
+def holds_backbone(path: Path) -> bool:
+    """Whether a reward needs no base; raises CheckpointError when the folder is not a DiT-Reward."""
+    return _read_settings(path).get("backbone") == _OWN
+
+
+def open_folder(path: Path, base: str = "") -> RewardFolder:
+    """Read a folder as `read_folder` does, its weights looked at but hardly read; raises CheckpointError naming the
+    file that is at fault.
+    """
+    folder = read_folder(path, base)
+    sd3_settings(folder.backbone)
+    check_model_folder(folder.backbone, STEM)
+    if folder.kind != _OWN:
+        _check_base(folder)
+    if folder.kind == _BASE_AND_LORA:
+        check_lora(path / LORA)
+    check_safetensors(path / HEAD)
+    return folder
+
+
+def load(path: Path, *, dtype: torch.dtype, base: str = "") -> DiTRewardModel:
+    """Read the folder as `dtype`, in evaluation mode; raises CheckpointError naming the file that is at fault.
+
+    `base` is the diffusers folder of the backbone where the folder holds none, by default the one in its config.json.
+    """
+    folder = open_folder(path, base)
+    tensors = read_shards(folder.backbone, STEM)
+    head = read_tensors(path / HEAD)
+    with torch.device("meta"):
+        try:
+            transformer = SD3Transformer2DModel.from_config(sd3_settings(folder.backbone))
+            model = DiTRewardModel(transformer, folder.config)
+        except ValueError as error:
+            raise CheckpointError(f"{path}: {error}") from None
+    load_strict(model.transformer, tensors, folder.backbone, dtype)
+    load_strict(model.head, head, path / HEAD, dtype)
+    if folder.kind == _BASE_AND_LORA:
+        merge_lora(model.transformer, path / LORA)
+    return model.eval().requires_grad_(False)
+
+
+def text_shape(path: Path) -> tuple[int, int, int]:
+    """The text conditions that a reward reads: tokens, their width, and the width of the pooled vector."""
+    folder = read_folder(path)
+    settings = sd3_settings(folder.backbone)
+    return folder.config.text_length, int(settings["joint_attention_dim"]), int(settings["pooled_projection_dim"])
+
+
 def _read_settings(folder: Path) -> dict[str, Any]:
     """The content of config.json but for its format; raises CheckpointError when the folder is not a DiT-Reward."""
     if not (folder / "config.json").is_file():
         hint = " (a diffusers pipeline)" if (folder / "model_index.json").is_file() else ""
         raise CheckpointError(
             f"{folder}{hint} is not a DiT-Reward folder: it has no config.json; "
-            f"expected config.json, transformer/ and {_HEAD}"
+            f"expected config.json, transformer/ and {HEAD}"
         )
     settings = read_json(folder / "config.json")
     if settings.pop("format", None) != FORMAT:
@@ -170,97 +248,45 @@ def _read_settings(folder: Path) -> dict[str, Any]:
     return settings
 
 
-def load_config(folder: Path) -> DiTRewardConfig:
-    """Read config.json; raises CheckpointError when the folder is not a DiT-Reward."""
-    settings = _read_settings(folder)
-    settings.pop("backbone", None)
+def _config(settings: dict[str, Any], file: Path) -> DiTRewardConfig:
+    """The config that a file's settings are; raises CheckpointError when they are of another kind."""
     fields = {field.name for field in dataclasses.fields(DiTRewardConfig)}
     missing, unknown = sorted(fields - _MAY_LACK - settings.keys()), sorted(settings.keys() - fields)
     if missing or unknown:
-        raise CheckpointError(f"{folder / 'config.json'}: missing keys {missing}, unknown keys {unknown}")
+        raise CheckpointError(f"{file}: missing keys {missing}, unknown keys {unknown}")
     for key in ("layers", "head_dims", "sigmas"):
         settings[key] = tuple(settings[key])
     try:
         return DiTRewardConfig(**settings)
     except ValueError as error:
-        raise CheckpointError(f"{folder / 'config.json'}: {error}") from None
+        raise CheckpointError(f"{file}: {error}") from None
 
 
-def check_folder(folder: Path, base: str = "") -> DiTRewardConfig:
-    """The settings of the folder, its weights looked at but hardly read; raises CheckpointError naming the file."""
-    config = load_config(folder)
-    backbone = _backbone_folder(folder, config, base)
-    sd3_settings(backbone)
-    check_model_folder(backbone, STEM)
-    kind = _backbone_kind(folder)
-    if kind != _OWN:
-        _check_base(folder, config, backbone)
-    if kind == _BASE_AND_LORA:
-        check_lora(folder / LORA)
-    check_safetensors(folder / _HEAD)
-    return config
-
-
-def _check_base(folder: Path, config: DiTRewardConfig, backbone: Path) -> None:
-    """Raise CheckpointError unless a backbone has the weights that the reward was trained on."""
-    if not config.base_fingerprint:
-        raise CheckpointError(
-            f"{folder / 'config.json'}: has no base_fingerprint, so that the weights in {backbone} cannot be told from "
-            "others; export the reward again: flowrl reward train --resume RUN_DIR"
-        )
-    if fingerprint(backbone, STEM) != config.base_fingerprint:
-        raise CheckpointError(
-            f"{folder}: was trained on other weights than those in {backbone}; give the diffusers folder of the model "
-            f"that it was trained on ({config.base}, as it was then) with the option base"
-        )
-
-
-def load(folder: Path, *, dtype: torch.dtype, base: str = "") -> DiTRewardModel:
-    """Read the folder as `dtype`, in evaluation mode; raises CheckpointError naming the file that is at fault.
-
-    `base` is the diffusers folder of the backbone where the folder holds none, by default the one in its config.json.
-    """
-    config = check_folder(folder, base)
-    backbone = _backbone_folder(folder, config, base)
-    tensors = read_shards(backbone, STEM)
-    head = read_tensors(folder / _HEAD)
-    with torch.device("meta"):
-        try:
-            model = DiTRewardModel(SD3Transformer2DModel.from_config(read_json(backbone / "config.json")), config)
-        except ValueError as error:
-            raise CheckpointError(f"{folder}: {error}") from None
-    load_strict(model.transformer, tensors, backbone, dtype)
-    load_strict(model.head, head, folder / _HEAD, dtype)
-    if _backbone_kind(folder) == _BASE_AND_LORA:
-        merge_lora(model.transformer, folder / LORA)
-    return model.eval().requires_grad_(False)
-
-
-def text_shape(folder: Path) -> tuple[int, int, int]:
-    """The text conditions that a reward reads: tokens, their width, and the width of the pooled vector."""
-    config = load_config(folder)
-    settings = read_json(_backbone_folder(folder, config, "") / "config.json")
-    return config.text_length, int(settings["joint_attention_dim"]), int(settings["pooled_projection_dim"])
-
-
-def _backbone_kind(folder: Path) -> str:
-    found = _read_settings(folder).get("backbone")
-    if found not in _BACKBONES:
-        raise CheckpointError(f"{folder / 'config.json'}: backbone must be one of {_BACKBONES}, got {found!r}")
-    return str(found)
-
-
-def _backbone_folder(folder: Path, config: DiTRewardConfig, base: str) -> Path:
+def _backbone(folder: Path, kind: str, base: str) -> Path:
     """Where the transformer lies: in the folder itself, or in that of the model it was trained on."""
-    if _backbone_kind(folder) == _OWN:
+    if kind == _OWN:
         if not (folder / "transformer").is_dir():
             raise CheckpointError(f"{folder}: transformer/ is missing; copy the folder again")
         return folder / "transformer"
-    named = base or config.base
-    found = folder_of(named, "sd35") / "transformer"
+    found = folder_of(base, "sd35") / "transformer"
     if not found.is_dir():
         raise CheckpointError(
-            f"{folder}: holds no backbone, and {named} is not a folder with a transformer/; give the diffusers folder "
+            f"{folder}: holds no backbone, and {base} is not a folder with a transformer/; give the diffusers folder "
             "of the model that it was trained on with the option base"
         )
     return found
+
+
+def _check_base(folder: RewardFolder) -> None:
+    """Raise CheckpointError unless the backbone has the weights that the reward was trained on."""
+    config = folder.config
+    if not config.base_fingerprint:
+        raise CheckpointError(
+            f"{folder.path / 'config.json'}: has no base_fingerprint, so that the weights in {folder.backbone} cannot "
+            "be told from others; export the reward again: flowrl reward train --resume RUN_DIR"
+        )
+    if fingerprint(folder.backbone, STEM) != config.base_fingerprint:
+        raise CheckpointError(
+            f"{folder.path}: was trained on other weights than those in {folder.backbone}; give the diffusers folder "
+            f"of the model that it was trained on ({config.base}, as it was then) with the option base"
+        )

@@ -5,22 +5,23 @@ The pixel interface of arXiv 2606.23626 (Table 2): slower, and for images that d
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 
 from flowrl.base.dtypes import torch_dtype
 from flowrl.base.embedded import POCKET, folder_of
 from flowrl.base.errors import CheckpointError
+from flowrl.core.bucket_rules import bucket_fault
 from flowrl.models.image_sizes import ImageChoice, buckets_of
 from flowrl.models.latent_inputs import EncoderSetting, LatentInputs
 from flowrl.models.sd3 import SD3
 from flowrl.types import RewardInput, TrainedOn
-from rewards.dit_reward.layout import check_folder, load_config
+from rewards.batch_inputs import pixels_of
+from rewards.dit_reward.layout import holds_backbone, open_folder
+from rewards.dit_reward.model import DiTRewardConfig
 from rewards.dit_reward.reward import DiTReward
-from rewards.files import resolve
+from rewards.files import checkpoint_folder
 
 
 class DiTRewardPixels:
@@ -48,20 +49,13 @@ class DiTRewardPixels:
         bucket_step: int | None = None,
         max_aspect: float | None = None,
     ) -> None:
-        folder = _encoder_folder(path, encoders, base)
-        self._latent_reward = DiTReward(path=path, device=device, dtype=dtype, batch_size=batch_size, base=base)
+        self._latent_reward = DiTReward(
+            path=path, device=device, dtype=dtype, batch_size=batch_size, base=_backbone_base(path, encoders, base)
+        )
         self.batch_size = batch_size
-        config = self._latent_reward.config
         choice = ImageChoice(image_size=image_size, bucket_step=bucket_step, max_aspect=max_aspect)
         self._inputs = LatentInputs(
-            SD3,
-            EncoderSetting(
-                path=folder,
-                max_sequence_length=config.text_length - SD3.text_length(folder, 0),
-                dtype=torch_dtype(dtype),
-                device=device,
-                buckets=choice.over(buckets_of(config.trained_on)),
-            ),
+            _setting(path, self._latent_reward.config, encoders or base, choice, dtype=dtype, device=device)
         )
 
     @property
@@ -75,38 +69,77 @@ class DiTRewardPixels:
         self._latent_reward.module = module
 
     @staticmethod
-    def check(options: Mapping[str, Any]) -> TrainedOn | None:
-        """None: it reads no latents; raises CheckpointError when the files that `options` name are not whole, or the
-        encoders are of another latent space than the reward.
+    def preflight(
+        path: str,
+        encoders: str,
+        device: str,
+        dtype: str,
+        base: str,
+        image_size: int | None,
+        bucket_step: int | None,
+        max_aspect: float | None,
+    ) -> TrainedOn | None:
+        """None: it reads no latents; raises CheckpointError when the files that the options name are not whole, or the
+        encoders are not those of the reward's training, ValueError when there can be no such buckets.
         """
-        path = options.get("path", POCKET)
-        base = options.get("base", "")
-        space = check_folder(resolve(path, DiTReward.name), base).latent_space
-        folder = _encoder_folder(path, options.get("encoders", ""), base)
-        SD3.check(folder)
-        if SD3.latent_space(folder) != space:
-            raise CheckpointError(
-                f"{folder}: makes latents of {SD3.latent_space(folder)}, but {path} was trained on {space}; "
-                "give the model that it was trained with as the option encoders"
-            )
+        folder = checkpoint_folder(path, DiTReward.name)
+        config = open_folder(folder, _backbone_base(path, encoders, base)).config
+        choice = ImageChoice(image_size=image_size, bucket_step=bucket_step, max_aspect=max_aspect)
+        _setting(path, config, encoders or base, choice, dtype=dtype, device=device)
         return None
 
     def __call__(self, batch: RewardInput) -> torch.Tensor:
         """Scores [B] float32 of pixels [B, 3, H, W] in [0, 1]; raises ValueError when the batch has none, or when the
         VAE makes no latents of their size.
         """
-        if batch.pixels is None:
-            raise ValueError("dit_reward_pixels scores images: the batch must hold pixels")
+        pixels = pixels_of(batch, self.name, torch.device(self._inputs.setting.device))
         return self._latent_reward(
             RewardInput(
                 prompts=batch.prompts,
                 seeds=batch.seeds,
-                latents=self._inputs.latents(batch.pixels),
+                latents=self._inputs.latents(pixels),
                 condition=self._inputs.condition(batch.prompts),
             )
         )
 
 
-def _encoder_folder(path: str, encoders: str, base: str) -> Path:
-    named = encoders or base or (POCKET if path == POCKET else load_config(resolve(path, DiTReward.name)).base)
-    return folder_of(named, "sd35")
+def _backbone_base(path: str, encoders: str, base: str) -> str:
+    """The base of the reward in `path`: none where `base` names the encoders of a reward with its own backbone."""
+    for_encoders = not encoders and holds_backbone(checkpoint_folder(path, DiTReward.name))
+    return "" if for_encoders else base
+
+
+def _setting(
+    path: str, config: DiTRewardConfig, encoders: str, choice: ImageChoice, *, dtype: str, device: str
+) -> EncoderSetting:
+    """The encoders in the folder `encoders`, or the reward's base, checked; raises CheckpointError when they make other
+    latents or texts than the reward in `path` was trained on, ValueError when there can be no such buckets.
+    """
+    keys = ("image_size, unless 0,", "bucket_step", "max_aspect")
+    if fault := bucket_fault(choice.image_size or None, choice.bucket_step, choice.max_aspect, keys=keys):
+        raise ValueError(f"dit_reward_pixels: {fault}")
+    folder = folder_of(encoders or config.base, "sd35")
+    try:
+        SD3.check(folder)
+    except CheckpointError as error:
+        raise CheckpointError(f"encoders of dit_reward_pixels: {error}") from error
+    advice = "give the model that it was trained with as the option encoders"
+    if SD3.latent_space(folder) != config.latent_space:
+        raise CheckpointError(
+            f"{folder}: makes latents of {SD3.latent_space(folder)}, but {path} was trained on {config.latent_space}; "
+            f"{advice}"
+        )
+    clip_tokens = SD3.text_length(folder, 0)
+    if config.text_length <= clip_tokens:
+        raise CheckpointError(
+            f"{folder}: makes texts of more than {clip_tokens} tokens, but {path} was trained on {config.text_length}; "
+            f"{advice}"
+        )
+    return EncoderSetting(
+        family=SD3(),
+        path=folder,
+        max_sequence_length=config.text_length - clip_tokens,
+        dtype=torch_dtype(dtype),
+        device=device,
+        buckets=choice.over(buckets_of(config.trained_on)),
+    )

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 
 from flowrl.base.dtypes import torch_dtype
 from flowrl.base.embedded import POCKET
 from flowrl.types import RewardInput, TrainedOn
-from rewards.dit_reward.layout import check_folder, load
+from rewards.batch_inputs import LatentFormat
+from rewards.dit_reward.layout import load, open_folder
 from rewards.dit_reward.model import sample_noise
-from rewards.files import resolve
+from rewards.files import checkpoint_folder
 
 
 class DiTReward:
@@ -33,23 +33,26 @@ class DiTReward:
         batch_size: int = 16,
         base: str = "",
     ) -> None:
-        if batch_size < 1:
-            raise ValueError(f"dit_reward: batch_size must be at least 1, got {batch_size}")
-        model = load(resolve(path, self.name), dtype=torch_dtype(dtype), base=base)
+        model = load(checkpoint_folder(path, self.name), dtype=torch_dtype(dtype), base=base)
         self.config = model.config
         self.latent_space: str | None = model.config.latent_space
-        self.channels = int(model.transformer.config.in_channels)
+        self._format = LatentFormat(
+            reward=self.name,
+            latent_space=model.config.latent_space,
+            channels=int(model.transformer.config.in_channels),
+            text_length=model.config.text_length,
+            noise=sample_noise,
+        )
         self.batch_size = batch_size
         self.device = torch.device(device)
         self.module: torch.nn.Module = model.to(self.device)
 
     @staticmethod
-    def check(options: Mapping[str, Any]) -> TrainedOn | None:
-        """What the folder that `options` name was trained on; raises CheckpointError when its files are not whole, or
-        its backbone's are not those of its training.
+    def preflight(path: str, base: str) -> TrainedOn | None:
+        """What the reward in `path` was trained on; raises CheckpointError when its files are not whole, or its
+        backbone's are not those of its training.
         """
-        folder = resolve(options.get("path", POCKET), DiTReward.name)
-        return check_folder(folder, options.get("base", "")).trained_on
+        return open_folder(checkpoint_folder(path, DiTReward.name), base).config.trained_on
 
     def __call__(self, batch: RewardInput) -> torch.Tensor:
         """Scores [B] float32, with gradient to `batch.latents` where that asks for one.
@@ -57,21 +60,5 @@ class DiTReward:
         Latents [B, C, h, w] float32 model-scaled; condition embeds [B or 1, L, D]. Raises ValueError when the batch
         lacks latents or their condition, or has other channels or another text length than the model was trained on.
         """
-        latents, condition = batch.latents, batch.condition
-        if latents is None or condition is None:
-            raise ValueError("dit_reward scores latents: the batch must hold latents and their text condition")
-        if latents.ndim != 4 or latents.shape[1] != self.channels:
-            raise ValueError(
-                f"dit_reward was trained on latents of {self.channels} channels in the space {self.latent_space!r}, "
-                f"got latents {list(latents.shape)}; use a reward made for this policy's VAE"
-            )
-        if condition.embeds.shape[1] != self.config.text_length:
-            raise ValueError(
-                f"dit_reward was trained with {self.config.text_length} text tokens, got "
-                f"{condition.embeds.shape[1]}; encode prompts with the max_sequence_length of its training"
-            )
-        size = len(latents)
-        noise = sample_noise(batch.seeds, tuple(latents.shape[1:]))
-        inputs = (latents, noise, condition.embeds.expand(size, -1, -1), condition.pooled.expand(size, -1))
-        outputs: torch.Tensor = self.module(*(tensor.to(self.device) for tensor in inputs))
+        outputs: torch.Tensor = self.module(*self._format.tensors(batch, self.device))
         return outputs[:, 0]

@@ -9,21 +9,19 @@ import torch
 from diffusers import SD3Transformer2DModel
 
 from flowrl.base.errors import CheckpointError
-from flowrl.base.library_noise import hide_progress_bars
 from flowrl.core.seeds import derive, global_seed
+from flowrl.models.load_part import load_part
 from rewards.data.store import PreferenceStore, StoreInfo
 from rewards.dit_reward import layout
 from rewards.dit_reward.features import FeatureShards
 from rewards.dit_reward.fingerprint import fingerprint
 from rewards.dit_reward.model import DiTRewardConfig, DiTRewardModel, Mode, RewardHead, sample_noise
 from rewards.files import sd3_settings
-from rewards.training.trainable import Stored
 
 
 class DiTRewardTraining:
     """A DiT-Reward whose backbone is frozen, learns through a LoRA, or learns whole."""
 
-    reads: Stored = "latents"
     head_prefixes: tuple[str, ...] = ("head.",)
     no_decay: tuple[str, ...] = ()
 
@@ -58,8 +56,7 @@ def new_model(transformer_folder: Path, config: DiTRewardConfig, *, pretrained: 
     with global_seed(derive(seed, "head")):
         if pretrained:
             config = replace(config, base_fingerprint=fingerprint(transformer_folder, layout.STEM))
-            hide_progress_bars()
-            transformer = SD3Transformer2DModel.from_pretrained(transformer_folder, torch_dtype=torch.float32)
+            transformer = load_part(SD3Transformer2DModel, transformer_folder, torch.float32)
         else:
             transformer = SD3Transformer2DModel.from_config(settings)
         try:
@@ -104,7 +101,6 @@ class FrozenDiTRewardTraining:
     Only for mean pooling: attention pools learn, and so need the tokens.
     """
 
-    reads: Stored = "latents"
     head_prefixes: tuple[str, ...] = ("head.",)
     no_decay: tuple[str, ...] = ()
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import torch
 
 from flowrl.core import seeds
-from rewards.evaluation.protocols import Credits
+from rewards.evaluation.accuracy import Credits
 
 LEVEL = 0.95
 _CHUNK = 4_000_000  # prompts drawn at once, over all draws of a chunk: 32 MB of counts

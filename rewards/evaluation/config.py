@@ -12,11 +12,12 @@ from omegaconf import MISSING
 
 from flowrl.base.config_file import read_config
 from flowrl.base.config_tree import ConfigError, did_you_mean
+from flowrl.core.bucket_rules import bucket_fault
 from rewards.data.source import DataSource, check_source
-from rewards.evaluation.protocols import PROTOCOLS, find_protocol
+from rewards.evaluation.accuracy import PROTOCOLS, find_protocol
 from rewards.evaluation.published import TEST_SETS
 
-_OF_TRAINING = ("weight", "max_pairs_per_prompt", "share", "min_area", "keep_ties")  # keys of a source
+_OF_EVALUATION = ("format", "path", "images", "name", "min_confidence", "categories")  # keys of a source; others not
 
 
 @dataclass
@@ -94,16 +95,11 @@ def check(config: EvaluationConfig) -> None:
         ("images_per_chunk", config.images_per_chunk, 1),
         ("max_bad", config.max_bad, 0),
         ("encoders.max_sequence_length", config.encoders.max_sequence_length, 1),
-        ("encoders.bucket_step", config.encoders.bucket_step, 16),
-        ("encoders.max_aspect", config.encoders.max_aspect, 1),
     ):
-        _require(value is None or value >= least, f"{key} must be at least {least}, got {value}")
-    size, step = config.encoders.image_size, config.encoders.bucket_step
-    _require(size in (None, 0) or size >= 16, f"encoders.image_size must be at least 16, or 0, got {size}")
-    _require(
-        step is None or step % 16 == 0,
-        f"encoders.bucket_step must be a multiple of 16, the pixels of one token, got {step}",
-    )
+        _require(value >= least, f"{key} must be at least {least}, got {value}")
+    encoders, keys = config.encoders, ("encoders.image_size, unless 0,", "encoders.bucket_step", "encoders.max_aspect")
+    fault = bucket_fault(encoders.image_size or None, encoders.bucket_step, encoders.max_aspect, keys=keys)
+    _require(not fault, fault)
     _require(bool(config.rewards), "rewards must name at least one reward, got none")
     _require(bool(config.benchmarks), "benchmarks must name at least one benchmark, got none")
     _check_unique([reward.title for reward in config.rewards], "rewards", "label")
@@ -154,10 +150,12 @@ def _check_benchmark(benchmark: BenchmarkEntry, key: str) -> None:
 
 def _check_source(source: DataSource, key: str) -> None:
     check_source(source, key)
-    usual = {one.name: one.default for one in fields(DataSource)}
-    for name in _OF_TRAINING:
-        value = vars(source)[name]
-        _require(value == usual[name], f"{key}.{name} is for training, and must be left out here, got {value!r}")
+    for one in fields(DataSource):
+        value = vars(source)[one.name]
+        _require(
+            one.name in _OF_EVALUATION or value == one.default,
+            f"{key}.{one.name} is for training, and must be left out here, got {value!r}",
+        )
 
 
 def _check_unique(names: Sequence[str], key: str, what: str) -> None:

@@ -1,9 +1,10 @@
-"""What scores depend on, as far as names and files say it: scores on disk are found again by this alone."""
+"""What scores depend on, as far as names, files and code say it: scores on disk are found again by this alone."""
 
 from __future__ import annotations
 
 import hashlib
 import importlib.util
+import os
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
@@ -12,8 +13,11 @@ from typing import Any
 from flowrl.base.embedded import EMBEDDED, POCKET
 from flowrl.base.weight_files import read_json
 from flowrl.models.latent_inputs import EncoderSetting
-from rewards.data.parquet_files import parquet_files
+from rewards.data.comparison import ImageRef
 from rewards.data.source import DataSource
+from rewards.data.source_files import source_stamps
+
+_CODE = ("rewards", "flowrl.base", "flowrl.core", "flowrl.models")
 
 
 def file_stamp(path: Path) -> str:
@@ -24,11 +28,13 @@ def file_stamp(path: Path) -> str:
     return hashlib.blake2b("\n".join(listed).encode(), digest_size=8).hexdigest() if listed else ""
 
 
-def reward_identity(name: str, options: Mapping[str, Any]) -> dict[str, Any] | None:
-    """A reward's name, its options and the state of its files; None when files do not say what it is, as of a server.
+def reward_identity(name: str, options: Mapping[str, Any], target: str) -> dict[str, Any] | None:
+    """A reward's name, its options and the state of its files and code; None when files do not say what it is, as of a
+    server.
 
-    Its files are those that an option names, with the folder that the config.json of one names as its base, the
-    embedded checkpoints where these may be used, and the code of a class that is named by its path.
+    Its class is `target`, "module:Class". Its files are those that an option names, with the folder that the
+    config.json of one names as its base, and the embedded checkpoints where these may be used. Which options name files
+    only the reward knows: a text that is no path has no stamp.
     """
     texts = {option: value for option, value in options.items() if value and isinstance(value, str)}
     if any("://" in value for value in texts.values()):
@@ -36,10 +42,32 @@ def reward_identity(name: str, options: Mapping[str, Any]) -> dict[str, Any] | N
     files = {option: [file_stamp(path) for path in _with_base(Path(value))] for option, value in texts.items()}
     if "path" not in texts or POCKET in texts.values():
         files["embedded"] = [file_stamp(EMBEDDED)]
-    module, of_class, _ = name.partition(":")
-    if of_class and (found := importlib.util.find_spec(module)) is not None and found.origin:
-        files["code"] = [file_stamp(Path(found.origin))]
-    return {"name": name, "options": dict(options), "files": files}
+    return {"name": name, "options": dict(options), "files": files, "code": code_digest(target)}
+
+
+def code_digest(target: str) -> str:
+    """A digest of the sources that the scores of a class "module:Class" come from.
+
+    These are the rewards, all of flowrl that a reward may import, and the package that the class stands in, or its
+    module where that is in none. Versions of other packages are not in it.
+    """
+    module, _, _ = target.partition(":")
+    digest = hashlib.blake2b(digest_size=8)
+    for name in sorted({*_CODE, module.rpartition(".")[0] or module}):
+        for file in sources(name):
+            content = file.read_bytes()
+            digest.update(f"{name} {file.name} {len(content)} ".encode() + content)
+    return digest.hexdigest()
+
+
+def sources(name: str) -> list[Path]:
+    """The Python files of a module, or of a package and those below it; none where it cannot be found."""
+    spec = importlib.util.find_spec(name)
+    if spec is None:
+        return []
+    if spec.submodule_search_locations is None:
+        return [Path(spec.origin)] if spec.origin is not None else []
+    return sorted(file for folder in spec.submodule_search_locations for file in Path(folder).rglob("*.py"))
 
 
 def _with_base(path: Path) -> list[Path]:
@@ -62,14 +90,24 @@ def encoders_identity(setting: EncoderSetting) -> dict[str, Any]:
 
 
 def source_identity(source: DataSource) -> dict[str, Any]:
-    """Where a source lies and the state of its files, the images beside them apart.
-
-    Raises UserError when there is no parquet file where there should be.
-    """
-    files = parquet_files(source.path) if source.format == "pick_a_pic" else [Path(source.path)]
+    """Where a source lies and the state of its files; of images beside them see `image_stamp`."""
     return {
         "format": source.format,
         "path": source.path,
         "images": source.images,
-        "files": {str(file): file_stamp(file) for file in files},
+        "files": [asdict(stamp) for stamp in source_stamps(source)],
     }
+
+
+def image_stamp(image: ImageRef) -> str:
+    """Size and time of an image file, by which a replaced one is known; empty when nothing is there.
+
+    Of an image in a parquet file it is empty too: `source_identity` has the stamp of that file.
+    """
+    if image.row >= 0:
+        return ""
+    try:
+        stat = os.stat(image.path)
+    except (OSError, ValueError):  # what is wrong with it is said where it is read
+        return ""
+    return f"{stat.st_size} {stat.st_mtime_ns}"

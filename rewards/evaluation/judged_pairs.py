@@ -14,6 +14,17 @@ from rewards.data.pairs import PairTable
 
 
 @dataclass(frozen=True, kw_only=True)
+class Recurrences:
+    """Pairs of the same prompt and the same two images as another pair, in whichever order; one may be in both counts.
+
+    Example: of A > B, B > A and A > B again: ``Recurrences(same_label=2, other_label=3)``
+    """
+
+    same_label: int  # pairs that another repeats
+    other_label: int  # pairs that another contradicts; a tie is a label of its own
+
+
+@dataclass(frozen=True, kw_only=True)
 class JudgedPairs:
     """The pairs that people judged, over the rows of a score table, and the prompt of each.
 
@@ -23,12 +34,27 @@ class JudgedPairs:
     table: PairTable
     prompt: torch.Tensor  # [M] int64, the unit of resampling
 
+    @property
+    def recurrences(self) -> Recurrences:
+        """How many of the pairs have the same two images as another of them."""
+        winner, loser, tie = self.table.winner, self.table.loser, self.table.tie
+        images = torch.stack([torch.minimum(winner, loser), torch.maximum(winner, loser)], 1)
+        label = torch.where(tie, 2, (winner < loser).long())
+        alike = _group_sizes(torch.cat([images, label[:, None]], 1))
+        return Recurrences(same_label=int((alike > 1).sum()), other_label=int((_group_sizes(images) > alike).sum()))
+
     def __len__(self) -> int:
         return len(self.table)
 
     def select(self, rows: torch.Tensor) -> JudgedPairs:
         """The pairs at `rows` (indices or a mask)."""
         return JudgedPairs(table=self.table.select(rows), prompt=self.prompt[rows])
+
+
+def _group_sizes(rows: torch.Tensor) -> torch.Tensor:
+    """For each row of [M, K], how many rows are equal to it: [M]."""
+    _, group, counts = rows.unique(dim=0, return_inverse=True, return_counts=True)
+    return counts[group]
 
 
 class JudgedPairsBuilder:

@@ -9,9 +9,9 @@ from itertools import combinations
 import torch
 
 from flowrl.base.errors import UserError
+from rewards.evaluation.accuracy import PROTOCOLS, Credits, Protocol, TieRule, choose_tie_rule
 from rewards.evaluation.bootstrap import interval, paired_difference, resample
 from rewards.evaluation.judged_pairs import JudgedPairs
-from rewards.evaluation.protocols import PROTOCOLS, Credits, Protocol, TieRule, choose_tie_rule
 from rewards.evaluation.result import CategoryFigures, Difference, Figure, ProtocolResult
 from rewards.evaluation.score_comparisons import ScoredComparisons
 
@@ -42,7 +42,7 @@ class Measurement:
         scores = torch.nan_to_num(scored.scores)  # rows without a score are in no comparable pair
         earned = [protocol.credits(pairs.table, row, rule) for row, rule in zip(scores, rules, strict=True)]
         samples = self._samples(pairs, earned)
-        counted = earned[0].weight > 0
+        counted = earned[0].counted
         return ProtocolResult(
             protocol=protocol.name,
             definition=protocol.definition,
@@ -52,7 +52,7 @@ class Measurement:
             num_ties=int(pairs.table.tie.sum()),
             ties=protocol.ties,
             figures=self._figures(earned, samples, rules),
-            by_category=self._by_category(protocol, pairs, scores, rules),
+            by_category=self._by_category(pairs, earned, rules),
             differences=tuple(
                 Difference(
                     first=self.labels[one],
@@ -95,22 +95,21 @@ class Measurement:
         self, earned: Sequence[Credits], samples: torch.Tensor, rules: Sequence[TieRule | None]
     ) -> tuple[Figure, ...]:
         return tuple(
-            Figure(label=label, accuracy=one.accuracy, interval=interval(column), equal=one.equal, tie_rule=rule)
+            Figure(label=label, accuracy=one.accuracy, interval=interval(column), equal=one.num_equal, tie_rule=rule)
             for label, one, column, rule in zip(self.labels, earned, samples.unbind(1), rules, strict=True)
         )
 
     def _by_category(
-        self, protocol: Protocol, pairs: JudgedPairs, scores: torch.Tensor, rules: Sequence[TieRule | None]
+        self, pairs: JudgedPairs, earned: Sequence[Credits], rules: Sequence[TieRule | None]
     ) -> tuple[CategoryFigures, ...]:
         if len(pairs.table.categories) < 2:
             return ()
         found = []
         for index, category in sorted(enumerate(pairs.table.categories), key=lambda one: one[1]):
-            own = pairs.select(pairs.table.category == index)
-            if not len(own):
+            mask = pairs.table.category == index
+            if not mask.any():
                 continue
-            earned = [protocol.credits(own.table, row, rule) for row, rule in zip(scores, rules, strict=True)]
-            figures = self._figures(earned, self._samples(own, earned), rules)
-            num_pairs = int((earned[0].weight > 0).sum())
-            found.append(CategoryFigures(category=category, num_pairs=num_pairs, figures=figures))
+            own = [one.only(mask) for one in earned]
+            figures = self._figures(own, self._samples(pairs, own), rules)
+            found.append(CategoryFigures(category=category, num_pairs=int(own[0].counted.sum()), figures=figures))
         return tuple(found)

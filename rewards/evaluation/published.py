@@ -23,7 +23,7 @@ class TestSet:
     key: str
     title: str
     data: str  # the file or split that is tested on
-    protocol: str  # of `rewards.evaluation.protocols`, that its column is taken to use
+    protocol: str  # of `rewards.evaluation.accuracy`, that its column is taken to use
 
 
 # DiT-Reward does not state its protocols. Its figures for older models are HPSv3's, so it is taken to have used

@@ -8,8 +8,8 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
+from rewards.evaluation.accuracy import TieRule
 from rewards.evaluation.bootstrap import Interval, PairedDifference
-from rewards.evaluation.protocols import TieRule
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,6 +67,8 @@ class Coverage:
     num_comparisons: int
     num_pairs: int  # of all comparisons
     num_ties: int  # of these, pairs that people tied
+    num_repeated: int  # pairs of all that stand there again with the same label; they are in the figures
+    num_contradicted: int  # pairs of all that stand there again with another label; they are in the figures too
     num_comparable: int  # pairs whose images every reward has scored: those that are counted
     unscored: dict[str, int]  # label -> images that are in order but have no finite score by this reward
     num_bad_rows: int

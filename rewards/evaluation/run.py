@@ -2,24 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import ExitStack
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, nullcontext
 from pathlib import Path
 from typing import Any
 
 from tqdm import tqdm
 
+from flowrl.base.atomic_file import write_atomically
 from flowrl.base.config_file import dump_config
 from flowrl.base.environment import environment, read_environments, write_environments
 from flowrl.base.errors import UserError
+from flowrl.base.folder_lock import make_writable, take_lock
 from flowrl.models.latent_inputs import LatentInputs
-from rewards.data.comparison import Comparison, Row, fault_of
-from rewards.data.source import DataSource, open_source
+from rewards.data.comparison import Row
+from rewards.data.source import DataSource
+from rewards.evaluation.accuracy import find_protocol
+from rewards.evaluation.benchmark_rows import check_first_rows, rows_of, suited
+from rewards.evaluation.cached_reward import CachedReward, MakeReward
 from rewards.evaluation.config import BenchmarkEntry, EvaluationConfig
 from rewards.evaluation.identity import encoders_identity, file_stamp, source_identity
-from rewards.evaluation.labelled_reward import LabelledReward, MakeReward
 from rewards.evaluation.measure import Measurement
-from rewards.evaluation.protocols import find_protocol
 from rewards.evaluation.result import BenchmarkResult, Coverage, EvaluationResult, RewardDescription
 from rewards.evaluation.score_comparisons import ScoredComparisons, ScoringPass
 from rewards.evaluation.score_prepared import open_prepared, score_prepared
@@ -29,36 +33,55 @@ RESULT, PAGE = "result.json", "result.md"
 
 
 def run(
-    config: EvaluationConfig, *, make: MakeReward, inputs: LatentInputs | None, remarks: Sequence[str] = ()
+    config: EvaluationConfig,
+    *,
+    make: MakeReward,
+    target: Callable[[str], str],
+    inputs: LatentInputs | None,
+    remarks: Sequence[str] = (),
 ) -> EvaluationResult:
-    """Evaluate, and write config.yaml, env.json, result.json and result.md in `config.out`.
+    """Evaluate, and write config.yaml, env.json, result.json and result.md in `config.out`, all at the end.
 
-    `make` loads a reward by name and options; `inputs` are the encoders for latent rewards, and `remarks` what the page
-    must say of them. Scores that an earlier run left in `config.out` are not made again, but for those of a reward
-    behind a server. Raises UserError when data or a reward cannot be used.
+    `make` loads a reward by name and options, and `target` says which class a name stands for, "module:Class"; `inputs`
+    are the encoders for latent rewards, and `remarks` what the page must say of them. Scores that an earlier run left
+    in `config.out` are not made again, but for those of a reward behind a server; that there are such is said on
+    stderr. Raises UserError when data or a
+    reward cannot be used, ConfigError when another process writes to `config.out`.
     """
     out = Path(config.out)
-    if out.exists() and not out.is_dir():
-        raise UserError(f"out: {out} must be a folder, but a file of that name exists")
-    out.mkdir(parents=True, exist_ok=True)
-    (out / "config.yaml").write_text(dump_config(config), encoding="utf-8")
-    result = Evaluation(config, make=make, inputs=inputs).run()
-    write_environments(out / "env.json", [*read_environments(out / "env.json"), environment()])
-    (out / RESULT).write_text(result.to_json(), encoding="utf-8")
-    notes = "".join(f"\n- {remark}" for remark in remarks)
-    page = markdown(result) + (f"\n## What rewards were given\n{notes}\n" if notes else "")
-    (out / PAGE).write_text(page, encoding="utf-8")
+    make_writable(out, "out")
+    with take_lock(out, "out") or nullcontext():
+        evaluation = Evaluation(config, make=make, target=target, inputs=inputs)
+        result = evaluation.run()
+        if reused := evaluation.reused:
+            tqdm.write(f"reward eval: {reused}", file=sys.stderr)
+        notes = "".join(f"\n- {remark}" for remark in remarks)
+        page = markdown(result) + (f"\n## What rewards were given\n{notes}\n" if notes else "")
+        write_environments(out / "env.json", [*read_environments(out / "env.json"), environment()])
+        write_atomically(out / "config.yaml", dump_config(config).encode())
+        write_atomically(out / RESULT, result.to_json().encode())
+        write_atomically(out / PAGE, page.encode())
     return result
 
 
 class Evaluation:
     """One run of a configuration."""
 
-    def __init__(self, config: EvaluationConfig, *, make: MakeReward, inputs: LatentInputs | None) -> None:
+    def __init__(
+        self,
+        config: EvaluationConfig,
+        *,
+        make: MakeReward,
+        target: Callable[[str], str],
+        inputs: LatentInputs | None,
+    ) -> None:
         self._config = config
         self._inputs = inputs
+        self._folder = Path(config.out) / "scores"
         self._rewards = [
-            LabelledReward(label=entry.title, name=entry.name, options=entry.options, make=make)
+            CachedReward(
+                label=entry.title, name=entry.name, options=entry.options, target=target(entry.name), make=make
+            )
             for entry in config.rewards
         ]
 
@@ -66,7 +89,7 @@ class Evaluation:
         """All benchmarks, in the order of the configuration."""
         config = self._config
         for benchmark in config.benchmarks:
-            _check_suits(benchmark)
+            check_first_rows(benchmark)
         if not config.together:
             for reward in self._rewards:
                 for benchmark in config.benchmarks:
@@ -80,6 +103,13 @@ class Evaluation:
             draws=config.draws,
             seed=config.seed,
         )
+
+    @property
+    def reused(self) -> str:
+        """How many of its scores so far an earlier run has made, and where they are; empty when none."""
+        found = sum(one.num_found for one in self._rewards)
+        needed = found + sum(one.num_made for one in self._rewards)
+        return f"{found} of {needed} scores found from an earlier run in {self._folder}" if found else ""
 
     def _benchmark(self, benchmark: BenchmarkEntry) -> BenchmarkResult:
         scored, validation = self._score_all(benchmark, self._rewards)
@@ -99,23 +129,24 @@ class Evaluation:
         )
 
     def _score_all(
-        self, benchmark: BenchmarkEntry, rewards: Sequence[LabelledReward]
+        self, benchmark: BenchmarkEntry, rewards: Sequence[CachedReward]
     ) -> tuple[ScoredComparisons, ScoredComparisons | None]:
         limit = benchmark.max_comparisons
         if benchmark.prepared:
             return self._score_prepared(benchmark, rewards), None
-        scored = self._score(benchmark.name, benchmark.sources, limit, rewards)
+        rows = suited(rows_of(benchmark.sources, limit), benchmark)
+        scored = self._score(benchmark.name, benchmark.sources, rows, rewards)
         if not benchmark.validation:
             return scored, None
-        return scored, self._score(f"{benchmark.name}, validation", benchmark.validation, 0, rewards)
+        rows = rows_of(benchmark.validation, 0)
+        return scored, self._score(f"{benchmark.name}, validation", benchmark.validation, rows, rewards)
 
     def _score(
-        self, name: str, sources: Sequence[DataSource], limit: int, rewards: Sequence[LabelledReward]
+        self, name: str, sources: Sequence[DataSource], rows: Iterator[Row], rewards: Sequence[CachedReward]
     ) -> ScoredComparisons:
         with ExitStack() as stack:
             context = self._context(sources)
-            folder = Path(self._config.out) / "scores"
-            caches = [stack.enter_context(one.cache(folder, sources[0].title, context)) for one in rewards]
+            caches = [stack.enter_context(one.cache(self._folder, sources[0].title, context)) for one in rewards]
             scoring = ScoringPass(
                 rewards,
                 caches,
@@ -124,19 +155,17 @@ class Evaluation:
                 max_bad=self._config.max_bad,
                 images_per_chunk=self._config.images_per_chunk,
             )
-            total = sum(1 for _ in rows_of(sources, limit))
-            bar = stack.enter_context(tqdm(desc=name, total=total, unit="row"))
-            scored = scoring.run(rows_of(sources, limit), bar.update)
+            bar = stack.enter_context(tqdm(desc=name, unit="row"))
+            scored = scoring.run(rows, bar.update)
         check_scored(name, scored, [one.label for one in rewards])
         return scored
 
-    def _score_prepared(self, benchmark: BenchmarkEntry, rewards: Sequence[LabelledReward]) -> ScoredComparisons:
+    def _score_prepared(self, benchmark: BenchmarkEntry, rewards: Sequence[CachedReward]) -> ScoredComparisons:
         store, table = open_prepared(benchmark.prepared, benchmark.pair_sources)
         table = table.first_comparisons(benchmark.max_comparisons)
         context = {"prepared": file_stamp(store.folder), "seed": self._config.seed}
-        folder = Path(self._config.out) / "scores"
         with ExitStack() as stack:
-            caches = [stack.enter_context(one.cache(folder, store.folder.name, context)) for one in rewards]
+            caches = [stack.enter_context(one.cache(self._folder, store.folder.name, context)) for one in rewards]
             scored = score_prepared(
                 benchmark.name,
                 store,
@@ -157,42 +186,6 @@ class Evaluation:
         return context
 
 
-def _check_suits(benchmark: BenchmarkEntry) -> None:
-    """Raise UserError, before anything is scored, when a protocol for pairs meets a ranking of more images."""
-    strict = [one for one in map(find_protocol, benchmark.protocols) if one.pairs_only]
-    if not strict:
-        return
-    if benchmark.prepared:
-        _, table = open_prepared(benchmark.prepared, benchmark.pair_sources)
-        ranking = "" if strict[0].suits(table) else "a comparison"
-    else:
-        rows = rows_of(benchmark.sources, benchmark.max_comparisons)
-        longer = (row.origin for row in rows if isinstance(row, Comparison) and len(row.images) > 2)
-        ranking = next(longer, "")
-    if ranking:
-        raise UserError(
-            f"benchmarks, {benchmark.name!r}: protocol {strict[0].name} counts pairs, but {ranking} ranks more than "
-            "two images; use rankings_pooled or rankings_per_prompt"
-        )
-
-
-def rows_of(sources: Sequence[DataSource], limit: int) -> Iterator[Row]:
-    """The rows of all sources without what their filters leave out, up to the `limit`-th comparison of each (0: all).
-
-    Rows that cannot be used, or say nothing about a preference, do not count.
-    """
-    for source in sources:
-        taken = 0
-        for row in open_source(source):
-            if isinstance(row, Comparison):
-                if not _is_kept(row, source):
-                    continue
-                taken += not fault_of(row)
-            yield row
-            if limit and taken == limit:
-                break
-
-
 def check_scored(name: str, scored: ScoredComparisons, labels: Sequence[str]) -> None:
     """Raise UserError when there is nothing to count, saying what is to blame."""
     bad = [*scored.bad_rows.named, *scored.bad_images.named]
@@ -206,10 +199,13 @@ def check_scored(name: str, scored: ScoredComparisons, labels: Sequence[str]) ->
 
 def coverage(scored: ScoredComparisons, labels: Sequence[str]) -> Coverage:
     """What of a benchmark was used."""
+    recurrences = scored.pairs.recurrences
     return Coverage(
         num_comparisons=scored.num_comparisons,
         num_pairs=len(scored.pairs),
         num_ties=int(scored.pairs.table.tie.sum()),
+        num_repeated=recurrences.same_label,
+        num_contradicted=recurrences.other_label,
         num_comparable=len(scored.comparable),
         unscored=dict(zip(labels, scored.unscored, strict=True)),
         num_bad_rows=scored.bad_rows.count,
@@ -218,8 +214,3 @@ def coverage(scored: ScoredComparisons, labels: Sequence[str]) -> Coverage:
         bad_images=tuple(scored.bad_images.named),
         skipped_rows=scored.skipped_rows,
     )
-
-
-def _is_kept(comparison: Comparison, source: DataSource) -> bool:
-    in_category = not source.categories or comparison.category in source.categories
-    return in_category and comparison.confidence >= source.min_confidence

@@ -17,8 +17,8 @@ from flowrl.base.errors import UserError
 from flowrl.models.latent_inputs import LatentInputs
 from rewards.data.comparison import BadRow, Comparison, Row, SkippedRow, fault_of
 from rewards.data.images import BadImage, ImageReader
+from rewards.evaluation.cached_reward import CachedReward, OpenedSample, Sample
 from rewards.evaluation.judged_pairs import JudgedPairs, JudgedPairsBuilder
-from rewards.evaluation.labelled_reward import LabelledReward, OpenedSample, Sample
 from rewards.evaluation.score_cache import ScoreCache
 
 _NAMED = 20  # faults that are kept by name
@@ -77,7 +77,7 @@ class ScoringPass:
 
     def __init__(
         self,
-        rewards: Sequence[LabelledReward],
+        rewards: Sequence[CachedReward],
         caches: Sequence[ScoreCache],
         *,
         inputs: LatentInputs | None,
@@ -128,7 +128,7 @@ class ScoringPass:
                 continue
             keys = []
             for image in comparison.images:
-                sample = Sample(prompt=comparison.prompt, image=image)
+                sample = Sample.of(comparison.prompt, image)
                 key = sample.key
                 if key not in self._rows:
                     self._rows[key] = len(self._rows)
@@ -153,7 +153,7 @@ class ScoringPass:
         return row
 
     def _score(self, chunk: dict[str, Sample]) -> None:
-        missing = [[key for key in chunk if key not in cache] for cache in self._caches]
+        missing = [cache.missing(chunk) for cache in self._caches]
         needed = set().union(*missing)
         opened = self._open({key: sample for key, sample in chunk.items() if key in needed})
         for reward, cache, keys in zip(self._rewards, self._caches, missing, strict=True):

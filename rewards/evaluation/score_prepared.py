@@ -17,8 +17,8 @@ from flowrl.protocols import Reward
 from flowrl.types import RewardInput
 from rewards.data.pairs import PairTable
 from rewards.data.store import PreferenceStore
+from rewards.evaluation.cached_reward import CachedReward
 from rewards.evaluation.judged_pairs import JudgedPairs
-from rewards.evaluation.labelled_reward import LabelledReward
 from rewards.evaluation.score_cache import ScoreCache
 from rewards.evaluation.score_comparisons import Faults, ScoredComparisons
 
@@ -41,7 +41,7 @@ def score_prepared(
     name: str,
     store: PreferenceStore,
     table: PairTable,
-    rewards: Sequence[LabelledReward],
+    rewards: Sequence[CachedReward],
     caches: Sequence[ScoreCache],
     *,
     seed: int,
@@ -49,24 +49,22 @@ def score_prepared(
 ) -> ScoredComparisons:
     """The scores of every sample that stands in a pair; noise is shared within a prompt, as for images from files.
 
-    Raises CheckpointError when the set does not hold what a reward reads, and UserError when it holds latents of
-    another space, both before anything is scored.
+    Raises CheckpointError, before anything is scored, when the set does not hold what a reward reads. That it holds
+    latents of the reward's own space is for whoever makes the reward to see to.
     """
     samples = torch.unique(torch.cat([table.winner, table.loser]))
     scores = torch.full((len(rewards), len(store.shape)), math.nan, dtype=torch.float64)
-    missing = [
-        torch.tensor([sample for sample in samples.tolist() if str(sample) not in cache], dtype=torch.int64)
-        for cache in caches
-    ]
+    keys = [str(sample) for sample in samples.tolist()]
+    missing = [torch.tensor([int(key) for key in cache.missing(keys)], dtype=torch.int64) for cache in caches]
     for reward, wanted in zip(rewards, missing, strict=True):
         if len(wanted):
-            _check_can_read(reward, store)
+            store.require("pixels" if reward.reward.input_kind == "pixel" else "latents")
     for row, (reward, cache, wanted) in enumerate(zip(rewards, caches, missing, strict=True)):
         with tqdm(desc=f"{name}: {reward.label}", total=len(wanted), unit="image", mininterval=2) as bar:
             for chunk in wanted.split(images_per_chunk):
                 cache.add(_scores(reward, store, chunk, seed))
                 bar.update(len(chunk))
-        scores[row, samples] = torch.tensor([cache[str(sample)] for sample in samples.tolist()], dtype=torch.float64)
+        scores[row, samples] = torch.tensor([cache[key] for key in keys], dtype=torch.float64)
     return ScoredComparisons(
         pairs=JudgedPairs(table=table, prompt=store.prompt[table.winner]),
         scores=scores,
@@ -78,21 +76,7 @@ def score_prepared(
     )
 
 
-def _check_can_read(reward: LabelledReward, store: PreferenceStore) -> None:
-    """Raise CheckpointError or UserError unless the set holds what a reward reads."""
-    if reward.reward.input_kind == "pixel":
-        store.require("pixels")
-        return
-    store.require("latents")
-    reads, held = reward.reward.latent_space, store.info.latent_space
-    if reads != held:
-        raise UserError(
-            f"{store.folder}: holds latents of {held}, but {reward.label} reads latents of {reads}; prepare the set "
-            "with the encoders that the reward was trained with, or leave the reward out"
-        )
-
-
-def _scores(reward: LabelledReward, store: PreferenceStore, chunk: torch.Tensor, seed: int) -> dict[str, float]:
+def _scores(reward: CachedReward, store: PreferenceStore, chunk: torch.Tensor, seed: int) -> dict[str, float]:
     """The scores of samples by number, those of one shape together."""
     found: dict[str, float] = {}
     for shape in torch.unique(store.shape[chunk]).tolist():

@@ -61,6 +61,12 @@ def coverage_text(benchmark: BenchmarkResult) -> str:
         f"{found.num_comparisons} comparisons, {found.num_pairs} pairs, {found.num_ties} of them ties; "
         f"{found.num_comparable} pairs have scores of all rewards and are counted, ties as each protocol says."
     ]
+    if found.num_repeated or found.num_contradicted:
+        lines.append(
+            f"{found.num_repeated} pairs stand there more than once with the same label, {found.num_contradicted} "
+            "stand there with another label too; all of them are in the figures, as the published protocols leave them "
+            "in."
+        )
     if benchmark.test_set:
         test_set = TEST_SETS[benchmark.test_set]
         lines.append(f"The published figures are of {test_set.data}, taken to be under {test_set.protocol}.")

@@ -7,6 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate import init_empty_weights
+from safetensors import safe_open
 from safetensors.torch import save_file
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, Qwen2VLConfig
 
@@ -52,10 +54,11 @@ def save(
 
 def load_lm_head(folder: Path) -> torch.Tensor:
     """The language head [vocabulary, D] that a folder carries along; raises CheckpointError when it has none."""
-    tensors = read_tensors(folder / WEIGHTS)
-    if DROPPED not in tensors:
-        raise CheckpointError(f"{folder / WEIGHTS}: has no {DROPPED}; use the published file, which carries it")
-    return tensors[DROPPED]
+    check_safetensors(folder / WEIGHTS)
+    with safe_open(folder / WEIGHTS, framework="pt") as file:
+        if DROPPED not in file.keys():
+            raise CheckpointError(f"{folder / WEIGHTS}: has no {DROPPED}; use the published file, which carries it")
+        return file.get_tensor(DROPPED)
 
 
 def check_folder(folder: Path) -> dict[str, Any]:
@@ -93,7 +96,8 @@ def load(folder: Path, *, dtype: torch.dtype) -> tuple[HPSv3Model, PreTrainedTok
             f"{folder}: config.json has image_token_id {config.image_token_id}, the tokenizer "
             f"{tokenizer.convert_tokens_to_ids(IMAGE_TOKEN)} for {IMAGE_TOKEN}"
         )
-    model = HPSv3Model(config)  # not on the meta device: the rotary frequencies are not in the file
+    with init_empty_weights(include_buffers=False):  # the rotary frequencies are buffers, and not in the file
+        model = HPSv3Model(config)
     load_strict(model, tensors, folder / WEIGHTS, dtype)
     model.rm_head.float()
     vision = config.vision_config

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 
+from rewards.clip.preprocess import normalise
+
 PUBLISHED_AREA = 256 * 28 * 28  # pixels; HPSv3 sets the least and the greatest area to this
-_MEAN = (0.48145466, 0.4578275, 0.40821073)  # of CLIP
-_STD = (0.26862954, 0.26130258, 0.27577711)
 _MAX_ASPECT = 200
 
 
@@ -69,9 +69,7 @@ def patchify(pixels: torch.Tensor, spec: PatchSpec) -> tuple[torch.Tensor, torch
     if size != tuple(pixels.shape[2:]):
         # The published resize is PIL's bicubic on bytes, which cannot leave the range of a byte.
         pixels = F.interpolate(pixels, size, mode="bicubic", antialias=True, align_corners=False).clamp(0, 1)
-    mean = torch.tensor(_MEAN, device=pixels.device)[:, None, None]
-    std = torch.tensor(_STD, device=pixels.device)[:, None, None]
-    normal = (pixels - mean) / std
+    normal = normalise(pixels)
     patch, merge = spec.patch_size, spec.merge_size
     rows, columns = size[0] // patch, size[1] // patch
     blocks = normal.reshape(len(normal), 3, rows // merge, merge, patch, columns // merge, merge, patch)

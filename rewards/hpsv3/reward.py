@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 
 from flowrl.base.dtypes import torch_dtype
 from flowrl.base.embedded import POCKET
 from flowrl.types import RewardInput, TrainedOn
-from rewards.files import resolve
+from rewards.batch_inputs import pixels_of
+from rewards.files import checkpoint_folder
 from rewards.hpsv3.layout import check_folder, load
 from rewards.hpsv3.model import tokenize
 from rewards.hpsv3.preprocess import patchify
@@ -26,18 +26,16 @@ class HPSv3Reward:
     input_kind: Literal["latent", "pixel"] = "pixel"
     latent_space: str | None = None
 
-    def __init__(self, path: str = "pocket", device: str = "cpu", dtype: str = "float32", batch_size: int = 16) -> None:
-        if batch_size < 1:
-            raise ValueError(f"hpsv3: batch_size must be at least 1, got {batch_size}")
-        model, self.tokenizer, self.spec = load(resolve(path, self.name), dtype=torch_dtype(dtype))
+    def __init__(self, path: str = POCKET, device: str = "cpu", dtype: str = "float32", batch_size: int = 16) -> None:
+        model, self.tokenizer, self.spec = load(checkpoint_folder(path, self.name), dtype=torch_dtype(dtype))
         self.batch_size = batch_size
         self.device = torch.device(device)
         self.module: torch.nn.Module = model.to(self.device)
 
     @staticmethod
-    def check(options: Mapping[str, Any]) -> TrainedOn | None:
-        """None: it reads no latents; raises CheckpointError when the files that `options` name are not whole."""
-        check_folder(resolve(options.get("path", POCKET), HPSv3Reward.name))
+    def preflight(path: str) -> TrainedOn | None:
+        """None: it reads no latents; raises CheckpointError when the files in `path` are not whole."""
+        check_folder(checkpoint_folder(path, HPSv3Reward.name))
         return None
 
     def __call__(self, batch: RewardInput) -> torch.Tensor:
@@ -45,10 +43,9 @@ class HPSv3Reward:
 
         Raises ValueError when the batch has no pixels or a prompt holds a special token of the template.
         """
-        if batch.pixels is None:
-            raise ValueError("hpsv3 scores images: the batch must hold pixels")
-        num_tokens = self.spec.num_tokens(batch.pixels.shape[2], batch.pixels.shape[3])
+        pixels = pixels_of(batch, self.name, self.device)
+        num_tokens = self.spec.num_tokens(pixels.shape[2], pixels.shape[3])
         chats = tokenize(self.tokenizer, batch.prompts, num_tokens).to(self.device)
-        patches, grid = patchify(batch.pixels.to(self.device), self.spec)
+        patches, grid = patchify(pixels, self.spec)
         scores: torch.Tensor = self.module(chats, patches, grid)[:, 0]
         return scores

@@ -13,19 +13,17 @@ from rewards.hpsv3 import layout
 from rewards.hpsv3.model import ChatBatch, HPSv3Model, new_head, tokenize
 from rewards.hpsv3.preprocess import PatchSpec, patchify
 from rewards.hpsv3.template import REWARD_TOKEN
-from rewards.training.trainable import Stored
 
 
 class HPSv3Training:
     """An HPSv3 network with a fresh head, of which all learns but the word embeddings, save the reward token's.
 
-    That is the published choice (arXiv 2508.03789).
+    That is the published choice (arXiv 2508.03789). Raises CheckpointError when the folder cannot be loaded, or has no
+    language head to carry along.
     """
 
-    reads: Stored = "pixels"
     head_prefixes: tuple[str, ...] = ("rm_head.",)
     no_decay: tuple[str, ...] = ("embed_tokens.",)  # only one row of it learns, and the others must stay
-
     score_bias: str = "rm_head.5.bias"
 
     def __init__(self, folder: Path, *, seed: int) -> None:
@@ -41,7 +39,7 @@ class HPSv3Training:
         self.model: HPSv3Model = model
         self.tokenizer: PreTrainedTokenizerBase = tokenizer
         self.spec: PatchSpec = spec
-        self._folder = folder
+        self._lm_head = layout.load_lm_head(folder)  # now, as the folder may be gone when the training ends
 
     def inputs(
         self, store: PreferenceStore, samples: torch.Tensor, seeds: torch.Tensor, device: torch.device
@@ -61,7 +59,7 @@ class HPSv3Training:
             self.tokenizer,
             folder,
             area=self.spec.area,
-            lm_head=layout.load_lm_head(self._folder),
+            lm_head=self._lm_head,
             dtype=dtype,
             state=state,
         )

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Literal
 from urllib.parse import urlsplit
 
 import requests
@@ -41,11 +40,12 @@ class RewardServerError(UserError):
 class HTTPReward:
     """Scores with the reward of a server; fits `flowrl.protocols.Reward`, and is of the kind that the server's is.
 
-    Everything but the connection is the server's affair: name, kind, latent space, device. `token_file` is a file that
-    holds the token, `token_env` the name of an environment variable that does; a token itself is never an option,
-    because options are written to a run's config.yaml. `timeout_s` is for one answer. A connection that fails, and
-    answers 502, 503 and 504, are tried `retries` times more, first after half a second and each time after twice as
-    long. `batch_size` 0 takes the server's. Raises TokenError, and RewardServerError at once or when it is called.
+    Everything but the connection is the server's affair: name, kind, what it was trained on, device. `token_file` is a
+    file that holds the token, `token_env` the name of an environment variable that does; a token itself is never an
+    option, because options are written to a run's config.yaml. `timeout_s` is for one answer. A connection that fails,
+    and answers 502, 503 and 504, are tried `retries` times more, first after half a second and each time after twice as
+    long. `batch_size` is the server's unless said. Raises TokenError, and RewardServerError at once or when it is
+    called.
     """
 
     def __init__(
@@ -55,29 +55,29 @@ class HTTPReward:
         token_env: str = "",
         timeout_s: float = 120.0,
         retries: int = 5,
-        batch_size: int = 0,
+        batch_size: int | None = None,
         device: str = "cpu",
     ) -> None:
-        if timeout_s <= 0 or retries < 0 or batch_size < 0:
+        if timeout_s <= 0 or retries < 0:
             raise RewardServerError(
-                "http: timeout_s must be above 0, retries and batch_size at least 0, "
-                f"got {timeout_s:g}, {retries} and {batch_size}"
+                f"http: timeout_s must be above 0, retries at least 0, got {timeout_s:g} and {retries}"
             )
         self._connection = _Connection(url, _token(token_file, token_env), timeout_s, retries)
         self._description = self._connection.describe()
         self.name = self._description.name
         self.input_kind: Literal["latent", "pixel"] = self._description.input_kind
-        self.latent_space: str | None = self._description.latent_space
+        trained_on = self._description.trained_on
+        self.latent_space: str | None = None if trained_on is None else trained_on.latent_space
         self.batch_size = batch_size or self._description.batch_size
 
     @staticmethod
-    def check(options: Mapping[str, Any]) -> TrainedOn | None:
-        """The latent space of the server's reward, of which servers say no more; None for a pixel reward.
+    def preflight(url: str, token_file: str, token_env: str, timeout_s: float, retries: int) -> TrainedOn | None:
+        """What the server's reward was trained on, as far as the server knows; None for a pixel reward.
 
         Raises RewardServerError when no server answers as it should.
         """
-        space = HTTPReward(**options).latent_space
-        return None if space is None else TrainedOn(latent_space=space)
+        asked = HTTPReward(url, token_file=token_file, token_env=token_env, timeout_s=timeout_s, retries=retries)
+        return asked._description.trained_on
 
     def __call__(self, batch: RewardInput) -> torch.Tensor:
         """Scores [B] float32 on the CPU, without gradient.

@@ -24,6 +24,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from flowrl.base.errors import UserError
 from flowrl.core.reward_call import RewardInputError, score_in_parts
 from flowrl.protocols import Reward
+from flowrl.types import TrainedOn
 from rewards.http.wire import CONTENT_TYPE, MAX_BYTES, Description, WireError, decode_request, encode_scores
 
 _logger = logging.getLogger(__name__)
@@ -47,14 +48,22 @@ def _text(status: int, message: str) -> _Answer:
 class RewardServer(ThreadingHTTPServer):
     """Listens from the moment it is made; `serve_forever` answers, one batch at a time, until `close`.
 
-    `port` 0 takes a free one. Raises UserError when it cannot listen there, and when `host` can be reached from other
-    machines and there is no token.
+    `trained_on` is what a latent reward says of its training, where it says more than its latent space. `port` 0 takes
+    a free one. Raises UserError when it cannot listen there, and when `host` can be reached from other machines and
+    there is no token.
     """
 
     daemon_threads = False  # so that closing waits for the answers that are under way
 
     def __init__(
-        self, reward: Reward, *, host: str = "127.0.0.1", port: int = 0, token: str = "", max_bytes: int = MAX_BYTES
+        self,
+        reward: Reward,
+        *,
+        trained_on: TrainedOn | None = None,
+        host: str = "127.0.0.1",
+        port: int = 0,
+        token: str = "",
+        max_bytes: int = MAX_BYTES,
     ) -> None:
         require_token(host, has_token=bool(token))
         try:
@@ -63,6 +72,7 @@ class RewardServer(ThreadingHTTPServer):
             raise UserError(f"reward serve: cannot listen on {host}:{port}: {error}; choose another --port") from None
         self.reward = reward
         self.max_bytes = max_bytes
+        self._trained_on = trained_on
         self._token = token.encode()
         self._one_batch = threading.Lock()
         self._stopping = False
@@ -77,10 +87,11 @@ class RewardServer(ThreadingHTTPServer):
     @property
     def description(self) -> Description:
         """What it says of its reward."""
+        space = self.reward.latent_space
         return Description(
             name=self.reward.name,
             input_kind=self.reward.input_kind,
-            latent_space=self.reward.latent_space,
+            trained_on=self._trained_on or (TrainedOn(latent_space=space) if space is not None else None),
             batch_size=self.reward.batch_size,
             max_bytes=self.max_bytes,
         )

@@ -14,7 +14,8 @@ pixels     [B, 3, H, W] float32    pixel rewards
 ========== ======================= ==========================================================================
 
 The answer holds the same version and one tensor, ``scores`` [B] float32, NaN for a sample that could not be scored.
-``GET /reward`` answers with a `Description` as JSON.
+``GET /reward`` answers with a `Description` as JSON, `trained_on` a `flowrl.types.TrainedOn` or null. Whatever is added
+to either gives the format another version.
 """
 
 from __future__ import annotations
@@ -27,9 +28,9 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load, save
 
-from flowrl.types import RewardInput, TextCondition
+from flowrl.types import RewardInput, TextCondition, TrainedOn
 
-VERSION = 1
+VERSION = 2
 CONTENT_TYPE = "application/x-safetensors"
 MAX_BYTES = 256 * 2**20  # of a request, unless the server says another number
 _VERSION_KEY = "flowrl_reward"
@@ -46,12 +47,12 @@ class WireError(ValueError):
 class Description:
     """What a server says of its reward.
 
-    Example: ``Description(name="hpsv3", input_kind="pixel", latent_space=None, batch_size=16, max_bytes=2**28)``
+    Example: ``Description(name="hpsv3", input_kind="pixel", trained_on=None, batch_size=16, max_bytes=2**28)``
     """
 
     name: str
     input_kind: Literal["latent", "pixel"]
-    latent_space: str | None
+    trained_on: TrainedOn | None  # of a latent reward: its latent space, and what else is known
     batch_size: int
     max_bytes: int  # the largest request that the server takes
     version: int = VERSION
@@ -72,19 +73,32 @@ def decode_description(body: bytes) -> Description:
     if found["version"] != VERSION:
         raise WireError(f"of format version {found['version']!r}, not {VERSION}; use the same flowrl on both sides")
     try:
+        if found["trained_on"] is not None:
+            found["trained_on"] = TrainedOn(**found["trained_on"])
         description = Description(**found)
-    except TypeError as error:
+    except (KeyError, TypeError) as error:
         raise WireError(f"not the description of a reward: {error}") from None
-    kinds: tuple[tuple[object, type | tuple[type, ...]], ...] = (
-        (description.name, str),
-        (description.latent_space, str if description.input_kind == "latent" else type(None)),
-        (description.batch_size, int),
-        (description.max_bytes, int),
-    )
-    wrong = [value for value, kind in kinds if not isinstance(value, kind)]
-    if wrong or description.input_kind not in ("latent", "pixel") or description.batch_size < 1:
+    if not _is_sound(description):
         raise WireError(f"not the description of a reward: {found}")
     return description
+
+
+def _is_sound(description: Description) -> bool:
+    """Whether all that a description says is of the kind that it should be."""
+    kinds: list[tuple[object, type | tuple[type, ...]]] = [
+        (description.name, str),
+        (description.trained_on, TrainedOn if description.input_kind == "latent" else type(None)),
+        (description.batch_size, int),
+        (description.max_bytes, int),
+    ]
+    if (trained := description.trained_on) is not None:
+        kinds += [(trained.latent_space, str), (trained.max_aspect, (int, float))]
+        kinds += [(number, int) for number in (trained.text_length, trained.image_size, trained.bucket_step)]
+    return (
+        all(isinstance(value, kind) for value, kind in kinds)
+        and description.input_kind in ("latent", "pixel")
+        and description.batch_size >= 1
+    )
 
 
 def encode_request(batch: RewardInput) -> bytes:

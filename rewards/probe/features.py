@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -10,13 +11,12 @@ import torch
 from flowrl.base.dtypes import torch_dtype
 from flowrl.base.errors import UserError
 from flowrl.base.weight_files import read_json
-from flowrl.core.seeds import derive, global_seed
 from flowrl.models.sd3 import SD3
-from rewards.data.store import TABLES, PreferenceStore
-from rewards.dit_reward.features import FeatureShards, features_name
+from rewards.data.store import PreferenceStore
+from rewards.dit_reward.features import FeatureShards, features_name, model_inputs
 from rewards.dit_reward.model import DiTRewardConfig, DiTRewardModel
 from rewards.dit_reward.training import check_store, new_model
-from rewards.files import resolve
+from rewards.files import checkpoint_folder
 from rewards.probe.config import INPUT, ProbeConfig, chosen_layers
 
 _CHUNK = 4096  # samples read at once
@@ -45,25 +45,33 @@ class LayerFeatures:
         return LayerFeatures(layers=self.layers, values=self.values.to(device))
 
 
-class LayerReader(DiTRewardModel):
-    """A frozen backbone, read before its first block and after every chosen one; its head is not used."""
+class LayerReader:
+    """A frozen backbone, read before its first block and after others; of `model` only the taps are used, not the head.
 
-    def features(
-        self, latents: torch.Tensor, noise: torch.Tensor, embeds: torch.Tensor, pooled: torch.Tensor, sigma: float
-    ) -> torch.Tensor:
-        """The mean image tokens [B, (1 + L) * D] that enter block 0, then of the L chosen blocks."""
+    `layers` are those to probe; the taps of `model` are the blocks among them.
+    """
+
+    def __init__(self, model: DiTRewardModel, layers: tuple[int, ...]) -> None:
+        self.model = model.requires_grad_(False).eval()
+        self.layers = layers
+
+    @torch.no_grad()
+    def read(self, store: PreferenceStore, samples: torch.Tensor) -> torch.Tensor:
+        """The mean image tokens [n, S, D] float32 on the CPU, of samples [n] of one shape at the S layers."""
         entering: list[torch.Tensor] = []
-        first = self.transformer.transformer_blocks[0]
+        first = self.model.transformer.transformer_blocks[0]
+        (sigma,) = self.model.config.sigmas
         with first.register_forward_pre_hook(
             lambda _, __, inputs: entering.append(inputs["hidden_states"]), with_kwargs=True
         ):
-            taps = self.taps(latents, noise, embeds, pooled, sigma)
-        return torch.cat([tokens.mean(1) for tokens in (*entering, *taps)], 1)
+            taps = self.model.taps(*model_inputs(self.model, store, samples), sigma)
+        seen = dict(zip((INPUT, *self.model.config.layers), (*entering, *taps), strict=True))
+        return torch.stack([seen[layer].mean(1) for layer in self.layers], 1).float().cpu()
 
 
-def open_backbone(config: ProbeConfig, stores: list[PreferenceStore]) -> tuple[LayerReader, tuple[int, ...]]:
-    """The backbone, frozen, and the layers to probe; raises CheckpointError or ConfigError when they do not fit."""
-    folder = resolve(config.model.path, "sd35")
+def open_backbone(config: ProbeConfig, stores: list[PreferenceStore]) -> LayerReader:
+    """The backbone, frozen, with the layers to probe; raises CheckpointError or ConfigError when they do not fit."""
+    folder = checkpoint_folder(config.model.path, "sd35")
     for store in stores:
         check_store(store.info, SD3.latent_space(folder), store.folder)
     num_blocks = int(read_json(folder / "transformer" / "config.json").get("num_layers", 0))
@@ -80,48 +88,34 @@ def open_backbone(config: ProbeConfig, stores: list[PreferenceStore]) -> tuple[L
         base=config.model.path,
     )
     pretrained = config.model.init == "pretrained"
-    made = new_model(folder / "transformer", settings, pretrained=pretrained, seed=config.seed)
-    with global_seed(derive(config.seed, "head")):
-        reader = LayerReader(made.transformer, settings)
-    reader.requires_grad_(False).to(torch_dtype(config.model.precision))
-    return reader, layers
+    model = new_model(folder / "transformer", settings, pretrained=pretrained, seed=config.seed)
+    return LayerReader(model.to(torch_dtype(config.model.precision)), layers)
 
 
 def layer_features(
-    config: ProbeConfig, reader: LayerReader, layers: tuple[int, ...], store: PreferenceStore, device: torch.device
+    config: ProbeConfig, reader: LayerReader, store: PreferenceStore, device: torch.device
 ) -> LayerFeatures:
     """The features of all samples of a set, computed where `out`/features does not hold them yet.
 
     Raises UserError when a layer's are not finite.
     """
-    shards = FeatureShards(
-        Path(config.out) / "features" / features_name(reader, store.folder.name, _identity(config, store)),
-        len(store.shape),
-    )
-    shards.compute(reader, store, batch_size=config.model.batch_size, device=device, rank=0, world=1)
-    computed = (INPUT, *reader.config.layers)
-    places = [computed.index(layer) for layer in layers]
-    parts = [
-        shards.rows(rows)[:, 0].unflatten(1, (len(computed), -1))[:, places].movedim(1, 0)
-        for rows in torch.arange(len(store.shape)).split(_CHUNK)
-    ]
+    name = features_name(reader.model, store.folder.name, _identity(config, reader, store))
+    shards = FeatureShards(Path(config.out) / "features" / name, len(store.shape))
+    reader.model.to(device)
+    shards.compute(partial(reader.read, store), store.shape, batch_size=config.model.batch_size)
+    parts = [shards.rows(rows).movedim(1, 0) for rows in torch.arange(len(store.shape)).split(_CHUNK)]
     values = torch.cat(parts, 1)
-    broken = [layer for layer, one in zip(layers, values, strict=True) if not one.isfinite().all()]
+    broken = [layer for layer, one in zip(reader.layers, values, strict=True) if not one.isfinite().all()]
     if broken:
-        raise UserError(
-            f"{store.folder}: layer {broken[0]} has features that are not finite as float16; leave it out of layers"
-        )
-    return LayerFeatures(layers=layers, values=values)
+        raise UserError(f"{store.folder}: layer {broken[0]} has features that are not finite; leave it out of layers")
+    return LayerFeatures(layers=reader.layers, values=values)
 
 
-def _identity(config: ProbeConfig, store: PreferenceStore) -> str:
-    """What features depend on beside the layers and sigma: other weights or other samples are other features."""
+def _identity(config: ProbeConfig, reader: LayerReader, store: PreferenceStore) -> str:
+    """What features depend on beside the model's config: other layers, weights or samples are other features.
+
+    Of the weights that config has a fingerprint.
+    """
     model = config.model
-    files = [store.folder / TABLES]
-    drawn = f"-{config.seed}"
-    if model.init == "pretrained":
-        drawn = ""
-        files += sorted((resolve(model.path, "sd35") / "transformer").glob("*.safetensors"))
-    stats = [file.stat() for file in files]
-    sizes = "-".join(f"{stat.st_size}.{stat.st_mtime_ns}" for stat in stats)
-    return f"probe-{model.path}-{model.init}{drawn}-{model.precision}-{sizes}"
+    drawn = "" if model.init == "pretrained" else f"-{config.seed}"
+    return f"probe-{model.path}-{reader.layers}-{model.init}{drawn}-{model.precision}-{store.stamp}"

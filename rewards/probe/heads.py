@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import nn
 from tqdm import tqdm
 
+from flowrl.base.errors import UserError
 from flowrl.core.seeds import generator
 from rewards.data.pairs import PairTable
 from rewards.probe.config import HeadSection
@@ -64,8 +65,8 @@ def train_heads(
 ) -> HeadBank:
     """Train a head for each probe, all at once; `features` are standardised, of all samples that `pairs` names.
 
-    The batches depend on the seed alone. Raises ValueError when there is no pair but ties, and FloatingPointError when
-    a head has diverged.
+    The batches depend on the seed alone. Raises ValueError when there is no pair but ties, and UserError when a head
+    has diverged.
     """
     values = features.values
     bank = HeadBank(probes, features.layers, width=values.shape[2], dims=head.dims, seed=seed).to(values.device)
@@ -83,7 +84,7 @@ def train_heads(
         optimizer.step()
         schedule.step()
     if not all(parameter.isfinite().all() for parameter in bank.parameters()):
-        raise FloatingPointError(f"a head of {list(probes)} has diverged; take a smaller head.lr than {head.lr}")
+        raise UserError(f"head.lr: a head of {list(probes)} has diverged; take a smaller one than {head.lr:g}")
     return bank
 
 

@@ -1,9 +1,9 @@
-"""The plots of a probe, with matplotlib, which only the extra `plots` installs."""
+"""The plots of a probe, as PNG, with matplotlib, which only the extra `plots` installs."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
+from io import BytesIO
 from typing import TYPE_CHECKING
 
 from flowrl.base.errors import UserError
@@ -27,7 +27,7 @@ def require_matplotlib() -> None:
         raise UserError('the plots need matplotlib, which is not installed: pip install "flowrl[plots]"') from None
 
 
-def draw_depth(result: ProbeResult, path: Path) -> None:
+def draw_depth(result: ProbeResult) -> bytes:
     """Accuracy against depth: the mean over seeds with its 95 % interval, the best layer and the best pair marked."""
     figure = _figure(max(5.0, 0.3 * len(result.singles)), 3.6)
     axis = figure.subplots()
@@ -51,10 +51,10 @@ def draw_depth(result: ProbeResult, path: Path) -> None:
     axis.grid(axis="y", alpha=0.25)
     axis.spines[["top", "right"]].set_visible(False)
     axis.legend(fontsize=8, frameon=False)
-    figure.savefig(path)
+    return _png(figure)
 
 
-def draw_pairs(result: ProbeResult, path: Path) -> None:
+def draw_pairs(result: ProbeResult) -> bytes:
     """Accuracy of pairs of layers as a lower triangle, single layers on its diagonal.
 
     The colours begin at the worst pair: a layer that is worse alone would leave one colour for all that are good.
@@ -68,17 +68,17 @@ def draw_pairs(result: ProbeResult, path: Path) -> None:
     lowest = min(100 * one.accuracy for one in result.pairs)
     _matrix(figure, axis, matrix, layers, title="accuracy, %", digits=1, lowest=lowest)
     axis.spines[:].set_visible(False)
-    figure.savefig(path)
+    return _png(figure)
 
 
-def draw_similarity(similarity: Similarity, path: Path) -> None:
+def draw_similarity(similarity: Similarity) -> bytes:
     """The similarity of layers, its mean over prompts and its standard deviation, side by side."""
     width, height = _square(len(similarity.layers))
     figure = _figure(2 * width, height)
     left, right = figure.subplots(1, 2)
     _matrix(figure, left, similarity.mean, similarity.layers, title="cosine of centred features, mean", digits=2)
     _matrix(figure, right, similarity.std, similarity.layers, title="standard deviation over prompts", digits=3)
-    figure.savefig(path)
+    return _png(figure)
 
 
 def _matrix(
@@ -116,6 +116,12 @@ def _figure(width: float, height: float) -> Figure:
     from matplotlib.figure import Figure
 
     return Figure(figsize=(width, height), dpi=_DPI, layout="constrained")
+
+
+def _png(figure: Figure) -> bytes:
+    file = BytesIO()
+    figure.savefig(file, format="png")
+    return file.getvalue()
 
 
 def _square(count: int) -> tuple[float, float]:

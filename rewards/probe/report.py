@@ -5,6 +5,7 @@ from __future__ import annotations
 import statistics
 from pathlib import Path
 
+from flowrl.base.atomic_file import write_atomically
 from rewards.evaluation.result import Difference
 from rewards.evaluation.table import NOTHING, table
 from rewards.probe.plots import draw_depth, draw_pairs, draw_similarity
@@ -17,12 +18,16 @@ _MOST_PAIRS = 15  # rows of the table; result.json has all
 
 def write_report(result: ProbeResult, out: Path) -> None:
     """Write result.json, table.md, depth.png, similarity.png and, where pairs were probed, pairs.png in `out`."""
-    (out / RESULT).write_text(result.to_json(), encoding="utf-8")
-    (out / PAGE).write_text(markdown(result), encoding="utf-8")
-    draw_depth(result, out / DEPTH)
-    draw_similarity(result.similarity, out / SIMILARITY)
+    files = {
+        RESULT: result.to_json().encode(),
+        PAGE: markdown(result).encode(),
+        DEPTH: draw_depth(result),
+        SIMILARITY: draw_similarity(result.similarity),
+    }
     if result.pairs:
-        draw_pairs(result, out / PAIRS)
+        files[PAIRS] = draw_pairs(result)
+    for name, content in files.items():
+        write_atomically(out / name, content)
 
 
 def markdown(result: ProbeResult) -> str:

@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
+from flowrl.base.atomic_file import write_atomically
 from flowrl.base.config_file import dump_config
 from flowrl.base.devices import pick_device
 from flowrl.base.errors import UserError
+from flowrl.base.folder_lock import make_writable, take_lock
 from rewards.data.pairs import PairTable
 from rewards.data.store import PreferenceStore
+from rewards.evaluation.accuracy import Credits, find_protocol
 from rewards.evaluation.bootstrap import interval, paired_difference, resample
-from rewards.evaluation.protocols import Credits, find_protocol
 from rewards.evaluation.result import Difference
 from rewards.probe.config import ProbeConfig, chosen_pairs
 from rewards.probe.features import LayerFeatures, layer_features, open_backbone
@@ -22,7 +25,7 @@ from rewards.probe.heads import Probe, score_heads, train_heads
 from rewards.probe.plots import require_matplotlib
 from rewards.probe.report import write_report
 from rewards.probe.result import ProbeFigure, ProbeResult
-from rewards.probe.similarity import layer_similarity
+from rewards.probe.similarity import Similarity, layer_similarity
 
 PROTOCOL = "rankings_pooled"  # every pair that people did not tie counts once
 
@@ -41,48 +44,67 @@ class ProbeData:
 def probe(config: ProbeConfig) -> ProbeResult:
     """Probe as configured, and write the tables and plots in `config.out`; features of an earlier run are used again.
 
-    Raises UserError when the data, the backbone or the folder cannot be used, or matplotlib is missing.
+    Raises UserError when the data, the backbone or the folder cannot be used, another process writes to the folder, or
+    matplotlib is missing.
     """
     require_matplotlib()
     device = torch.device(pick_device(config.device))
     train, validation = (PreferenceStore(Path(config.data.store) / part) for part in ("train", "validation"))
+    _check_sets(train, validation)
+    reader = open_backbone(config, [train, validation])
+    pairs = chosen_pairs(config, reader.layers)
+    out = Path(config.out)
+    make_writable(out, "out")
+    with take_lock(out, "out") or nullcontext():
+        learned = layer_features(config, reader, train, device)
+        judged = layer_features(config, reader, validation, device)
+        reader.model.to("cpu")
+        data = ProbeData(
+            train=learned.standardised(learned).to(device),
+            train_pairs=train.pairs,
+            validation=judged.standardised(learned).to(device),
+            validation_pairs=validation.pairs,
+            prompt=validation.prompt[validation.pairs.winner],
+        )
+        result = _result(config, data, pairs, layer_similarity(judged, validation.prompt))
+        write_atomically(out / "config.yaml", dump_config(config).encode())
+        write_report(result, out)
+    return result
+
+
+def _check_sets(train: PreferenceStore, validation: PreferenceStore) -> None:
+    """Raise UserError unless there are pairs to learn and to measure, and prompts for a similarity to differ over."""
     for store in (train, validation):
         if store.pairs.tie.all():
             raise UserError(f"{store.folder}: holds no pair of which one is preferred")
-    reader, layers = open_backbone(config, [train, validation])
-    singles: list[Probe] = [(layer,) for layer in layers]
-    pairs = chosen_pairs(config, layers)
-    _make_folder(config)
-    learned = layer_features(config, reader, layers, train, device)
-    judged = layer_features(config, reader, layers, validation, device)
-    reader.to("cpu")
-    data = ProbeData(
-        train=learned.standardised(learned).to(device),
-        train_pairs=train.pairs,
-        validation=judged.standardised(learned).to(device),
-        validation_pairs=validation.pairs,
-        prompt=validation.prompt[validation.pairs.winner],
-    )
+    if len(validation.prompt.unique()) < 2:
+        raise UserError(
+            f"{validation.folder}: holds samples of one prompt alone, but the similarity of layers has a spread over "
+            "prompts; prepare a set of two or more"
+        )
+
+
+def _result(config: ProbeConfig, data: ProbeData, pairs: Sequence[Probe], similarity: Similarity) -> ProbeResult:
+    """Train the heads on each layer and on these pairs of layers, and measure them."""
+    singles: list[Probe] = [(layer,) for layer in data.train.layers]
     seeds = credits_by_seed(config, data, singles) + credits_by_seed(config, data, pairs)
     figures, differences = _measure(config, data, [*singles, *pairs], seeds)
-    counted = ~validation.pairs.tie
-    result = ProbeResult(
+    counted = ~data.validation_pairs.tie
+    return ProbeResult(
         backbone=config.model.path,
         init=config.model.init,
         sigma=config.model.sigma,
         head_dims=tuple(config.head.dims),
         steps=config.head.steps,
-        num_train_pairs=int((~train.pairs.tie).sum()),
+        num_train_pairs=int((~data.train_pairs.tie).sum()),
         num_pairs=int(counted.sum()),
         num_prompts=len(data.prompt[counted].unique()),
         singles=figures[: len(singles)],
         pairs=figures[len(singles) :],
         differences=differences,
-        similarity=layer_similarity(judged, validation.prompt),
+        similarity=similarity,
         draws=config.draws,
     )
-    write_report(result, Path(config.out))
-    return result
 
 
 def credits_by_seed(config: ProbeConfig, data: ProbeData, probes: Sequence[Probe]) -> list[list[Credits]]:
@@ -148,21 +170,9 @@ def _best_shares(samples: torch.Tensor, places: Sequence[int]) -> dict[int, floa
 
 def _mean_credits(seeds: Sequence[Credits]) -> Credits:
     credit = torch.stack([one.credit for one in seeds]).mean(0)
-    return Credits(credit=credit, weight=seeds[0].weight, equal=sum(one.equal for one in seeds))
+    return Credits(credit=credit, weight=seeds[0].weight, equal=torch.stack([one.equal for one in seeds]).all(0))
 
 
 def _by_source(pairs: PairTable, earned: Credits) -> dict[str, float]:
-    found = {}
-    for number, name in enumerate(pairs.sources):
-        own = Credits(credit=earned.credit, weight=earned.weight * (pairs.source == number), equal=0)
-        if own.weight.any():
-            found[name] = own.accuracy
-    return found
-
-
-def _make_folder(config: ProbeConfig) -> None:
-    out = Path(config.out)
-    if out.exists() and not out.is_dir():
-        raise UserError(f"out: {out} must be a folder, but a file of that name exists")
-    out.mkdir(parents=True, exist_ok=True)
-    (out / "config.yaml").write_text(dump_config(config), encoding="utf-8")
+    groups = {name: earned.only(pairs.source == number) for number, name in enumerate(pairs.sources)}
+    return {name: group.accuracy for name, group in groups.items() if group.counted.any()}

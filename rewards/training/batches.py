@@ -96,14 +96,13 @@ class ComparisonBatcher:
         for source, weight in enumerate(self._weights):
             own = self._source == source
             held = int(own.sum())
-            whole, part = divmod(weight, 1.0)
-            dealt = held * whole + round(part * held)
-            if held and not dealt:
+            whole, extra = _dealt(held, weight)
+            if held and not whole + extra:
                 raise UserError(
                     f"source {self.pairs.sources[source]}: its weight {weight:g} leaves none of its {held} comparisons "
                     "in an epoch; raise the weight, or leave the source out"
                 )
-            times[own] = dealt / max(1, held)
+            times[own] = whole + extra / max(1, held)
         return times
 
     def share(self, chosen: torch.Tensor) -> float:
@@ -122,9 +121,8 @@ class ComparisonBatcher:
         drawn = []
         for source, weight in enumerate(self._weights):
             members = (self._source == source).nonzero()[:, 0]
-            whole, part = divmod(weight, 1.0)
-            extra = torch.randperm(len(members), generator=draws)[: round(part * len(members))]
-            drawn += [members] * int(whole) + [members[extra]]
+            whole, extra = _dealt(len(members), weight)
+            drawn += [members] * whole + [members[torch.randperm(len(members), generator=draws)[:extra]]]
         dealt = torch.cat(drawn)
         dealt = dealt[torch.randperm(len(dealt), generator=draws)]
         batches: list[torch.Tensor] = []
@@ -166,6 +164,11 @@ class ComparisonBatcher:
         mine = slots.reshape(count, size, world)[:, :, rank]
         return [self._micro(row[row >= 0], stand_in=int(chosen[0]), total=total) for row in mine]
 
+    def samples_of(self, chosen: torch.Tensor) -> torch.Tensor:
+        """The samples of comparisons, each once."""
+        pairs = [self.pairs.select(torch.arange(rows.start, rows.stop)) for rows in map(self._rows, chosen.tolist())]
+        return torch.cat([column for one in pairs for column in (one.winner, one.loser)]).unique()
+
     def _rows(self, comparison: int) -> slice:
         return slice(int(self._start[comparison]), int(self._stop[comparison]))
 
@@ -186,3 +189,9 @@ class ComparisonBatcher:
             tie=pairs.tie,
             weight=pairs.weight / total if len(chosen) else torch.zeros(len(pairs)),
         )
+
+
+def _dealt(held: int, weight: float) -> tuple[int, int]:
+    """How often an epoch deals all comparisons of a source that holds so many, and how many of them once more."""
+    whole, part = divmod(weight, 1.0)
+    return int(whole), round(part * held)

@@ -10,6 +10,7 @@ from typing import Any, Literal
 from flowrl.base.config_file import read_config
 from flowrl.base.config_tree import ConfigError
 from flowrl.base.embedded import POCKET
+from flowrl.core.bucket_rules import bucket_fault
 from rewards.data.source import DataSource, check_source
 
 
@@ -196,9 +197,6 @@ def check(config: RewardTrainConfig) -> None:
 _AT_LEAST: dict[str, float] = {
     "run.seed": 0,
     "model.lora_rank": 1,
-    "data.image_size": 16,
-    "data.bucket_step": 16,
-    "data.max_aspect": 1,
     "data.max_sequence_length": 1,
     "data.encode_batch": 1,
     "loss.draws": 1,
@@ -231,6 +229,9 @@ def _check_numbers(config: RewardTrainConfig) -> None:
     for key in _SHARES:
         value = _value(config, key)
         _require(0 <= value <= 1, f"{key} must lie in [0, 1], got {value:g}")
+    data, keys = config.data, ("data.image_size", "data.bucket_step", "data.max_aspect")
+    fault = bucket_fault(data.image_size, data.bucket_step, data.max_aspect, keys=keys)
+    _require(not fault, fault)
     _require(0 < config.data.share <= 1, f"data.share must lie in (0, 1], got {config.data.share}")
     _require(config.optim.ema_decay < 1, f"optim.ema_decay must be below 1, got {config.optim.ema_decay}")
     betas = config.optim.betas

@@ -5,15 +5,15 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-import torch
-
 from flowrl.base.config_tree import ConfigError
 from flowrl.base.devices import pick_device
 from flowrl.base.dtypes import torch_dtype
 from flowrl.base.embedded import folder_of
 from flowrl.core.buckets import BucketPlan
+from flowrl.models.latent_inputs import EncoderSetting
 from flowrl.models.sd3 import SD3
-from rewards.data.prepare import Encoders, check_choices, prepare
+from rewards.data.prepare import Encoders, prepare
+from rewards.data.set_origin import check_choices, check_files
 from rewards.data.store import INFO, PreferenceStore, load_info
 from rewards.dit_reward.training import check_store, check_text_length
 from rewards.training.config import RewardTrainConfig
@@ -21,11 +21,12 @@ from rewards.training.config import RewardTrainConfig
 PARTS = ("train", "validation")
 
 
-def open_stores(config: RewardTrainConfig) -> tuple[PreferenceStore, PreferenceStore]:
+def open_stores(config: RewardTrainConfig, *, resume: bool = False) -> tuple[PreferenceStore, PreferenceStore]:
     """The sets of `data.store`; one that is not whole is prepared first, unless several processes are at work.
 
-    Raises ConfigError when there is nothing to prepare it from or it was prepared otherwise, CheckpointError when files
-    are torn or the model cannot read them.
+    A training that is resumed goes on with the sets that it began with, whatever became of their sources. Raises
+    ConfigError when there is nothing to prepare a set from, it was prepared otherwise or its sources have changed,
+    CheckpointError when files are torn or the model cannot read them.
     """
     missing = [part for part in PARTS if not (Path(config.data.store) / part / INFO).is_file()]
     if missing and int(os.environ.get("WORLD_SIZE", "1")) > 1:
@@ -41,6 +42,8 @@ def open_stores(config: RewardTrainConfig) -> tuple[PreferenceStore, PreferenceS
     for part, sources in zip(PARTS, (data.train, data.validation), strict=True):
         if sources:
             check_choices(Path(data.store) / part, sources, _buckets(config), torch_dtype(data.dtype))
+            if not resume:
+                check_files(Path(data.store) / part, sources)
     train, validation = (PreferenceStore(Path(config.data.store) / part) for part in PARTS)
     for store in (train, validation):
         store.require("pixels" if config.model.kind == "hpsv3" else "latents")
@@ -97,19 +100,18 @@ def _encoders(config: RewardTrainConfig) -> Encoders:
     dtype = torch_dtype(config.data.dtype)
     if config.model.kind == "hpsv3":
         return Encoders(name="", latent_space="", image=None, text=None, dtype=dtype)
-    folder = folder_of(config.model.path, "sd35")
     device = pick_device(config.data.device, key="data.device")
-    on_cpu = device == "cpu"
-    text = SD3.load_encoder(
-        folder,
+    setting = EncoderSetting.of(
+        config.model.path,
         max_sequence_length=config.data.max_sequence_length,
-        dtype=torch.float32 if on_cpu else torch.bfloat16,
+        dtype="float32" if device == "cpu" else "bfloat16",
         device=device,
     )
+    text = setting.load_texts()
     return Encoders(
         name=config.model.path,
-        latent_space=SD3.latent_space(folder),
-        image=SD3.load_image_encoder(folder, device=device).encode,
+        latent_space=setting.latent_space,
+        image=setting.load_images().encode,
         text=text.encode,
         cuts=text.cuts,
         dtype=dtype,

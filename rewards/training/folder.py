@@ -20,8 +20,17 @@ _CONTENTS = (
 )
 # What there is, beside the lock, of a training that ended before it began.
 _NOT_BEGUN: tuple[list[str], ...] = ([], ["config.yaml", "env.json"])
-# Keys that shape no number of a step.
-_MAY_CHANGE = ("run.dir", "run.name", "run.overwrite", "eval.", "checkpoint.", "export.", "data.device")
+# Keys that shape no number of a step: `encode_batch` has done its work where there is a set to train on.
+_MAY_CHANGE = (
+    "run.dir",
+    "run.name",
+    "run.overwrite",
+    "eval.",
+    "checkpoint.",
+    "export.",
+    "data.device",
+    "data.encode_batch",
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,10 +61,8 @@ class TrainingFolder:
         return self.path / "validation.json"
 
 
-def claim(config: RewardTrainConfig, *, resume: bool) -> TrainingFolder:
-    """Make the folder, or take one to go on in; raises ConfigError when it is in use, holds something else, or was
-    begun with another config.
-    """
+def check_folder(config: RewardTrainConfig, *, resume: bool) -> None:
+    """Raise ConfigError when the folder holds something else, or a training that was begun with another config."""
     path = Path(config.run.dir)
     begun = path / "config.yaml"
     if resume and not begun.is_file():
@@ -66,13 +73,19 @@ def claim(config: RewardTrainConfig, *, resume: bool) -> TrainingFolder:
             f"run.dir={path} must be new, but it holds {', '.join(held[:3])}. Either go on with it: "
             f"flowrl reward train --resume {path}; or start anew: run.overwrite=true; or use another run.name"
         )
-    make_writable(path, "run.dir")
-    lock = take_lock(path, "run.dir")
     if resume:
         _check_same(config, begun)
-    else:
+
+
+def claim(config: RewardTrainConfig, *, resume: bool) -> TrainingFolder:
+    """Make the folder, or take one to go on in; raises ConfigError when it is in use, or `check_folder` does."""
+    check_folder(config, resume=resume)
+    path = Path(config.run.dir)
+    make_writable(path, "run.dir")
+    lock = take_lock(path, "run.dir")
+    if not resume:
         _clear(path)
-    write_atomically(begun, dump_config(config).encode())
+    write_atomically(path / "config.yaml", dump_config(config).encode())
     earlier = read_environments(path / "env.json") if resume else []
     write_environments(path / "env.json", [*earlier, environment()])
     return TrainingFolder(path=path, lock=lock)

@@ -22,7 +22,7 @@ from rewards.training.config import OptimSection, RewardTrainConfig
 from rewards.training.folder import fixed_settings
 from rewards.training.losses import pair_losses
 from rewards.training.scoring import Accuracy, validate
-from rewards.training.session import Session, TrainingError
+from rewards.training.session import LOWER_RATES, Session, TrainingError
 from rewards.training.state import load_state, save_state
 
 
@@ -85,7 +85,11 @@ class RewardTrainer:
         return None
 
     def take_step(self, step: int) -> dict[str, float]:
-        """One optimizer step: score the samples of a batch of comparisons, and push winners above losers."""
+        """One optimizer step: score the samples of a batch of comparisons, and push winners above losers.
+
+        Raises CheckpointError naming the file of the set that is damaged, or TrainingError, when the loss is not
+        finite; nothing was learned then.
+        """
         began = time.perf_counter()
         session, optim = self.session, self.config.optim
         factor = rate_factor(step, self.num_steps, optim)
@@ -105,10 +109,8 @@ class RewardTrainer:
             decided += float(weight.sum())
         loss, right, decided = session.sum(loss), session.sum(right), session.sum(decided)
         if not math.isfinite(loss):
-            raise TrainingError(
-                f"the loss of step {step} is {loss}; nothing was learned from it. Lower optim.lr_backbone or "
-                "optim.lr_head, and go on from the last checkpoint with --resume"
-            )
+            self.train.check_finite(self.batcher.samples_of(chosen))
+            raise TrainingError(f"the loss of step {step} is {loss}, on finite data; {LOWER_RATES}")
         norm = session.step()
         self.average.update(step)
         return {
@@ -121,11 +123,13 @@ class RewardTrainer:
 
     def evaluate(self) -> dict[str, float]:
         """Accuracy on the validation pairs, with the averaged weights where there are any."""
-        began = time.perf_counter()
+        began, pairs = time.perf_counter(), self.validation_pairs
         with self.average.applied():
-            self.last = validate(
-                self.session, self.validation, self.validation_pairs, batch_size=self.config.eval.batch_size
-            )
+            try:
+                self.last = validate(self.session, self.validation, pairs, batch_size=self.config.eval.batch_size)
+            except ValueError:
+                self.validation.check_finite(torch.cat([pairs.winner, pairs.loser]).unique())
+                raise
         figures = {"validation/accuracy": self.last.overall, "validation/loss": self.last.loss}
         for kind, shares in (("source", self.last.by_source), ("category", self.last.by_category)):
             figures |= {f"validation/{kind}/{name}": share for name, share in shares.items()}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -9,10 +10,11 @@ from accelerate import PartialState
 
 from flowrl.base.config_tree import ConfigError
 from flowrl.base.embedded import EMBEDDED, POCKET, folder_of
+from flowrl.base.errors import UserError
 from flowrl.core.buckets import BucketPlan
 from rewards.data.set_origin import prepared_buckets
 from rewards.data.store import PreferenceStore
-from rewards.dit_reward.features import FeatureShards, features_name
+from rewards.dit_reward.features import FeatureShards, features_name, pooled
 from rewards.dit_reward.model import DiTRewardConfig, DiTRewardModel
 from rewards.dit_reward.training import DiTRewardTraining, FrozenDiTRewardTraining, new_model
 from rewards.hpsv3.training import HPSv3Training
@@ -55,20 +57,33 @@ def computed_features(
     halved = config.model.precision == "bfloat16"
     backbone = f"{config.model.path}-{config.model.init}-{config.run.seed}" + ("-bfloat16" if halved else "")
     found = {}
+    model.to(processes.device).eval()
     for store in stores:
-        shards = FeatureShards(root / features_name(model, store.folder.name, backbone), len(store.shape))
+        name = features_name(model, store.folder.name, f"{backbone}-{store.stamp}")
+        shards = FeatureShards(root / name, len(store.shape))
         with torch.autocast(processes.device.type, torch.bfloat16, enabled=halved):
             shards.compute(
-                model,
-                store,
+                partial(_features, model, store),
+                store.shape,
                 batch_size=config.eval.batch_size,
-                device=processes.device,
                 rank=processes.process_index,
                 world=processes.num_processes,
             )
         found[store.folder] = shards
     processes.wait_for_everyone()
     model.to("cpu")
+    return found
+
+
+def _features(model: DiTRewardModel, store: PreferenceStore, samples: torch.Tensor) -> torch.Tensor:
+    """`pooled`, of which nothing that is not finite is kept on disk."""
+    found = pooled(model, store, samples)
+    if not bool(found.isfinite().all()):
+        store.check_finite(samples)
+        raise UserError(
+            f"{store.folder}: the frozen backbone makes features that are not finite of its finite samples; use "
+            "model.precision=float32, or another model.path"
+        )
     return found
 
 

@@ -17,12 +17,13 @@ from flowrl.base.config_file import dump_config
 from flowrl.base.config_tree import ConfigError
 from flowrl.base.dtypes import torch_dtype
 from flowrl.base.file_mode import apply_umask_below
+from rewards.data.overlap import Overlap, overlap
 from rewards.data.pairs import PairTable
 from rewards.data.store import PreferenceStore
 from rewards.training.batches import ComparisonBatcher
 from rewards.training.config import RewardTrainConfig
 from rewards.training.data import open_stores
-from rewards.training.folder import TrainingFolder, claim
+from rewards.training.folder import TrainingFolder, check_folder, claim
 from rewards.training.log import open_log
 from rewards.training.loop import RewardTrainer
 from rewards.training.models import make_trainable
@@ -37,7 +38,9 @@ def train_reward(config: RewardTrainConfig, *, resume: bool) -> Path | None:
     """
     processes = join_processes()
     agree_on_folder(config)
-    train, validation = open_stores(config)
+    if processes.is_main_process:
+        check_folder(config, resume=resume)  # preparing the data may take hours
+    train, validation = open_stores(config, resume=resume)
     folder = claim(config, resume=resume) if processes.is_main_process else TrainingFolder(path=Path(config.run.dir))
     processes.wait_for_everyone()
     trainable = make_trainable(config, [train, validation], folder.features)
@@ -50,9 +53,11 @@ def train_reward(config: RewardTrainConfig, *, resume: bool) -> Path | None:
         source_weights=[_weight(config, name) for name in pairs.sources],
     )
     validation_pairs = _validation_pairs(config, validation)
+    decided = validation_pairs.select(~validation_pairs.tie)
+    shared = overlap(train, pairs, validation, decided)
     if processes.is_main_process:
-        decided = validation_pairs.select(~validation_pairs.tie)
-        for line in (*idle_sources(train, pairs, "the training"), *idle_sources(validation, decided, "the accuracy")):
+        lines = idle_sources(train, pairs, "the training") + idle_sources(validation, decided, "the accuracy")
+        for line in (*lines, *([f"{validation.folder}: {shared.words}"] if shared.words else [])):
             tqdm.write(line, file=sys.stderr)
     session = Session(trainable, config, batch_size=batcher.batch_size)
     start_from = _newest(folder.checkpoints) if resume else None
@@ -82,7 +87,7 @@ def train_reward(config: RewardTrainConfig, *, resume: bool) -> Path | None:
         if log is not None:
             log.close()
     assert trainer.last is not None
-    _export(config, session, trainable, folder, trainer.last)
+    _export(config, session, trainable, folder, trainer.last, shared)
     return folder.reward
 
 
@@ -92,6 +97,7 @@ def _export(
     trainable: TrainableReward,
     folder: TrainingFolder,
     reached: Accuracy,
+    shared: Overlap,
 ) -> None:
     """Write the reward folder and its accuracy, which the main process does while the others wait.
 
@@ -112,11 +118,12 @@ def _export(
         aside,
         state,
         dtype=torch_dtype(config.export.dtype),
-        notes=_card(notes, reached),
+        notes=_card(notes, reached, shared),
         whole=config.export.whole,
     )
     apply_umask_below(aside)
-    write_atomically(folder.validation, f"{json.dumps(asdict(reached), indent=2)}\n".encode())
+    figures = asdict(reached) | {"shared_prompts": shared.prompts, "shared_pairs": shared.pairs}
+    write_atomically(folder.validation, f"{json.dumps(figures, indent=2)}\n".encode())
     shutil.rmtree(folder.reward, ignore_errors=True)
     aside.rename(folder.reward)  # last: where it stands, the training has come to its end
     session.wait()
@@ -132,11 +139,11 @@ def _newest(checkpoints: Path) -> Path | None:
     return found
 
 
-def _card(notes: str, reached: Accuracy) -> str:
+def _card(notes: str, reached: Accuracy, shared: Overlap) -> str:
     lines = [notes, "", f"Accuracy on the {reached.pairs:,} validation pairs looked at: {100 * reached.overall:.1f} %."]
     lines += [f"- {name}: {100 * share:.1f} %" for name, share in (reached.by_source | reached.by_category).items()]
     lines += [f"- {name}: not measured, no pair looked at has a winner" for name in reached.unmeasured]
-    return "\n".join(lines)
+    return "\n".join([*lines, *(["", f"{shared.words}."] if shared.words else [])])
 
 
 def _training_pairs(config: RewardTrainConfig, store: PreferenceStore) -> PairTable:

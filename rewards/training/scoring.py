@@ -10,7 +10,7 @@ from tqdm import tqdm
 from flowrl.core.seeds import evaluation_seeds
 from rewards.data.pairs import PairTable
 from rewards.data.store import PreferenceStore
-from rewards.evaluation.protocols import PROTOCOLS
+from rewards.evaluation.accuracy import PROTOCOLS
 from rewards.training.losses import bradley_terry_loss
 from rewards.training.session import Session
 
@@ -70,19 +70,16 @@ def agreement(pairs: PairTable, scores: torch.Tensor) -> Accuracy:
     """How the scores [N] of samples agree with pairs; raises ValueError when one that is needed is not finite."""
     earned = PROTOCOLS["rankings_pooled"].credits(pairs, scores)
 
-    def share(mask: torch.Tensor) -> float:
-        return float((earned.credit * earned.weight)[mask].sum() / earned.weight[mask].sum())
-
     def shares(index: torch.Tensor, names: tuple[str, ...]) -> dict[str, float]:
-        masks = {name: (index == number) & (earned.weight > 0) for number, name in enumerate(names) if name}
-        return {name: share(mask) for name, mask in masks.items() if mask.any()}
+        groups = {name: earned.only(index == number) for number, name in enumerate(names) if name}
+        return {name: group.accuracy for name, group in groups.items() if group.counted.any()}
 
     by_source = shares(pairs.source, pairs.sources)
     losses = bradley_terry_loss(scores[pairs.winner], scores[pairs.loser])
     samples = torch.unique(torch.cat([pairs.winner, pairs.loser]))
     return Accuracy(
         overall=earned.accuracy,
-        pairs=int((earned.weight > 0).sum()),
+        pairs=int(earned.counted.sum()),
         loss=float(losses[~pairs.tie].mean()),
         mean_score=float(scores[samples].mean()),
         by_source=by_source,

@@ -38,8 +38,14 @@ def agree_on_folder(config: RewardTrainConfig) -> None:
     config.run.name, config.run.dir = shared
 
 
+LOWER_RATES = (
+    "begin a new training with a lower optim.lr_backbone or optim.lr_head, since --resume goes on with the rates that "
+    "a training began with"
+)
+
+
 class TrainingError(UserError):
-    """A training whose numbers went wrong; nothing of them was saved."""
+    """A training whose numbers went wrong; its checkpoints are those of the steps before."""
 
 
 class InParts(torch.nn.Module):
@@ -184,10 +190,7 @@ class Session:
 
 def _finite(norm: float) -> float:
     if not math.isfinite(norm):
-        raise TrainingError(
-            f"the norm of the gradient is {norm}; lower optim.lr_backbone or optim.lr_head, and go on from the last "
-            "checkpoint with --resume"
-        )
+        raise TrainingError(f"the norm of the gradient is {norm}; {LOWER_RATES}")
     return norm
 
 

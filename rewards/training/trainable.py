@@ -3,20 +3,17 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Protocol
 
 import torch
 
 from rewards.data.store import PreferenceStore
-
-Stored = Literal["latents", "pixels"]
 
 
 class TrainableReward(Protocol):
     """A reward model in training: its network, and how samples of a prepared set become the network's inputs."""
 
     module: torch.nn.Module  # forward(*inputs) of samples of one shape to outputs [B, 1 or 2], the score first
-    reads: Stored
     head_prefixes: tuple[str, ...]  # of the parameters that learn at the head's rate
     no_decay: tuple[str, ...]  # parts of the names of parameters that must not decay
     score_bias: str  # the key, in the state dict of `module`, of the bias whose first number shifts all scores

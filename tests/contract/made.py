@@ -7,8 +7,8 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from flowrl.actors.reward_loading import make_reward
 from flowrl.config import RewardSpec
+from flowrl.reward_loading import make_reward
 from rewards.http.server import RewardServer
 from tests.published import clip_family, dina_lrm
 from tests.published.image_reward import write_image_reward

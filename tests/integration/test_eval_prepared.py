@@ -15,15 +15,15 @@ from flowrl.base.errors import UserError
 from flowrl.core.seeds import evaluation_seeds
 from flowrl.models.sd3 import SD3
 from flowrl.pocket.preference_store import write_store
-from flowrl.pocket.preferences import SetPlan, build_table, pairs_of
+from flowrl.pocket.preferences import SetPlan, build_table, ranked_pairs
 from flowrl.types import RewardInput
 from rewards.data.store import PreferenceStore
 from rewards.dit_reward import DiTReward
-from rewards.evaluation.labelled_reward import LabelledReward
+from rewards.evaluation.cached_reward import CachedReward
 from rewards.evaluation.score_cache import ScoreCache
 from rewards.evaluation.score_prepared import open_prepared, score_prepared
 from tests import tiny_store
-from tests.cheap_rewards import Brightness, LatentNorm
+from tests.cheap_rewards import BRIGHT, LATENT, Brightness, LatentNorm
 
 
 @pytest.fixture(scope="module")
@@ -33,7 +33,7 @@ def prepared(tmp_path_factory: pytest.TempPathFactory) -> Path:
     plan = SetPlan(policy_train=1, edited_train=1, policy_test=2, edited_test=2)
     pipeline = StableDiffusion3Pipeline.from_pretrained(policy)
     table = build_table(pipeline, folder / "drawn", test=True, seed=3, plan=plan)
-    write_store(folder / "set", table, pairs_of(table, margin=0.02), latent_space=SD3.latent_space(policy))
+    write_store(folder / "set", table, ranked_pairs(table, margin=0.02), latent_space=SD3.latent_space(policy))
     return folder / "set"
 
 
@@ -83,21 +83,55 @@ def test_the_first_comparisons_of_each_source_of_pairs_are_taken(prepared: Path)
     assert len(pairs.first_comparisons(0)) == len(pairs)
 
 
-def test_latents_of_another_space_than_a_rewards_are_refused_before_any_score(tmp_path: Path) -> None:
-    tiny_store.write_set(tmp_path / "set", num_comparisons=3, latent_space="vae16x8-scale2-shift0", seed=0)
+def test_each_sample_is_scored_once_and_pixels_that_are_not_held_are_an_error_before_that(tmp_path: Path) -> None:
+    tiny_store.write_set(tmp_path / "set", num_comparisons=3, latent_space="vae4x8", seed=0)
     store, table = open_prepared(str(tmp_path / "set"), [])
-    own, other = LatentNorm(latent_space="vae16x8-scale2-shift0"), LatentNorm()
-    made = {"own": own, "other": other}
-    rewards = [LabelledReward(label=name, name=name, options={}, make=lambda name, _: made[name]) for name in made]
+    norm = LatentNorm()
+    made = {LATENT: norm, BRIGHT: Brightness()}
+    rewards = [
+        CachedReward(label=name, name=name, options={}, target=name, make=lambda name, _: made[name]) for name in made
+    ]
     caches = [ScoreCache(None, {}) for _ in made]
-    with pytest.raises(UserError, match=r"set: holds latents of vae16x8-scale2-shift0, but other reads latents of vae"):
-        score_prepared("tiny", store, table, rewards, caches, seed=0, images_per_chunk=4)
-    assert (own.scored, other.scored) == (0, 0)
-    score_prepared("tiny", store, table, rewards[:1], caches[:1], seed=0, images_per_chunk=4)
-    assert own.scored == 9
-    bright = LabelledReward(label="bright", name="bright", options={}, make=lambda *_: Brightness())
     with pytest.raises(UserError, match=r"set: holds latents, not pixels"):
-        score_prepared("tiny", store, table, [bright], caches[1:], seed=0, images_per_chunk=4)
+        score_prepared("tiny", store, table, rewards, caches, seed=0, images_per_chunk=4)
+    assert norm.scored == 0
+    score_prepared("tiny", store, table, rewards[:1], caches[:1], seed=0, images_per_chunk=4)
+    assert norm.scored == 9
+
+
+def test_scores_of_an_earlier_run_on_a_set_are_announced_once_for_all_its_sources(
+    prepared: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = config(tmp_path, prepared)
+    given = json.loads(file.read_text())
+    (entry,) = given["benchmarks"]
+    given["benchmarks"] = [entry, {**entry, "name": "edited", "pair_sources": ["edited"]}]
+    file.write_text(json.dumps(given))
+    assert cli.main(["reward", "eval", str(file)]) == 0
+    assert "earlier run" not in capsys.readouterr().err
+    assert cli.main(["reward", "eval", str(file)]) == 0
+    pairs = PreferenceStore(prepared).pairs
+    number = 2 * len(torch.cat([pairs.winner, pairs.loser]).unique())  # of two rewards
+    line = f"reward eval: {number} of {number} scores found from an earlier run in {tmp_path / 'out' / 'scores'}\n"
+    assert line in capsys.readouterr().err
+
+
+def test_a_reward_that_says_nothing_beforehand_is_held_to_every_set_once_it_is_made(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name, space in (("one", "vae4x8"), ("other", "vae2x8")):
+        tiny_store.write_set(tmp_path / name, num_comparisons=3, latent_space=space, seed=0)
+    file = tmp_path / "eval.yaml"
+    benchmarks = [{"name": name, "prepared": str(tmp_path / name)} for name in ("one", "other")]
+    for entry in benchmarks:
+        entry["protocols"] = ["rankings_pooled"]  # type: ignore[assignment]
+    rewards = [{"name": LATENT, "label": "norm", "options": {"latent_space": "vae4x8"}}]
+    file.write_text(json.dumps({"rewards": rewards, "benchmarks": benchmarks, "out": str(tmp_path / "out")}))
+    assert cli.main(["reward", "eval", str(file), "device=cpu"]) == 2
+    said = f"{LATENT!r} reads latents of vae4x8, but {tmp_path / 'other'} holds latents of vae2x8; use a reward"
+    assert said in capsys.readouterr().err
+    (scores,) = (tmp_path / "out" / "scores").rglob("*.jsonl")
+    assert len(scores.read_text().splitlines()) == 1  # whose they would be
 
 
 def test_a_set_that_is_not_whole_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

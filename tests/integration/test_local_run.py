@@ -11,6 +11,7 @@ import pytest
 import torch
 from diffusers import StableDiffusion3Pipeline
 from safetensors.torch import load_file, save_file
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from flowrl.actors.group import LocalRuntime
 from flowrl.base.errors import UserError
@@ -263,9 +264,31 @@ def test_a_policy_folder_that_is_torn_is_an_error_before_anything_starts(runs: T
     folder = shutil.copytree(runs.policy, tmp_path / "policy")
     weights = folder / "transformer" / "diffusion_pytorch_model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-100])
-    with pytest.raises(ValueError, match=r"diffusion_pytorch_model\.safetensors: truncated or damaged"):
+    with pytest.raises(ValueError, match=r"^model\.path: .*diffusion_pytorch_model\.safetensors: truncated or damaged"):
         run_training(runs.config(tmp_path / "run", model__path=str(folder)))
     assert not (tmp_path / "run").exists()
+
+
+def test_a_reward_that_was_trained_on_other_image_sizes_is_noted_on_the_console_and_in_the_log(
+    runs: TinyRuns, tmp_path: Path, tiny_reward: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = shutil.copytree(tiny_reward, tmp_path / "reward") / "config.json"
+    sizes = {"image_size": 16, "bucket_step": 16, "max_aspect": 1.0}
+    config.write_text(json.dumps({**json.loads(config.read_text()), **sizes}))
+    reward = RewardSpec(name="dit_reward", label="mine", options={"path": str(config.parent)})
+    folder = tmp_path / "run"
+    assert run_training(runs.config(folder, run__steps=0, rewards__train=[reward])) == 0
+    line = (
+        "mine was trained on images of about 16 x 16 in buckets of 16 up to 1:1; it gets latents of images of 32 x 32"
+    )
+    assert line in capsys.readouterr().out.splitlines()
+    events = EventAccumulator(str(folder / "tb"))
+    events.Reload()
+    assert [one.tensor_proto.string_val[0].decode() for one in events.Tensors("notes/text_summary")] == [line]
+    sizes["image_size"] = tiny.IMAGE_SIZE
+    config.write_text(json.dumps({**json.loads(config.read_text()), **sizes}))
+    assert run_training(runs.config(tmp_path / "other", run__steps=0, rewards__train=[reward])) == 0
+    assert "trained on" not in capsys.readouterr().out
 
 
 def test_a_reward_that_cannot_be_made_costs_nothing_that_was_there(

@@ -28,8 +28,10 @@ from rewards.evaluation.result import EvaluationResult
 from rewards.evaluation.run import run
 from tests import preference_files
 from tests.cheap_rewards import BRIGHT, Brightness
+from tests.locked_folder import locked_by_another
 
 Figures = dict[str, dict[str, float]]
+TARGET = "tests.integration.test_reward_eval:CountingBrightness"
 
 
 class Interrupted(BaseException):
@@ -89,7 +91,7 @@ def evaluate(out: Path, file: Path, rewards: Mapping[str, CountingBrightness], *
     for key, value in changes.items():
         assert hasattr(config, key)
         setattr(config, key, value)
-    return run(config, make=lambda name, _: rewards[name], inputs=None)
+    return run(config, make=lambda name, _: rewards[name], target=lambda _: TARGET, inputs=None)
 
 
 def test_the_four_published_benchmarks_become_one_table(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -266,6 +268,56 @@ def test_a_reward_that_is_added_is_the_only_one_that_is_scored(tmp_path: Path, t
     assert (difference.paired.difference, difference.paired.probability) == (1, 1)
 
 
+def test_an_image_that_was_replaced_is_scored_again(tmp_path: Path) -> None:
+    file = preference_files.write_jsonl(tmp_path / "data", num=7)
+    before = evaluate(tmp_path / "out", file, {"one": CountingBrightness()})
+    assert before.benchmarks[0].protocols[0].figures[0].accuracy == 1
+    row = preference_files.read_rows(file)[0]
+    better, worse = (file.parent / row[key] for key in ("preferred", "rejected"))
+    darker = worse.read_bytes()
+    worse.write_bytes(better.read_bytes())
+    better.write_bytes(darker)
+    again = CountingBrightness()
+    after = evaluate(tmp_path / "out", file, {"one": again})
+    assert again.scored == 2
+    assert after.benchmarks[0].protocols[0].figures[0].accuracy == pytest.approx(5 / 6)  # of seven pairs one is a tie
+
+
+@pytest.mark.parametrize("together", [True, False])
+def test_scores_of_an_earlier_run_are_announced_and_none_is_counted_twice(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], together: bool
+) -> None:
+    file = preference_files.write_jsonl(tmp_path / "data")
+    source = DataSource(format="jsonl", path=str(file))
+    benchmarks = [
+        BenchmarkEntry(name=name, sources=[source], protocols=["ties_dropped"], max_comparisons=limit)
+        for name, limit in (("first", 3), ("all", 0))
+    ]
+    changes = {"benchmarks": benchmarks, "together": together}
+    evaluate(tmp_path / "out", file, {"one": CountingBrightness()}, **changes)
+    assert "earlier run" not in capsys.readouterr().err
+    new = CountingBrightness(sign=-1.0)
+    evaluate(tmp_path / "out", file, {"one": CountingBrightness(), "new": new}, **changes)
+    line = f"reward eval: 16 of 32 scores found from an earlier run in {tmp_path / 'out' / 'scores'}\n"
+    said = capsys.readouterr().err
+    assert said.count(line) == said.count("earlier run") == 1
+
+
+def test_pairs_that_stand_there_again_are_counted_and_stay_in_the_figures(tmp_path: Path) -> None:
+    file = preference_files.write_jsonl(tmp_path / "data", num=2)
+    row, other = preference_files.read_rows(file)
+    turned = row | {"preferred": row["rejected"], "rejected": row["preferred"]}
+    preference_files.write_json(file, [row, turned, row])
+    found = json.loads(evaluate(tmp_path / "out", file, {"one": CountingBrightness()}).to_json())["benchmarks"][0]
+    assert found["protocols"][0]["figures"][0]["accuracy"] == pytest.approx(2 / 3)
+    assert (found["coverage"]["num_repeated"], found["coverage"]["num_contradicted"]) == (2, 3)
+    page = (tmp_path / "out" / "result.md").read_text()
+    assert "2 pairs stand there more than once with the same label, 3 stand there with another label too" in page
+    preference_files.write_json(file, [row, other])
+    evaluate(tmp_path / "out", file, {"one": CountingBrightness()})
+    assert "more than once" not in (tmp_path / "out" / "result.md").read_text()
+
+
 def test_an_image_under_several_comparisons_is_scored_once(tmp_path: Path) -> None:
     file = preference_files.write_jsonl(tmp_path / "data", num=3)
     rows = preference_files.read_rows(file)
@@ -362,6 +414,67 @@ def test_ties_are_counted_and_ties_alone_are_an_error_where_a_winner_is_needed(t
     benchmark.protocols = ["tie_aware_quantiles"]
     (found,) = evaluate(tmp_path / "all", file, rewards, benchmarks=[benchmark]).benchmarks
     assert found.protocols[0].figures[0].accuracy == 1  # the threshold is the widest gap
+
+
+def test_a_ranking_under_a_protocol_for_pairs_is_named_before_anything_is_scored_or_where_it_stands(
+    tmp_path: Path,
+) -> None:
+    pairs = preference_files.write_jsonl(tmp_path / "data", num=7)
+    rankings = preference_files.write_hpdv2_test(tmp_path / "hpdv2")
+    early = [
+        BenchmarkEntry(name="mine", sources=[DataSource(format="jsonl", path=str(pairs))], protocols=["ties_dropped"]),
+        BenchmarkEntry(name="HPDv2", sources=[DataSource(format="hpdv2", path=str(rankings))]),
+    ]
+    reward = CountingBrightness()
+    with pytest.raises(
+        UserError, match=r"benchmarks, 'HPDv2': protocol pairs counts pairs, but .* ranks more than two"
+    ):
+        evaluate(tmp_path / "early", pairs, {"one": reward}, benchmarks=early)
+    assert reward.scored == 0
+    first, *rest = preference_files.read_rows(pairs)
+    images = [first["preferred"], first["rejected"], rest[0]["preferred"]]
+    ranking = {"prompt": "three", "images": images, "ranks": [0, 1, 2]}
+    preference_files.write_json(pairs, [first, *rest, ranking])
+    with pytest.raises(UserError, match=r"'mine': protocol ties_dropped .* but pairs\.jsonl:8 ranks more than two"):
+        evaluate(tmp_path / "late", pairs, {"one": reward})
+    assert reward.scored == 12  # of seven pairs those in whole chunks of four images
+
+
+def test_a_file_that_is_missing_is_named_before_anything_is_scored(tmp_path: Path) -> None:
+    file = preference_files.write_jsonl(tmp_path / "data")
+    sources = [DataSource(format="jsonl", path=str(path)) for path in (file, tmp_path / "gone.jsonl")]
+    benchmarks = [
+        BenchmarkEntry(name=f"b{number}", sources=[source], protocols=["rankings_pooled"])
+        for number, source in enumerate(sources)
+    ]
+    reward = CountingBrightness()
+    with pytest.raises(UserError, match=r"gone\.jsonl"):
+        evaluate(tmp_path / "out", file, {"one": reward}, benchmarks=benchmarks)
+    assert reward.scored == 0
+
+
+def test_one_evaluation_writes_to_a_folder_at_a_time(tmp_path: Path) -> None:
+    file = preference_files.write_jsonl(tmp_path / "data")
+    rewards = {"one": CountingBrightness()}
+    with (
+        locked_by_another(tmp_path / "out"),
+        pytest.raises(
+            ConfigError, match=r"out=.* but process 1 is writing to it; wait for it, stop it, or use another"
+        ),
+    ):
+        evaluate(tmp_path / "out", file, rewards)
+    assert [child.name for child in (tmp_path / "out").iterdir()] == [".lock"]
+    evaluate(tmp_path / "out", file, rewards)
+
+
+def test_an_evaluation_that_fails_leaves_the_earlier_one_as_it_was(tmp_path: Path) -> None:
+    file = preference_files.write_jsonl(tmp_path / "data")
+    evaluate(tmp_path / "out", file, {"one": CountingBrightness()})
+    names = ("config.yaml", "env.json", "result.json", "result.md")
+    before = {name: (tmp_path / "out" / name).read_bytes() for name in names}
+    with pytest.raises(Interrupted):
+        evaluate(tmp_path / "out", file, {"two": CountingBrightness(stop_after=0)})
+    assert {name: (tmp_path / "out" / name).read_bytes() for name in names} == before
 
 
 @pytest.mark.parametrize(("rows", "problem"), [([], "mine: there is no comparison to evaluate on$"), ([{}], "has no")])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+import shutil
 import signal
 import time
 from collections.abc import Callable, Iterator
@@ -22,6 +23,7 @@ from flowrl import cli
 from flowrl.base.embedded import embedded
 from flowrl.base.metric_log import read_metrics
 from flowrl.core.seeds import derive, evaluation_seeds
+from flowrl.models.sd3 import SD3
 from flowrl.types import RewardInput, TrainedOn
 from rewards.data.store import PreferenceStore
 from rewards.dit_reward import DiTReward
@@ -39,6 +41,8 @@ SMALL = {"optim.epochs": 0, "optim.max_steps": 4, "optim.batch_size": 8, "optim.
 @pytest.fixture(autouse=True)
 def fresh_accelerate() -> Iterator[None]:
     """Processes that train in turn share nothing; these tests train many times in one."""
+    AcceleratorState._reset_state(reset_partial_state=True)
+    GradientState._reset_state()
     yield
     AcceleratorState._reset_state(reset_partial_state=True)
     GradientState._reset_state()
@@ -331,6 +335,24 @@ def test_a_killed_training_on_a_frozen_backbone_goes_on_to_the_same_bytes(traine
     assert numbers(folder) == numbers(whole)
 
 
+def test_features_of_a_set_are_not_those_of_another_that_lay_there(
+    trainer: Trainer, tmp_path: Path, sd3_folder: Path
+) -> None:
+    options = {"data__store": str(tmp_path / "sets"), "model__mode": "frozen"}
+    tiny_store.write_sets(tmp_path / "sets", sd3_folder)
+    folder = trainer.train(**options)
+    shutil.rmtree(tmp_path / "sets")
+    for seed, part in enumerate(("train", "validation")):
+        space = SD3.latent_space(sd3_folder)
+        tiny_store.write_set(tmp_path / "sets" / part, num_comparisons=22, latent_space=space, seed=seed)
+    shutil.rmtree(folder / "checkpoints")
+    shutil.rmtree(folder / "reward")
+    assert cli.main(["reward", "train", "--resume", str(folder)]) == 0
+    torch.testing.assert_close(
+        exported_scores(folder, tmp_path / "sets"), trainer.scores - trainer.scores.mean(), rtol=1e-3, atol=1e-3
+    )
+
+
 def test_sigterm_saves_and_says_how_to_go_on(
     trainer: Trainer, uninterrupted: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -346,7 +368,8 @@ def test_sigterm_saves_and_says_how_to_go_on(
     assert not (folder / "reward").exists()
     assert cli.main(["reward", "train", "--resume", str(folder), "optim.lr_head=1", "eval.every=3"]) == 2
     assert "these keys differ: optim.lr_head; drop the overrides" in one_line(capsys)
-    assert cli.main(["reward", "train", "--resume", str(folder), "checkpoint.every=3"]) == 0
+    again = ["reward", "train", "--resume", str(folder), "checkpoint.every=3", "data.encode_batch=2"]
+    assert cli.main(again) == 0
     assert files(folder) == files(uninterrupted)
 
 
@@ -357,6 +380,12 @@ def test_a_folder_is_not_written_over_unless_asked(trainer: Trainer, capsys: pyt
     assert "must be new, but it holds" in capsys.readouterr().err
     assert files(folder) == before
     (folder / "notes.txt").write_text("mine")
+    data = [{"format": "jsonl", "path": str(preference_files.write_jsonl(trainer.folder / "data", num=4))}]
+    made = {"data__store": str(trainer.folder / "made"), "data__train": data, "data__validation": data}
+    assert cli.main(trainer.words("run", **made)) == 2
+    assert cli.main(["reward", "train", "--resume", str(folder), f"data.store={trainer.folder / 'made'}"]) == 2
+    assert "these keys differ: data.store; drop the overrides" in one_line(capsys)
+    assert not (trainer.folder / "made").exists()  # what is refused is refused before hours of preparing data
     trainer.train(run__overwrite=True)
     assert files(folder) != before
     assert (folder / "notes.txt").read_text() == "mine"
@@ -478,7 +507,7 @@ def one_line(capsys: pytest.CaptureFixture[str]) -> str:
         ({"dit_reward__layers": [0, 7]}, "layers (0, 7) do not exist in a transformer of 2 blocks; use 0 to 1"),
         ({"dit_reward__layers": [1, 0]}, "dit_reward: layers must be ascending block numbers from 0, got (1, 0)"),
         ({"dit_reward__sigmas": [1.0]}, "dit_reward: sigmas must be ascending noise levels in [0, 1), got (1.0,)"),
-        ({"model__path": "no/such/folder"}, "model.path: no/such/folder is not a Stable Diffusion 3 folder"),
+        ({"model__path": "no/such/folder"}, "no/such/folder is not a Stable Diffusion 3 folder"),
         ({"model__kind": "hpsv3", "model__path": "pocket"}, "holds latents, not pixels; prepare it again"),
         ({"data__store": "nowhere"}, "has no whole train set, and data.train names nothing to prepare it from"),
     ],
@@ -570,7 +599,8 @@ def test_a_reward_without_a_backbone_finds_its_base_from_everywhere(
     assert left["base"] == str(sd3_folder.resolve())
     assert (left["image_size"], left["bucket_step"], left["max_aspect"]) == (0, 0, 0)  # the set does not say it
     monkeypatch.chdir(tmp_path)
-    assert DiTReward.check({"path": str(folder / "reward")}) == TrainedOn(latent_space=TINY_SPACE, text_length=16)
+    trained = DiTReward.preflight(path=str(folder / "reward"), base="")
+    assert trained == TrainedOn(latent_space=TINY_SPACE, text_length=16)
 
 
 def test_the_end_says_how_good_the_reward_is(trainer: Trainer, capsys: pytest.CaptureFixture[str]) -> None:
@@ -590,3 +620,80 @@ def test_a_config_that_was_edited_in_the_folder_is_noticed(
     begun.write_text(begun.read_text().replace("clip_norm: 1.0", "clip_norm: 9.0"))
     assert cli.main(["reward", "train", "--resume", str(folder)]) == 2
     assert "was made with other values of optim.clip_norm; put them back" in one_line(capsys)
+
+
+def small_sources(root: Path, **parts: Path) -> dict[str, Any]:
+    """The changes to a config that make its sets from files of pairs."""
+    sources = {f"data__{part}": [{"format": "jsonl", "path": str(path)}] for part, path in parts.items()}
+    sizes = {"data__image_size": 32, "data__bucket_step": 16, "data__max_sequence_length": 14}
+    return {"data__store": str(root / "made"), "optim__max_steps": 2} | sources | sizes
+
+
+def test_sources_that_changed_since_are_refused_but_by_what_had_begun(
+    trainer: Trainer, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    train = preference_files.write_jsonl(tmp_path / "data", num=8)
+    held_out = preference_files.write_jsonl(tmp_path / "held", num=4, seed=5)
+    changes = small_sources(tmp_path, train=train, validation=held_out)
+    folder = trainer.train(**changes)
+    rows = preference_files.read_rows(train)
+    swapped = [row | {"preferred": row["rejected"], "rejected": row["preferred"]} for row in rows]
+    preference_files.write_json(train, swapped)
+    for words in (trainer.words("b", **changes), ["reward", "prepare", *trainer.words("b", **changes)[2:]]):
+        assert cli.main(words) == 2
+        assert f"made/train: {train} has changed since this set was prepared; remove it" in one_line(capsys)
+    shutil.rmtree(folder / "reward")
+    assert cli.main(["reward", "train", "--resume", str(folder)]) == 0
+    trainer.train("c", **changes | {"data__train": []})  # as the message says
+    shutil.rmtree(tmp_path / "made" / "train")
+    trainer.train("d", **changes)
+
+
+def test_rates_that_are_too_high_end_with_advice_that_works(
+    trainer: Trainer, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.main(trainer.words("run", optim__lr_head=1e30, optim__warmup_ratio=0, optim__max_steps=8)) == 2
+    said = one_line(capsys)
+    assert "begin a new training with a lower optim.lr_backbone or optim.lr_head" in said
+    assert "go on from the last checkpoint" not in said
+    assert cli.main(["reward", "train", "--resume", str(trainer.folder / "run"), "optim.lr_head=1e-2"]) == 2
+    trainer.train("run", run__overwrite=True)
+
+
+def test_validation_pairs_that_are_trained_on_are_said(
+    trainer: Trainer, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pairs = preference_files.write_jsonl(tmp_path / "data", num=8)
+    rows = preference_files.read_rows(pairs)
+    decided = len([row for row in rows if not row.get("tie")])
+    folder = trainer.train("run", **small_sources(tmp_path, train=pairs, validation=pairs))
+    said = f"{decided} of the {decided} validation pairs are also trained on"
+    assert f"made/validation: {said}" in capsys.readouterr().err
+    assert said in (folder / "reward" / "README.md").read_text()
+    assert json.loads((folder / "validation.json").read_text())["shared_pairs"] == decided
+    others = [row | {"prompt": f"other {row['prompt']}"} for row in rows]
+    held_out = preference_files.write_json(tmp_path / "data" / "other.jsonl", others)
+    changes = small_sources(tmp_path, train=pairs, validation=held_out) | {"data__store": str(tmp_path / "others")}
+    folder = trainer.train("apart", **changes)
+    assert "also trained on" not in capsys.readouterr().err
+    assert "also trained on" not in (folder / "reward" / "README.md").read_text()
+    reached = json.loads((folder / "validation.json").read_text())
+    assert (reached["shared_prompts"], reached["shared_pairs"]) == (0, 0)
+
+
+@pytest.mark.parametrize("mode", ["full", "frozen"])
+@pytest.mark.parametrize("part", ["train", "validation"])
+def test_a_damaged_shard_is_named_and_the_rates_are_not_blamed(
+    trainer: Trainer, store: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], mode: str, part: str
+) -> None:
+    shutil.copytree(store, tmp_path / "sets")
+    shard = tmp_path / "sets" / part / "samples" / "00001.safetensors"
+    whole = shard.read_bytes()
+    shard.write_bytes(whole[:-2000] + b"\xff" * 2000)
+    changes = {"data__store": str(tmp_path / "sets"), "model__mode": mode, "optim__max_steps": 20}
+    assert cli.main(trainer.words("run", **changes)) == 2
+    said = one_line(capsys)
+    assert f"{shard}: damaged: row " in said
+    assert "optim.lr" not in said
+    shard.write_bytes(whole)
+    assert cli.main(["reward", "train", "--resume", str(trainer.folder / "run")]) == 0

@@ -10,8 +10,8 @@ import torch
 from flowrl.base.errors import UserError
 from rewards.data.comparison import Comparison, ImageRef
 from rewards.data.pairs import PairTable
-from rewards.evaluation.judged_pairs import JudgedPairsBuilder
-from rewards.evaluation.protocols import PROTOCOLS, TieRule, candidates, choose_tie_rule, find_protocol
+from rewards.evaluation.accuracy import PROTOCOLS, TieRule, candidates, choose_tie_rule, find_protocol
+from rewards.evaluation.judged_pairs import JudgedPairs, JudgedPairsBuilder
 
 
 def table_of(*rankings: tuple[float, ...]) -> PairTable:
@@ -40,11 +40,26 @@ def test_a_ranking_becomes_its_pairs() -> None:
     assert table.comparison.tolist() == [0, 0, 0]
 
 
+def test_pairs_of_the_same_images_are_counted_by_whether_they_agree() -> None:
+    def found(winner: list[int], loser: list[int], ties: tuple[int, ...] = ()) -> tuple[int, int]:
+        table = PairTable.of(winner=winner, loser=loser)
+        table.tie[list(ties)] = True
+        seen = JudgedPairs(table=table, prompt=torch.zeros(len(table), dtype=torch.int64)).recurrences
+        return seen.same_label, seen.other_label
+
+    assert found([0, 1, 0], [1, 0, 1]) == (2, 3)  # one is both repeated and contradicted
+    assert found([0, 0, 2], [1, 2, 1]) == (0, 0)  # the same images in other pairs
+    assert found([4, 5, 5, 7], [5, 4, 4, 8]) == (2, 3)
+    assert found([0, 1], [1, 0], ties=(0, 1)) == (2, 0)  # a tie has no order
+    assert found([0, 1, 0], [1, 0, 1], ties=(1,)) == (2, 3)
+    assert found([], []) == (0, 0)
+
+
 def test_strict_pairs_count_equal_scores_as_wrong_and_leave_ties_out() -> None:
     earned = PROTOCOLS["pairs"].credits(PAIRS, torch.tensor(PAIR_SCORES))
     assert earned.accuracy == pytest.approx(1 / 3)
     assert earned.weight.tolist() == [1, 1, 1, 0]
-    assert earned.equal == 1
+    assert earned.num_equal == 1
     assert accuracy("ties_dropped", PAIRS, PAIR_SCORES) == pytest.approx(1 / 3)
 
 
@@ -75,7 +90,7 @@ def test_a_reward_that_says_the_same_of_all_images_earns_nothing() -> None:
     for name in ("rankings_pooled", "rankings_per_prompt"):
         earned = PROTOCOLS[name].credits(table, torch.zeros(5))
         assert earned.accuracy == 0
-        assert earned.equal == 4
+        assert earned.num_equal == 4
 
 
 def test_per_prompt_is_hpdv2s_inversion_score() -> None:

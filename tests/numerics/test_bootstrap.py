@@ -9,12 +9,16 @@ import pytest
 import torch
 
 from rewards.evaluation import bootstrap
+from rewards.evaluation.accuracy import Credits
 from rewards.evaluation.bootstrap import interval, paired_difference, resample
-from rewards.evaluation.protocols import Credits
 
 
 def earned(credit: torch.Tensor) -> Credits:
-    return Credits(credit=credit.double(), weight=torch.ones(len(credit), dtype=torch.float64), equal=0)
+    return Credits(
+        credit=credit.double(),
+        weight=torch.ones(len(credit), dtype=torch.float64),
+        equal=torch.zeros(len(credit), dtype=torch.bool),
+    )
 
 
 def test_an_interval_holds_the_truth_about_as_often_as_it_says() -> None:
@@ -41,7 +45,9 @@ def test_pairs_of_one_prompt_are_not_taken_for_independent() -> None:
 def test_it_is_the_ratio_of_sums_over_the_drawn_prompts(monkeypatch: pytest.MonkeyPatch) -> None:
     prompts = torch.tensor([0, 0, 1, 2])
     one = Credits(
-        credit=torch.tensor([1.0, 0.0, 0.5, 1.0]).double(), weight=torch.tensor([1.0, 1.0, 2.0, 0.0]).double(), equal=0
+        credit=torch.tensor([1.0, 0.0, 0.5, 1.0]).double(),
+        weight=torch.tensor([1.0, 1.0, 2.0, 0.0]).double(),
+        equal=torch.zeros(4, dtype=torch.bool),
     )
     drawn = resample(prompts, [one], draws=400, seed=5, name="t")[:, 0]
     # The last prompt has no weight and is never drawn. Two draws of two prompts: (1 + 1 or 1) / (2 + 2).

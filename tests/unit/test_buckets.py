@@ -6,6 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from flowrl.base.errors import UserError
 from flowrl.core.buckets import BucketPlan, fit
 
 
@@ -24,6 +25,22 @@ def test_the_smallest_plans() -> None:
     assert BucketPlan(image_size=32, step=16).sizes() == [(32, 32)]
     assert BucketPlan(image_size=48, step=16).sizes() == [(32, 64), (48, 48), (64, 32)]
     assert BucketPlan(max_aspect=1.0).sizes() == [(512, 512)]
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"step": 0}, r"step must be a multiple of 16, the pixels of one token, got 0"),
+        ({"step": 24}, r"step must be a multiple of 16, the pixels of one token, got 24"),
+        ({"image_size": 8, "step": 16}, r"image_size must be at least 16, the pixels of one token, got 8"),
+        ({"image_size": 32}, r"image_size must be at least step = 64, the shortest side of a bucket, got 32"),
+        ({"max_aspect": 0.5}, r"max_aspect must be at least 1, got 0.5"),
+        ({"max_aspect": float("nan")}, r"max_aspect must be at least 1, got nan"),
+    ],
+)
+def test_what_makes_no_buckets_is_refused(values: dict[str, float], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        BucketPlan(**values)
 
 
 @pytest.mark.parametrize(

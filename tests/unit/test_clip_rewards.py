@@ -204,7 +204,7 @@ def test_the_two_versions_of_hpsv2_are_two_files(folders: dict[str, Path]) -> No
     one, two = (reward(batch) for reward in rewards)
     assert (one - two).abs().min() > 1e-3
     with pytest.raises(ConfigError, match=r"hpsv2: version must be one of '2.0', '2.1', a string, got 2.1"):
-        HPSv2Reward.check({"path": str(folders["hpsv2_1"]), "version": 2.1})
+        HPSv2Reward.preflight(path=str(folders["hpsv2_1"]), version=2.1)
 
 
 @pytest.mark.parametrize(("size", "tolerance"), RESIZED)
@@ -306,7 +306,7 @@ def test_a_tokenizer_of_vocab_and_merges_will_do(folders: dict[str, Path], tmp_p
     (folder / "vocab.json").write_text(json.dumps(model["vocab"]))
     (folder / "merges.txt").write_text("#version: 0.2\n" + "\n".join(" ".join(pair) for pair in model["merges"]))
     (folder / "tokenizer.json").unlink()
-    CLIPScoreReward.check({"path": str(folder)})
+    CLIPScoreReward.preflight(path=str(folder))
     batch = batch_of(smooth(4, 28, 28))
     assert torch.equal(CLIPScoreReward(str(folder))(batch), CLIPScoreReward(str(folders["clip_score"]))(batch))
 
@@ -368,7 +368,7 @@ def test_it_is_a_reward_that_can_be_checked_and_sharded(
 ) -> None:
     assert isinstance(made[name], ShardableReward)
     assert isinstance(REWARDS[name][0], CheckableReward)
-    assert REWARDS[name][0].check(options(name, folders[name])) is None
+    assert REWARDS[name][0].preflight(**options(name, folders[name])) is None
     assert (made[name].name, made[name].input_kind, made[name].latent_space) == (name, "pixel", None)
     assert not any(parameter.requires_grad for parameter in made[name].module.parameters())
 
@@ -505,7 +505,7 @@ def test_a_missing_file_is_named_before_anything_is_loaded(
     (folder / file.replace("\\", "")).unlink()
     factory = REWARDS[name][0]
     with pytest.raises(CheckpointError, match=message):
-        factory.check(options(name, folder))
+        factory.preflight(**options(name, folder))
     with pytest.raises(CheckpointError, match=message):
         factory(**options(name, folder))
 
@@ -513,7 +513,7 @@ def test_a_missing_file_is_named_before_anything_is_loaded(
 @pytest.mark.parametrize("name", REWARDS)
 def test_a_folder_that_is_not_there_is_named(tmp_path: Path, name: str) -> None:
     with pytest.raises(CheckpointError, match=f"nowhere: no such folder; {name} needs one that holds "):
-        REWARDS[name][0].check(options(name, tmp_path / "nowhere"))
+        REWARDS[name][0].preflight(**options(name, tmp_path / "nowhere"))
 
 
 def test_a_torn_file_is_named(folders: dict[str, Path], tmp_path: Path) -> None:
@@ -521,7 +521,7 @@ def test_a_torn_file_is_named(folders: dict[str, Path], tmp_path: Path) -> None:
     file = folder / WEIGHTS["hpsv2_1"]
     file.write_bytes(file.read_bytes()[:-1000])
     with pytest.raises(CheckpointError, match=r"HPS_v2.1_compressed.pt: cut off, or not a file of torch.save"):
-        HPSv2Reward.check({"path": str(folder), "version": "2.1"})
+        HPSv2Reward.preflight(path=str(folder), version="2.1")
     with zipfile.ZipFile(file, "w") as archive:
         archive.writestr("else", "where")
     with pytest.raises(CheckpointError, match=r"HPS_v2.1_compressed.pt: damaged, or holds more than tensors"):
@@ -542,7 +542,7 @@ def test_the_config_of_another_model_is_refused(folders: dict[str, Path], tmp_pa
     folder = copied(folders["pick_score"], tmp_path / "pick")
     clip_family.write_config(folder, {"model_type": "bert"})
     with pytest.raises(CheckpointError, match=r"config.json: expected model_type clip, got 'bert'"):
-        PickScoreReward.check({"path": str(folder)})
+        PickScoreReward.preflight(path=str(folder))
 
 
 def test_the_tokenizer_of_another_model_is_refused(folders: dict[str, Path], tmp_path: Path) -> None:

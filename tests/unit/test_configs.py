@@ -66,6 +66,11 @@ def test_config_holds_only_what_differs_from_the_defaults(path: Path, tmp_path: 
     assert sorted(written) == sorted(different)
 
 
+def test_the_two_runs_of_sd35_large_differ_in_the_reward_alone() -> None:
+    arms = [load(ROOT / "configs" / "sd35-large" / f"{arm}.yaml", ["run.name=same"]) for arm in ("ditreward", "hpsv3")]
+    assert set(diff(*arms)) == {"rewards.train"}
+
+
 def test_the_two_pocket_runs_differ_in_the_reward_alone() -> None:
     arms = [load(ROOT / "configs" / "pocket" / f"{arm}.yaml", ["run.name=same"]) for arm in ("ditreward", "hpsv3")]
     assert set(diff(*arms)) == {"rewards.train", "rewards.watch"}

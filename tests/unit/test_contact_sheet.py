@@ -8,6 +8,7 @@ import pytest
 import torch
 from PIL import Image
 
+from flowrl.score import contact_sheet
 from flowrl.score.contact_sheet import ContactSheet
 
 RED, GREEN, BLUE = (255, 0, 0), (0, 255, 0), (0, 0, 255)
@@ -90,3 +91,12 @@ def test_a_sheet_of_nothing_is_its_title() -> None:
     picture = drawn(ContactSheet("judge"))
     assert picture.height == 39
     assert len(picture.getcolors() or []) > 1
+
+
+def test_a_prompt_in_a_script_that_the_usual_font_lacks_is_drawn_in_another() -> None:
+    if len(contact_sheet._fonts()) == 1:
+        pytest.skip("no other font is installed")
+    greek, cyrillic, hebrew = "\u03a8\u03a9", "\u0416\u0429", ("\u05d0\u05d1", "\u05d2\u05d3")
+    for one, other in ((greek, cyrillic), hebrew):
+        drawings = [drawn(sheet_of((1.0, RED), prompt=text)) for text in (one, other)]
+        assert drawings[0].tobytes() != drawings[1].tobytes()  # boxes are all alike

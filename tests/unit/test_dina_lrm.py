@@ -14,8 +14,10 @@ from peft import PeftModel
 from safetensors.torch import load_file, save_file
 
 from flowrl.base.errors import CheckpointError
+from flowrl.config import ConfigError, RewardSpec
 from flowrl.core.seeds import generator
 from flowrl.protocols import CheckableReward, ShardableReward
+from flowrl.reward_loading import preflight
 from flowrl.types import RewardInput, TextCondition, TrainedOn
 from rewards.dina_lrm import DiNaLRM
 from rewards.dina_lrm.head import RewardHead
@@ -240,9 +242,10 @@ def test_it_fits_the_protocols_and_knows_its_latents(folder: Path) -> None:
     assert isinstance(reward, ShardableReward)
     assert isinstance(DiNaLRM, CheckableReward)
     assert reward.latent_space == "vae16x8-scale1.5305-shift0.0609"
-    assert DiNaLRM.check(options(folder)) == TrainedOn(latent_space="vae16x8-scale1.5305-shift0.0609")
-    demanding = DiNaLRM.check({**options(folder), "text_length": 205})
-    assert demanding == TrainedOn(latent_space="vae16x8-scale1.5305-shift0.0609", text_length=205)
+    space = "vae16x8-scale1.5305-shift0.0609"
+    assert preflight(RewardSpec(name="dina_lrm", options=options(folder))) == TrainedOn(latent_space=space)
+    demanding = RewardSpec(name="dina_lrm", options={**options(folder), "text_length": 205})
+    assert preflight(demanding) == TrainedOn(latent_space=space, text_length=205)
     assert not any(parameter.requires_grad for parameter in reward.module.parameters())
     assert DiNaLRM(**options(folder), dtype="bfloat16")(batch_of()).dtype == torch.float32
 
@@ -336,7 +339,7 @@ def test_a_torn_file_is_named_before_anything_is_loaded(tmp_path: Path, file: Pa
     published.write(tmp_path)
     (tmp_path / file).write_bytes((tmp_path / file).read_bytes()[:-200])
     with pytest.raises(CheckpointError, match=rf"{file.name}: (truncated|cut off)"):
-        DiNaLRM.check(options(tmp_path))
+        preflight(RewardSpec(name="dina_lrm", options=options(tmp_path)))
     (tmp_path / file).unlink()
     with pytest.raises(CheckpointError, match=rf"{file.name}: this file is missing"):
         DiNaLRM(**options(tmp_path))
@@ -400,7 +403,7 @@ def test_input_that_does_not_fit_is_refused(folder: Path) -> None:
         reward(batch_of(channels=4))
     with pytest.raises(ValueError, match=r"must hold latents and their text condition"):
         reward(RewardInput(prompts=("p",), seeds=torch.tensor([1]), pixels=torch.zeros(1, 3, 8, 8)))
-    with pytest.raises(ValueError, match=r"text_length asks for 205 text tokens, got 7"):
+    with pytest.raises(ValueError, match=r"reads texts of 205 tokens, got 7"):
         DiNaLRM(**options(folder), text_length=205)(batch_of())
 
 
@@ -410,11 +413,12 @@ def test_input_that_does_not_fit_is_refused(folder: Path) -> None:
         ({"u": 1.5}, r"u must be a number in \[0, 1\] or a list of such numbers, got 1.5"),
         ({"u": []}, r"u must be .*, got \[\]"),
         ({"u": "0.4"}, r"u must be .*, got '0.4'"),
-        ({"batch_size": 0}, r"batch_size must be at least 1, got 0"),
         ({"text_length": -1}, r"text_length must be at least 0"),
-        ({"dtype": "int8"}, r"dtype must be one of .*, got 'int8'"),
+        ({"dtype": "int8"}, r"dtype .*must be one of .*, got 'int8'"),
     ],
 )
 def test_options_that_cannot_be_are_refused(folder: Path, wrong: dict[str, object], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         DiNaLRM(**options(folder), **wrong)
+    with pytest.raises(ConfigError, match=message):
+        preflight(RewardSpec(name="dina_lrm", options=options(folder) | wrong))

@@ -13,9 +13,11 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from flowrl.base.errors import CheckpointError
+from flowrl.config import ConfigError, RewardSpec
 from flowrl.core.buckets import cover
 from flowrl.models.sd3 import SD3
 from flowrl.protocols import ShardableReward
+from flowrl.reward_loading import make_reward, preflight
 from flowrl.types import RewardInput, TextCondition, TrainedOn
 from rewards.dit_reward import DiTReward, layout
 from rewards.dit_reward.fingerprint import fingerprint
@@ -82,10 +84,26 @@ def test_a_base_that_has_moved_is_named_by_an_option(policy: Path, tmp_path: Pat
     settings = json.loads((small / "config.json").read_text())
     (small / "config.json").write_text(json.dumps(settings | {"base": "/gone"}))
     with pytest.raises(CheckpointError, match=r"holds no backbone, and /gone is not a folder with a transformer/"):
-        DiTReward.check({"path": str(small)})
-    found = DiTReward.check({"path": str(small), "base": str(policy)})
+        DiTReward.preflight(path=str(small), base="")
+    found = DiTReward.preflight(path=str(small), base=str(policy))
     assert found == TrainedOn(latent_space=SD3.latent_space(policy), text_length=28)
     assert DiTReward(path=str(small), base=str(policy))(batch()).isfinite().all()
+
+
+def test_a_base_that_a_reward_does_not_need_is_an_error(policy: Path, tmp_path: Path) -> None:
+    whole = save(trained(policy, "frozen"), tmp_path / "whole", whole=True)
+    options = {"path": str(whole), "base": str(policy)}
+    says = rf"^{whole}: holds its own backbone; leave the option base out, which is {policy}$"
+    for name, more in (("dit_reward", {}), ("dit_reward_pixels", {"encoders": str(policy)})):
+        for ask in (preflight, make_reward):
+            with pytest.raises(CheckpointError, match=says):
+                ask(RewardSpec(name=name, options=options | more))
+    preflight(RewardSpec(name="dit_reward_pixels", options=options))  # here it names the encoders
+    make_reward(RewardSpec(name="dit_reward_pixels", options=options))
+    with pytest.raises(
+        CheckpointError, match=r"^encoders of dit_reward_pixels: elsewhere is not a Stable Diffusion 3 folder"
+    ):
+        preflight(RewardSpec(name="dit_reward_pixels", options=options | {"base": "elsewhere"}))
 
 
 def test_a_lora_of_other_layers_is_refused(policy: Path, tmp_path: Path) -> None:
@@ -161,21 +179,45 @@ def test_encoders_of_another_latent_space_are_refused(policy: Path, tmp_path: Pa
     whole = save(trained(policy, "frozen"), tmp_path / "whole", whole=True)
     other = tiny.write_folder(tmp_path / "other", shift=0.5)
     with pytest.raises(CheckpointError, match=r"makes latents of .*shift0.5, but .* was trained on .*shift0.0609"):
-        DiTRewardPixels.check({"path": str(whole), "encoders": str(other)})
+        preflight(RewardSpec(name="dit_reward_pixels", options={"path": str(whole), "encoders": str(other)}))
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        ({"bucket_step": 24}, "bucket_step must be a multiple of 16, the pixels of one token, got 24"),
+        ({"image_size": 8}, "image_size, unless 0, must be at least 16"),
+        ({"max_aspect": 0.5}, "max_aspect must be at least 1, got 0.5"),
+    ],
+)
+def test_buckets_that_cannot_be_are_refused_before_anything_is_loaded(options: dict[str, float], says: str) -> None:
+    with pytest.raises(ConfigError, match=rf"do not fit reward 'dit_reward_pixels': dit_reward_pixels: {says}"):
+        preflight(RewardSpec(name="dit_reward_pixels", options=options))
+
+
+def test_encoders_that_cannot_make_texts_of_the_rewards_length_are_refused(policy: Path, tmp_path: Path) -> None:
+    whole = save(trained(policy, "frozen"), tmp_path / "whole", whole=True)
+    settings = json.loads((whole / "config.json").read_text())
+    (whole / "config.json").write_text(json.dumps(settings | {"text_length": 14}))  # those of CLIP alone
+    spec = RewardSpec(name="dit_reward_pixels", options={"path": str(whole)})
+    with pytest.raises(CheckpointError, match=r"makes texts of more than 14 tokens, but .*whole was trained on 14; "):
+        preflight(spec)
+    with pytest.raises(CheckpointError, match=r"makes texts of more than 14 tokens"):
+        make_reward(spec)
 
 
 def test_a_backbone_that_was_left_behind_is_missed(policy: Path, tmp_path: Path) -> None:
     whole = save(trained(policy, "frozen"), tmp_path / "whole", whole=True)
     shutil.rmtree(whole / "transformer")
     with pytest.raises(CheckpointError, match=r"whole: transformer/ is missing; copy the folder again"):
-        DiTReward.check({"path": str(whole)})
+        DiTReward.preflight(path=str(whole), base="")
 
 
 def test_a_lora_that_was_left_behind_is_missed(policy: Path, tmp_path: Path) -> None:
     small = save(trained(policy, "lora"), tmp_path / "small", whole=False)
     shutil.rmtree(small / "backbone_lora")
     with pytest.raises(CheckpointError, match=r"backbone_lora/adapter_config.json: this file is missing"):
-        DiTReward.check({"path": str(small)})
+        DiTReward.preflight(path=str(small), base="")
 
 
 def copied(policy: Path, folder: Path, change: Callable[[str, torch.Tensor], torch.Tensor], shards: int = 1) -> Path:
@@ -207,7 +249,7 @@ def test_a_base_of_the_same_sizes_and_other_weights_is_refused(policy: Path, tmp
         rf"{small}: was trained on other weights than those in {other}/transformer; give .* \({policy}, .* option base"
     )
     with pytest.raises(CheckpointError, match=says):
-        DiTReward.check({"path": str(small), "base": str(other)})
+        DiTReward.preflight(path=str(small), base=str(other))
     with pytest.raises(CheckpointError, match=says):
         DiTReward(path=str(small), base=str(other))
 
@@ -222,13 +264,13 @@ def test_a_base_in_other_shards_and_another_precision_is_the_same(policy: Path, 
     }
     for name, change in copies.items():
         options = {"path": str(small), "base": str(copied(policy, tmp_path / name, change, shards=3))}
-        assert DiTReward.check(options) is not None
+        assert DiTReward.preflight(**options) is not None
     # A base in full precision beside its copy in half.
     large = save(trained(policy, "frozen"), tmp_path / "large", whole=False)
-    assert DiTReward.check({"path": str(large), "base": str(half)}) is not None
+    assert DiTReward.preflight(path=str(large), base=str(half)) is not None
     float16 = copied(policy, tmp_path / "of-float32", lambda _, value: value.half())
     with pytest.raises(CheckpointError, match=r"was trained on other weights"):
-        DiTReward.check({"path": str(large), "base": str(float16)})
+        DiTReward.preflight(path=str(large), base=str(float16))
 
 
 def test_tiny_numbers_that_float16_cannot_hold_do_not_tell_bases_apart(policy: Path, tmp_path: Path) -> None:
@@ -260,7 +302,7 @@ def test_a_folder_that_does_not_know_its_base_is_refused(policy: Path, tmp_path:
     with pytest.raises(
         CheckpointError, match=r"config.json: has no base_fingerprint, so that the weights in .* export"
     ):
-        DiTReward.check({"path": str(small)})
+        DiTReward.preflight(path=str(small), base="")
     made.model.config = replace(made.model.config, base_fingerprint="")
     with pytest.raises(ValueError, match=r"only where the model has the fingerprint of its base"):
         save(made, tmp_path / "again", whole=False)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,13 +13,14 @@ import yaml
 
 from flowrl.base.config_tree import ConfigError
 from flowrl.base.errors import UserError
+from rewards.data.comparison import ImageRef
 from rewards.data.source import DataSource
 from rewards.evaluation import identity
+from rewards.evaluation.accuracy import PROTOCOLS, TieRule
 from rewards.evaluation.bootstrap import Interval, PairedDifference
+from rewards.evaluation.cached_reward import CachedReward
 from rewards.evaluation.config import load
-from rewards.evaluation.identity import reward_identity, source_identity
-from rewards.evaluation.labelled_reward import LabelledReward
-from rewards.evaluation.protocols import PROTOCOLS, TieRule
+from rewards.evaluation.identity import code_digest, image_stamp, reward_identity, source_identity
 from rewards.evaluation.published import PUBLISHED, TEST_SETS
 from rewards.evaluation.result import (
     BenchmarkResult,
@@ -33,7 +35,9 @@ from rewards.evaluation.result import (
 from rewards.evaluation.score_cache import ScoreCache
 from rewards.evaluation.table import main_table, markdown, table
 
-CONFIGS = Path(__file__).parents[2] / "configs" / "reward" / "eval"
+ROOT = Path(__file__).parents[2]
+CONFIGS = ROOT / "configs" / "reward" / "eval"
+TARGET = "rewards.hpsv2:HPSv2Reward"
 
 
 def figure(label: str, accuracy: float, rule: TieRule | None = None) -> Figure:
@@ -73,6 +77,8 @@ def a_result() -> EvaluationResult:
         num_comparisons=510,
         num_pairs=510,
         num_ties=61,
+        num_repeated=4,
+        num_contradicted=3,
         num_comparable=500,
         unscored={"A": 0, "B": 7},
         num_bad_rows=0,
@@ -130,6 +136,7 @@ def test_the_page_says_how_each_figure_was_made() -> None:
     assert "5 rows say nothing about a preference and were skipped." in page
     assert "500 pairs of 480 prompts are counted. Pairs that people tied, 60: counted: right if" in page
     assert "510 comparisons, 510 pairs, 61 of them ties; 500 pairs have scores of all rewards" in page
+    assert "4 pairs stand there more than once with the same label, 3 stand there with another label too;" in page
     assert page.count("Pairs that people tied") == 1  # of the other there is none
 
 
@@ -180,6 +187,10 @@ def test_the_shipped_configuration_is_the_papers_table() -> None:
             {"sources": [{"format": "jsonl", "path": "x", "share": 0.5}]},
             r"sources\[0\]\.share is for training, and must",
         ),
+        (
+            {"sources": [{"format": "jsonl", "path": "x", "keep_ties": False}]},
+            r"sources\[0\]\.keep_ties is for training, and must",
+        ),
         ({"sources": [{"format": "jsonl", "path": ""}]}, r"benchmarks\[0\]\.sources\[0\]\.path must name a file"),
         ({"sources": [{"path": "x"}]}, r"benchmarks\[0\]\.sources\[0\]\.format must be set"),
         (
@@ -208,7 +219,7 @@ def test_wrong_rewards_and_numbers_are_named(tmp_path: Path) -> None:
         ({"rewards": [{"name": "a"}, {"name": "b", "label": "a"}]}, "rewards: the label 'a' must be there once"),
         ({"rewards": [{"name": "a", "probability_scale": 0}]}, r"rewards\[0\]\.probability_scale must be positive"),
         ({"draws": 0}, "draws must be at least 1, got 0"),
-        ({"encoders": {"image_size": 8}}, r"encoders\.image_size must be at least 16, or 0, got 8"),
+        ({"encoders": {"image_size": 8}}, r"encoders\.image_size, unless 0, must be at least 16, .*got 8"),
         ({"encoders": {"bucket_step": 40}}, r"encoders\.bucket_step must be a multiple of 16"),
         ({"reward": []}, "unknown key 'reward'; did you mean 'rewards'"),
     ):
@@ -250,9 +261,13 @@ def test_scores_are_found_again_only_for_the_same_reward_data_and_files(tmp_path
     (model / "weights").write_bytes(b"1")
 
     def place(seed: int = 0, **options: object) -> Path:
-        reward = LabelledReward(
-            label="My reward", name="mine", options={"path": str(model), **options}, make=lambda name, _: None
-        )  # type: ignore[arg-type,return-value]
+        reward = CachedReward(
+            label="My reward",
+            name="mine",
+            options={"path": str(model), **options},
+            target=TARGET,
+            make=lambda name, _: None,  # type: ignore[arg-type,return-value]
+        )
         with reward.cache(tmp_path / "scores", "my/data", {"seed": seed}) as cache:
             assert cache.path is not None
             return cache.path
@@ -268,9 +283,15 @@ def test_scores_are_found_again_only_for_the_same_reward_data_and_files(tmp_path
 
 
 def test_a_reward_on_a_server_is_scored_anew_by_each_evaluation(tmp_path: Path) -> None:
-    def made() -> LabelledReward:
+    def made() -> CachedReward:
         url = "http://127.0.0.1:8700"
-        return LabelledReward(label="far", name="http", options={"url": url}, make=lambda name, _: None)  # type: ignore[arg-type,return-value]
+        return CachedReward(
+            label="far",
+            name="http",
+            options={"url": url},
+            target=TARGET,
+            make=lambda name, _: None,  # type: ignore[arg-type,return-value]
+        )
 
     reward = made()
     with reward.cache(tmp_path, "data", {"seed": 0}) as cache:
@@ -287,32 +308,66 @@ def test_a_pocket_that_was_built_anew_is_another_reward(tmp_path: Path, monkeypa
     monkeypatch.setattr(identity, "EMBEDDED", tmp_path)
     (tmp_path / "weights").write_bytes(b"1")
     given: list[dict[str, str]] = [{}, {"path": "pocket"}, {"path": "/elsewhere", "base": "pocket"}]
-    before = [reward_identity("dit_reward", options) for options in given]
-    apart = reward_identity("dit_reward", {"path": "/elsewhere"})
+    before = [reward_identity("dit_reward", options, TARGET) for options in given]
+    apart = reward_identity("dit_reward", {"path": "/elsewhere"}, TARGET)
     (tmp_path / "weights").write_bytes(b"22")
     for options, one in zip(given, before, strict=True):
-        assert reward_identity("dit_reward", options) != one
-    assert reward_identity("dit_reward", {"path": "/elsewhere"}) == apart
+        assert reward_identity("dit_reward", options, TARGET) != one
+    assert reward_identity("dit_reward", {"path": "/elsewhere"}, TARGET) == apart
 
 
-def test_a_reward_is_another_once_the_model_under_it_or_its_code_has_changed(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_reward_is_another_once_the_model_under_it_has_changed(tmp_path: Path) -> None:
     base, folder = tmp_path / "base", tmp_path / "reward"
     (base / "transformer").mkdir(parents=True)
     (base / "transformer" / "weights").write_bytes(b"1")
     folder.mkdir()
     (folder / "config.json").write_text(json.dumps({"base": str(base)}))
-    first = reward_identity("dit_reward", {"path": str(folder)})
-    assert reward_identity("dit_reward", {"path": str(folder)}) == first
+    first = reward_identity("dit_reward", {"path": str(folder)}, TARGET)
+    assert reward_identity("dit_reward", {"path": str(folder)}, TARGET) == first
     (base / "transformer" / "weights").write_bytes(b"22")
-    assert reward_identity("dit_reward", {"path": str(folder)}) != first
-    code = tmp_path / "my_rewards.py"
-    code.write_text("class Mine: ...")
+    assert reward_identity("dit_reward", {"path": str(folder)}, TARGET) != first
+
+
+@pytest.mark.parametrize("changed", ["my_rewards/bright.py", "my_rewards/tones/curve.py", "alone.py"])
+def test_a_reward_is_another_once_its_code_has_changed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, changed: str
+) -> None:
+    (tmp_path / "my_rewards" / "tones").mkdir(parents=True)
+    for name in ("my_rewards/__init__.py", "my_rewards/bright.py", "my_rewards/tones/curve.py", "alone.py"):
+        (tmp_path / name).write_text("LEVEL = 1")
     monkeypatch.syspath_prepend(tmp_path)
-    first = reward_identity("my_rewards:Mine", {"path": "x"})
-    code.write_text("class Mine: pass")
-    assert reward_identity("my_rewards:Mine", {"path": "x"}) != first
+    targets = {"my_rewards": "my_rewards.bright:Bright", "alone": "alone:Bright"}
+    before = {name: reward_identity("bright", {"path": "x"}, target) for name, target in targets.items()}
+    (tmp_path / changed).write_text("LEVEL = 2")
+    for name, target in targets.items():
+        is_same = reward_identity("bright", {"path": "x"}, target) == before[name]
+        assert is_same == (not changed.startswith(name))
+
+
+def test_a_rewards_code_is_all_that_its_scores_come_from(monkeypatch: pytest.MonkeyPatch) -> None:
+    files = [file.relative_to(ROOT).as_posix() for name in identity._CODE for file in identity.sources(name)]
+    for name in ("rewards/hpsv2.py", "rewards/clip/preprocess.py", "flowrl/core/seeds.py", "flowrl/models/sd3.py"):
+        assert name in files
+    assert "flowrl/trainer.py" not in files
+    before = code_digest(TARGET)
+    read = Path.read_bytes
+    monkeypatch.setattr(Path, "read_bytes", lambda file: read(file) + b"#" * (file.name == "preprocess.py"))
+    assert code_digest(TARGET) != before
+
+
+def test_an_image_has_a_stamp_where_it_is_a_file_that_is_there(tmp_path: Path) -> None:
+    file = tmp_path / "a.png"
+    assert image_stamp(ImageRef(path=str(file))) == ""
+    assert image_stamp(ImageRef(path="a\0.png")) == ""
+    file.write_bytes(b"one")
+    first = image_stamp(ImageRef(path=str(file)))
+    assert first == image_stamp(ImageRef(path=str(file))) != ""
+    os.utime(file, ns=(0, 1))
+    assert image_stamp(ImageRef(path=str(file))) == "3 1" != first
+    file.write_bytes(b"more")
+    os.utime(file, ns=(0, 1))
+    assert image_stamp(ImageRef(path=str(file))) == "4 1"
+    assert image_stamp(ImageRef(path=str(file), row=3, column="jpg_0")) == ""  # the source has the file's
 
 
 def test_data_are_other_data_once_their_file_has_changed(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +20,7 @@ from rewards.files import CheckpointError
 from rewards.hpsv3 import HPSv3Reward, layout, template
 from rewards.hpsv3.model import HPSv3Model, from_published, to_published, tokenize
 from rewards.hpsv3.preprocess import PatchSpec, patchify, smart_resize
+from rewards.hpsv3.training import HPSv3Training
 
 SHORT = "a small red circle on sand"
 LONG = "a large green square left of a small pink triangle on slate"
@@ -224,6 +226,18 @@ def copy_with(folder: Path, to: Path, tensors: dict[str, torch.Tensor]) -> Path:
     return to
 
 
+def test_a_training_keeps_the_language_head_that_it_started_with(folder: Path, tmp_path: Path) -> None:
+    stored = load_file(folder / layout.WEIGHTS)
+    moved = copy_with(folder, tmp_path / "base", stored)
+    training = HPSv3Training(moved, seed=0)
+    shutil.rmtree(moved)
+    training.save(tmp_path / "out", training.module.state_dict(), dtype=torch.float32, notes="", whole=True)
+    assert torch.equal(load_file(tmp_path / "out" / layout.WEIGHTS)["lm_head.weight"], stored["lm_head.weight"])
+    del stored["lm_head.weight"]
+    with pytest.raises(CheckpointError, match=r"HPSv3.safetensors: has no lm_head.weight; use the published file"):
+        HPSv3Training(copy_with(folder, tmp_path / "headless", stored), seed=0)
+
+
 def test_wrong_files_are_named(folder: Path, tmp_path: Path) -> None:
     stored = load_file(folder / layout.WEIGHTS)
     partial = {k: v for k, v in stored.items() if k != "model.norm.weight"} | {"extra.bias": torch.zeros(1)}
@@ -251,6 +265,20 @@ def test_wrong_files_are_named(folder: Path, tmp_path: Path) -> None:
         HPSv3Reward(str(other))
 
 
+def test_no_weights_are_drawn_that_the_file_replaces(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    devices = []
+    made = HPSv3Model.__init__
+
+    def counting(self: HPSv3Model, config: object) -> None:
+        made(self, config)
+        devices.extend(parameter.device.type for parameter in self.parameters())
+
+    monkeypatch.setattr(HPSv3Model, "__init__", counting)
+    model, _, _ = layout.load(folder, dtype=torch.float32)
+    assert set(devices) == {"meta"}
+    assert all(not tensor.is_meta for tensor in (*model.parameters(), *model.buffers()))
+
+
 def test_input_that_does_not_fit_is_refused(folder: Path) -> None:
     reward = HPSv3Reward(str(folder))
     seeds = torch.zeros(1, dtype=torch.int64)
@@ -258,8 +286,6 @@ def test_input_that_does_not_fit_is_refused(folder: Path) -> None:
         reward(RewardInput(prompts=(SHORT,), seeds=seeds, latents=torch.zeros(1, 16, 8, 8)))
     with pytest.raises(ValueError, match=r"a prompt must not hold <\|Reward\|> or <\|image_pad\|>, got 'x <\|Rew"):
         reward(RewardInput(prompts=("x <|Reward|>",), seeds=seeds, pixels=pixels(1)))
-    with pytest.raises(ValueError, match=r"batch_size must be at least 1, got 0"):
-        HPSv3Reward(str(folder), batch_size=0)
 
 
 def test_captioning_reads_only_what_stands_before() -> None:

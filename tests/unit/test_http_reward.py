@@ -13,6 +13,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -24,8 +25,10 @@ from hypothesis import strategies as st
 from safetensors.torch import save
 
 from flowrl.base.errors import UserError
+from flowrl.config import ConfigError, RewardSpec
 from flowrl.protocols import Reward
-from flowrl.types import RewardInput, TextCondition
+from flowrl.reward_loading import LatentSource, check_rewards, preflight
+from flowrl.types import RewardInput, TextCondition, TrainedOn
 from rewards.http import HTTPReward, RewardServerError
 from rewards.http.server import RewardServer
 from rewards.http.tokens import TokenError, read_or_make_token
@@ -39,7 +42,7 @@ from rewards.http.wire import (
     encode_request,
     encode_scores,
 )
-from tests.cheap_rewards import Brightness, Broken, LatentNorm, SeedEcho, WrongShape
+from tests.cheap_rewards import TINY_SPACE, Brightness, Broken, LatentNorm, SeedEcho, WrongShape
 
 TOKEN = "a-secret-of-two"
 PIXELS = RewardInput(
@@ -113,7 +116,7 @@ def whole(status: int, body: bytes) -> tuple[int, bytes, int]:
     return status, body, len(body)
 
 
-PIXEL_REWARD = Description(name="bright", input_kind="pixel", latent_space=None, batch_size=2, max_bytes=10**6)
+PIXEL_REWARD = Description(name="bright", input_kind="pixel", trained_on=None, batch_size=2, max_bytes=10**6)
 DESCRIBED = whole(200, PIXEL_REWARD.encode())
 
 
@@ -168,7 +171,7 @@ def test_scores_arrive_as_they_were_sent_nan_included() -> None:
         decode_scores(encode_scores(scores), 2)
 
 
-def body(prompts: str | None = '["a", "b"]', version: str = "1", **tensors: torch.Tensor) -> bytes:
+def body(prompts: str | None = '["a", "b"]', version: str = "2", **tensors: torch.Tensor) -> bytes:
     metadata = {"flowrl_reward": version} | ({"prompts": prompts} if prompts is not None else {})
     given = {"seeds": torch.tensor([1, 2]), "pixels": torch.zeros(2, 3, 4, 4)} | tensors
     return save(given, metadata=metadata)
@@ -179,8 +182,8 @@ MALFORMED = {
     "noise": (b"\x80\x04\x95" * 40, "the body is not safetensors"),
     "cut": (body()[:-8], "the body is not safetensors"),
     "longer": (body() + b"x", "the body is not safetensors"),
-    "plain": (save({"seeds": torch.tensor([1])}), "the metadata must hold flowrl_reward = '1', got None"),
-    "version": (body(version="2"), "the metadata must hold flowrl_reward = '1', got '2'"),
+    "plain": (save({"seeds": torch.tensor([1])}), "the metadata must hold flowrl_reward = '2', got None"),
+    "version": (body(version="1"), "the metadata must hold flowrl_reward = '2', got '1'"),
     "no prompts": (body(prompts=None), "the metadata must hold prompts"),
     "prompts no list": (body(prompts='{"a": 1}'), "the metadata must hold prompts, a JSON list of at least one text"),
     "prompts no texts": (body(prompts="[1, 2]"), "the metadata must hold prompts, a JSON list of at least one text"),
@@ -221,12 +224,15 @@ def test_whatever_a_body_holds_it_is_read_or_refused(place: int, patch: bytes) -
 @pytest.mark.parametrize(
     ("changes", "says"),
     [
-        ({"version": 2}, "of format version 2, not 1"),
+        ({"version": 1}, "of format version 1, not 2"),
         ({"input_kind": "sound"}, "not the description of a reward"),
         ({"input_kind": "latent"}, "not the description of a reward"),  # without a space
         ({"batch_size": 0}, "not the description of a reward"),
         ({"batch_size": "many"}, "not the description of a reward"),
         ({"colour": "red"}, "not the description of a reward: .*colour"),
+        ({"input_kind": "latent", "trained_on": {"latent_space": 4}}, "not the description of a reward"),
+        ({"input_kind": "latent", "trained_on": {"text_length": 4}}, "not the description of a reward: .*latent_space"),
+        ({"trained_on": {"latent_space": "vae4"}}, "not the description of a reward"),  # of a pixel reward
     ],
 )
 def test_a_description_is_read_back_and_anything_else_is_refused(changes: dict[str, object], says: str) -> None:
@@ -241,10 +247,23 @@ def test_scores_are_those_of_the_reward_itself() -> None:
             client = HTTPReward(url=server.url)
             assert (client.name, client.input_kind) == (reward.name, reward.input_kind)
             assert (client.latent_space, client.batch_size) == (reward.latent_space, reward.batch_size)
-            trained = HTTPReward.check({"url": server.url, "device": "cpu"})
-            assert (trained.latent_space if trained else None) == reward.latent_space
+            space = reward.latent_space
+            assert preflight(RewardSpec(name="http", options={"url": server.url})) == (
+                None if space is None else TrainedOn(latent_space=space)
+            )
             direct = torch.cat([reward(decode_request(encode_request(one))) for one in halves(batch, reward)])
             assert torch.equal(client(batch).nan_to_num(9.0), direct.nan_to_num(9.0))
+
+
+def test_a_served_reward_is_held_to_its_training_as_if_it_were_here() -> None:
+    trained = TrainedOn(latent_space=TINY_SPACE, text_length=28, image_size=64, bucket_step=16, max_aspect=2.0)
+    source = LatentSource(latent_space=TINY_SPACE, text_length=33, max_sequence_length=19, key="--tokens")
+    with served(LatentNorm(), trained_on=trained) as server:
+        spec = RewardSpec(name="http", options={"url": server.url})
+        assert preflight(spec) == trained
+        assert check_rewards([spec], replace(source, text_length=28), "cpu") == {"http": trained}
+        with pytest.raises(ConfigError, match=r"'http' was trained on texts of 28 tokens, but gets 33 .*tokens to 14"):
+            check_rewards([spec], source, "cpu")
 
 
 def halves(batch: RewardInput, reward: Reward) -> list[RewardInput]:
@@ -308,7 +327,7 @@ def test_a_server_that_is_not_there_is_named_with_what_to_do() -> None:
     with pytest.raises(RewardServerError, match=says):
         HTTPReward(**options)
     with pytest.raises(RewardServerError, match=says):
-        HTTPReward.check(options)
+        preflight(RewardSpec(name="http", options=options))
 
 
 def test_what_may_pass_is_tried_again() -> None:

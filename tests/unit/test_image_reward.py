@@ -161,7 +161,7 @@ def test_the_real_encoders_have_their_published_sizes(tmp_path: Path) -> None:
 def test_it_is_a_reward_that_can_be_checked_and_sharded(folder: Path, reward: ImageReward) -> None:
     assert isinstance(reward, ShardableReward)
     assert isinstance(ImageReward, CheckableReward)
-    assert ImageReward.check({"path": str(folder)}) is None
+    assert ImageReward.preflight(path=str(folder)) is None
     assert (reward.name, reward.input_kind, reward.latent_space) == ("image_reward", "pixel", None)
 
 
@@ -263,7 +263,7 @@ def test_a_missing_file_is_named_before_anything_is_loaded(
     target = copied(folder, tmp_path / "lacking")
     (target / file).unlink()
     with pytest.raises(CheckpointError, match=message):
-        ImageReward.check({"path": str(target)})
+        ImageReward.preflight(path=str(target))
     with pytest.raises(CheckpointError, match=message):
         ImageReward(str(target))
 
@@ -274,7 +274,7 @@ def test_a_config_that_lacks_a_size_is_named(folder: Path, tmp_path: Path) -> No
     del settings["num_attention_heads"]
     (target / "med_config.json").write_text(json.dumps(settings))
     with pytest.raises(CheckpointError, match=r"med_config.json: has no 'num_attention_heads'"):
-        ImageReward.check({"path": str(target)})
+        ImageReward.preflight(path=str(target))
 
 
 def test_the_tokenizer_of_another_model_is_refused(folder: Path, tmp_path: Path) -> None:

@@ -6,7 +6,7 @@ import pytest
 
 from flowrl.base.errors import UserError
 from flowrl.core.buckets import BucketPlan
-from flowrl.models.image_sizes import ImageChoice, deviations, shared_buckets
+from flowrl.models.image_sizes import ImageChoice, deviations, in_words, latent_deviations, shared_buckets
 from flowrl.types import TrainedOn
 
 KEYS = "--image-size, --bucket-step and --max-aspect"
@@ -68,3 +68,21 @@ def test_those_who_get_other_images_are_named() -> None:
     assert deviations(None, {"b": trained(512)}) == [
         "b was trained on images of about 512 x 512 in buckets of 64 up to 2:1; it gets images as they are"
     ]
+
+
+def test_those_who_get_latents_of_other_images_are_named_where_they_say_their_own() -> None:
+    rewards = {"a": UNKNOWN, "b": trained(64), "c": trained(512)}
+    assert latent_deviations({(64, 64)}, rewards) == [
+        "c was trained on images of about 512 x 512 in buckets of 64 up to 2:1; it gets latents of images of 64 x 64"
+    ]
+    wide = BucketPlan(image_size=512).size_for(1, 2)
+    assert latent_deviations({(512, 512), wide}, {"c": rewards["c"]}) == []
+    [line] = latent_deviations({(512, 512), (64, 128), (128, 128)}, {"c": rewards["c"]})
+    assert line.endswith("it gets latents of images of 128 x 64 and others")
+
+
+def test_the_sizes_are_those_that_are_really_used() -> None:
+    assert in_words(BucketPlan(image_size=100)) == (
+        "images of about 128 x 128 (the nearest to 100 x 100) in buckets of 64 up to 2:1"
+    )
+    assert BucketPlan(image_size=100).size_for(50, 50) == (128, 128)

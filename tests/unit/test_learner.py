@@ -57,6 +57,13 @@ def test_however_a_batch_is_cut_the_gradient_is_that_of_its_mean_loss(sd3_folder
     assert torch.allclose(in_parts, by_hand, rtol=1e-2, atol=1e-3 * largest)
 
 
+def test_checkpointed_activations_change_no_bit_of_the_gradient(sd3_folder: Path) -> None:
+    kept, recomputed = moved(sd3_folder), moved(sd3_folder)
+    batch = rolled(kept)
+    recomputed._policy.checkpoint_activations()
+    assert torch.equal(gradients_of_update(recomputed, batch), gradients_of_update(kept, batch))
+
+
 def test_parts_that_equal_the_rollouts_pass_the_gate_at_exactly_0(sd3_folder: Path) -> None:
     trained = learner(sd3_folder, part=2)
     result = trained.update(1, advantages(), *rolled(trained, samples_per_forward=2))

@@ -10,11 +10,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from flowrl.base.embedded import embedded
+from flowrl.config import ConfigError, RewardSpec
 from flowrl.pocket import oracle
 from flowrl.pocket.oracle_reward import OracleReward
 from flowrl.pocket.prompt_sets import COUNTS, make_prompts, prompt_file
 from flowrl.pocket.render import FLAWS, Layout, draw, place, render
 from flowrl.pocket.scene import BACKGROUNDS, COLOURS, RELATIONS, SHAPES, SIZES, Scene, Thing, all_scenes, vocabulary
+from flowrl.reward_loading import preflight
 from flowrl.types import RewardInput
 
 THINGS = st.builds(
@@ -235,6 +237,8 @@ def test_the_oracle_as_a_reward() -> None:
     )
     with pytest.raises(ValueError, match=r"part must be one of .*, got 'beauty'"):
         OracleReward(part="beauty")
+    with pytest.raises(ConfigError, match=r"do not fit reward 'oracle': oracle: part must be one of .*, got 'beauty'"):
+        preflight(RewardSpec(name="oracle", options={"part": "beauty"}))
     with pytest.raises(ValueError, match=r"prompt 'a cat' is not in the pocket grammar"):
         OracleReward()(replace(batch, prompts=("a cat",) * 12))
     with pytest.raises(ValueError, match=r"the batch must hold pixels"):

@@ -144,33 +144,45 @@ def test_broken_rows_and_images_are_counted_and_named(tmp_path: Path) -> None:
     assert len(found) == 8
     assert one.dropped == {"broken row": 3, "broken image": 3}
     torn = f"{tmp_path}/torn.png: not an image of a known kind (JPEG, PNG, WEBP, BMP, GIF)"
-    assert one.first_bad == (
-        "train.json[8]: the prompt is empty",
-        "train.json[9]: an image is compared with itself",
-        f"train.json[10]: {tmp_path}/absent.png: no such file",
-        "train.json[11]: must be a JSON object, got 'text'",
-        f"train.json[12]: {torn}",
-        f"train.json[13]: {torn}",
-    )
+    assert one.first_bad == {
+        "broken row": (
+            "train.json[8]: the prompt is empty",
+            "train.json[9]: an image is compared with itself",
+            "train.json[11]: must be a JSON object, got 'text'",
+        ),
+        "broken image": (
+            f"train.json[10]: {tmp_path}/absent.png: no such file",
+            f"train.json[12]: {torn}",
+            f"train.json[13]: {torn}",
+        ),
+    }
 
 
 def test_no_more_than_twenty_broken_rows_are_named(tmp_path: Path) -> None:
     path = files.add_rows(files.write_jsonl(tmp_path, num=4), *[{"prompt": ""}] * 30)
     _, (one,) = scanned(jsonl(path), max_bad_share=1.0)
     assert one.dropped == {"broken row": 30}
-    assert len(one.first_bad) == 20
+    assert len(one.first_bad["broken row"]) == 20
 
 
 def test_too_many_broken_rows_end_the_scan_with_the_first_of_them(tmp_path: Path) -> None:
     path = files.add_rows(files.write_jsonl(tmp_path, num=8), {}, {}, {}, {})
     says = (
         r"pairs\.jsonl: 4 of 12 rows are unusable \(broken row\), more than data\.max_bad_share = 0\.1; mend the data "
-        r"or raise it\. The first of what is broken: pairs\.jsonl:9: has no 'preferred'; pairs\.jsonl:10: .*; "
+        r"or raise it\. The first: pairs\.jsonl:9: has no 'preferred'; pairs\.jsonl:10: .*; "
         r"pairs\.jsonl:11: has no [^;]*$"
     )
     with pytest.raises(UserError, match=says):
         scanned(jsonl(path), max_bad_share=0.1)
     assert len(scanned(jsonl(path), max_bad_share=4 / 12)[0]) == 8
+
+
+def test_a_limit_of_broken_rows_names_no_broken_image(tmp_path: Path) -> None:
+    path = files.write_jsonl(tmp_path, num=8)
+    (tmp_path / files.read_rows(path)[0]["preferred"]).unlink()
+    files.add_rows(path, {}, {}, {})
+    with pytest.raises(UserError, match=r"3 of 11 rows are unusable \(broken row\).* The first: pairs\.jsonl:9: has"):
+        scanned(jsonl(path), max_bad_share=0.2)
 
 
 def test_a_missing_image_folder_ends_the_scan_after_a_thousand_rows(tmp_path: Path) -> None:
@@ -203,7 +215,7 @@ def test_a_repeated_pair_is_dropped_and_a_contradicting_one_named(tmp_path: Path
         "pairs.jsonl:5: 1 of its pairs were labelled otherwise",
         "pairs.jsonl:6: 1 of its pairs were labelled otherwise",
     )
-    assert one.first_bad == ()
+    assert one.first_bad == {}
 
 
 def test_contradictions_are_found_across_sources_and_the_first_stays(tmp_path: Path) -> None:

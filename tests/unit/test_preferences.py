@@ -29,7 +29,7 @@ from flowrl.pocket.preferences import (
     changed,
     choose_scenes,
     edited_images,
-    pairs_of,
+    ranked_pairs,
 )
 from flowrl.pocket.reward_training import dit_reward_config, hpsv3_config
 from flowrl.pocket.sampling import SamplerSetting, decode, encode_texts, sample_latents
@@ -89,7 +89,7 @@ def test_an_interrupted_build_continues_with_the_same_samples(tmp_path: Path) ->
 
 def test_pairs_follow_the_oracle_and_the_margin(tables: tuple[SampleTable, SampleTable]) -> None:
     table = replace(tables[0], total=torch.rand(4 * GROUP, generator=torch.Generator().manual_seed(0)))
-    found = pairs_of(table, margin=0.3)
+    found = ranked_pairs(table, margin=0.3)
     gap = table.total[found.winner] - table.total[found.loser]
     assert (gap >= 0.3).all()
     assert torch.equal(table.prompt[found.winner], table.prompt[found.loser])
@@ -107,7 +107,7 @@ def test_pairs_follow_the_oracle_and_the_margin(tables: tuple[SampleTable, Sampl
 
 def test_a_pair_tells_how_its_samples_were_made(tables: tuple[SampleTable, SampleTable]) -> None:
     table = tables[0]
-    found = pairs_of(table, margin=0.0)
+    found = ranked_pairs(table, margin=0.0)
     made = {source: 0 for source in SOURCES}
     for winner, loser, source in zip(found.winner, found.loser, found.source, strict=True):
         made[found.sources[source]] += 1
@@ -119,7 +119,7 @@ def test_a_pair_tells_how_its_samples_were_made(tables: tuple[SampleTable, Sampl
 
 def test_the_prepared_set_holds_the_table(tables: tuple[SampleTable, SampleTable], tmp_path: Path) -> None:
     table = tables[0]
-    found = pairs_of(table, margin=0.0)
+    found = ranked_pairs(table, margin=0.0)
     write_store(tmp_path, table, found, latent_space="vae16x8-scale1-shift0")
     store = PreferenceStore(tmp_path)
     rows = torch.tensor([3, 0, 17])

@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
+import shutil
+import subprocess
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import IO
 
 import pytest
 import torch
@@ -21,12 +25,14 @@ from flowrl.core.buckets import BucketPlan, fit
 from flowrl.models.sd3 import SD3
 from flowrl.types import TextCondition
 from rewards.data import prepare as prepare_module
+from rewards.data import source_files
 from rewards.data.comparison import ImageRef
 from rewards.data.images import ImageReader
-from rewards.data.prepare import Encoders, check_choices, prepare
-from rewards.data.set_origin import begin
+from rewards.data.overlap import Overlap, overlap
+from rewards.data.prepare import Encoders, prepare
+from rewards.data.set_origin import check_choices, check_files, check_folder, prepared_buckets, settle
 from rewards.data.source import DataSource
-from rewards.data.store import PreferenceStore
+from rewards.data.store import PreferenceStore, save_tensors
 from rewards.training.batches import ComparisonBatcher
 from tests import preference_files as files
 
@@ -211,14 +217,33 @@ def test_a_run_that_is_ended_after_any_shard_goes_on_to_the_same_bytes(tmp_path:
     assert contents(ended) == expected
 
 
-def test_leavings_of_a_killed_process_are_cleared_away(tmp_path: Path, small_shards: None) -> None:
+def test_leavings_of_killed_processes_are_cleared_away(tmp_path: Path, small_shards: None) -> None:
     sources = [jsonl(tmp_path / "data")]
     assert fill(tmp_path / "whole", sources)
     assert not fill(tmp_path / "killed", sources, part=0, num_parts=2)
-    (tmp_path / "killed" / "samples" / "00001.4711").write_bytes(b"half a shard")
-    (tmp_path / "killed" / "tables.4711").write_bytes(b"")
+    for part in (0, 7):
+        (tmp_path / "killed" / f".scan-{part}").mkdir()
+        (tmp_path / "killed" / f".scan-{part}" / "00001.safetensors").write_bytes(b"half a shard")
     assert fill(tmp_path / "killed", sources)
     assert contents(tmp_path / "killed") == contents(tmp_path / "whole")
+
+
+def test_what_a_part_at_work_has_begun_to_write_is_left_to_it(tmp_path: Path, small_shards: None) -> None:
+    sources = [jsonl(tmp_path / "data")]
+    own = tmp_path / "set" / ".scan-1"
+    own.mkdir(parents=True)
+    held = as_of_another(own)
+    (own / "00001.safetensors").write_bytes(b"half a shard")
+    assert fill(tmp_path / "set", sources)  # all of it, in one part
+    assert (own / "00001.safetensors").read_bytes() == b"half a shard"
+    held.close()
+
+
+def test_a_write_that_fails_leaves_nothing(tmp_path: Path) -> None:
+    (tmp_path / "a.safetensors").mkdir()
+    with pytest.raises(IsADirectoryError):
+        save_tensors(tmp_path / "a.safetensors", {"x": torch.zeros(1)})
+    assert [file.name for file in tmp_path.iterdir()] == ["a.safetensors"]
 
 
 def test_two_parts_make_what_one_run_makes(tmp_path: Path, small_shards: None) -> None:
@@ -250,16 +275,22 @@ def test_every_sample_and_prompt_is_found_in_its_shard(tmp_path: Path, small_sha
             assert store.prompts[int(store.prompt[sample])] == line["prompt"]
 
 
-def test_one_part_is_prepared_by_one_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def as_of_another(folder: Path) -> IO[str]:
+    """A folder's lock, held as by another process."""
+    held = take_lock(folder, "data.store")
+    assert held is not None
+    held.truncate(0)
+    held.write("1")
+    held.flush()
+    return held
+
+
+def test_one_part_is_prepared_by_one_process(tmp_path: Path) -> None:
     sources = [jsonl(tmp_path / "data")]
     own = tmp_path / "set" / ".scan-0"
     fill(tmp_path / "set", sources, part=1, num_parts=2)
     own.mkdir()
-    held = take_lock(own, "data.store")
-    assert held is not None
-    held.truncate(0)
-    held.write("1")  # as another process would have it
-    held.flush()
+    held = as_of_another(own)
     with pytest.raises(ConfigError, match=r"data.store=.*\.scan-0 must be written by one process, but process 1 is"):
         fill(tmp_path / "set", sources)
     held.close()
@@ -466,10 +497,160 @@ def test_what_a_set_does_not_hold_is_said(made: Path) -> None:
         PreferenceStore(made).tensors("pixels", torch.arange(1))
 
 
-def test_a_start_that_came_to_no_shard_leaves_the_folder_free(tmp_path: Path) -> None:
-    begin(tmp_path, {"sources": ["nope.jsonl"]})
-    begin(tmp_path, {"sources": ["there.jsonl"]})
-    assert json.loads((tmp_path / "settings.json").read_text()) == {"sources": ["there.jsonl"]}
-    (tmp_path / "samples").mkdir()
-    with pytest.raises(ConfigError, match=r"was prepared with other data settings \(sources\)"):
-        begin(tmp_path, {"sources": ["nope.jsonl"]})
+def test_a_start_whose_scan_fails_leaves_the_folder_free(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"nope.jsonl"):
+        fill(tmp_path / "set", [DataSource(format="jsonl", path=str(tmp_path / "nope.jsonl"))])
+    assert fill(tmp_path / "set", [jsonl(tmp_path / "data")])
+
+
+def test_of_parts_with_other_settings_the_first_to_have_scanned_decides(tmp_path: Path) -> None:
+    mine, other = {"dtype": "torch.bfloat16"}, {"dtype": "torch.float16"}
+    check_folder(tmp_path, mine)
+    check_folder(tmp_path, other)  # both scan at the same time, and find the same
+    settle(tmp_path, mine, "digest")
+    with pytest.raises(ConfigError, match=r"was prepared with other data settings \(dtype\)"):
+        settle(tmp_path, other, "digest")
+    with pytest.raises(ConfigError, match=r"was prepared with other data settings \(dtype\)"):
+        check_folder(tmp_path, other)  # and one that comes later need not scan
+    with pytest.raises(ConfigError, match=r"the sources are not what they were when this set was begun"):
+        settle(tmp_path, mine, "another digest")
+    settle(tmp_path, mine, "digest")
+    assert json.loads((tmp_path / "settings.json").read_text()) == mine | {"scan": "digest"}
+
+
+def swap_labels(file: Path) -> None:
+    rows = files.read_rows(file)
+    files.write_json(file, [row | {"preferred": row["rejected"], "rejected": row["preferred"]} for row in rows])
+
+
+def test_a_set_whose_labels_were_swapped_in_its_source_is_not_used(tmp_path: Path) -> None:
+    source = jsonl(tmp_path / "data")
+    assert fill(tmp_path / "set", [source])
+    check_files(tmp_path / "set", [source])
+    size = Path(source.path).stat().st_size
+    swap_labels(Path(source.path))
+    assert Path(source.path).stat().st_size == size
+    says = rf"set: {source.path} has changed since this set was prepared; remove it to prepare anew, or, to use"
+    with pytest.raises(ConfigError, match=says):
+        check_files(tmp_path / "set", [source])
+    with pytest.raises(ConfigError, match=says):
+        fill(tmp_path / "set", [source])
+
+
+def test_a_source_that_was_copied_or_is_gone_leaves_its_set_usable(tmp_path: Path) -> None:
+    sources = [jsonl(tmp_path / "data"), replace(jsonl(tmp_path / "more"), name="more")]
+    assert fill(tmp_path / "set", sources)
+    os.utime(sources[0].path, (1, 1))
+    check_files(tmp_path / "set", sources)
+    Path(sources[0].path).unlink()
+    check_files(tmp_path / "set", sources)
+    assert fill(tmp_path / "set", sources)
+    swap_labels(Path(sources[1].path))
+    with pytest.raises(ConfigError, match=r"more/pairs.jsonl has changed"):
+        check_files(tmp_path / "set", sources)
+
+
+def test_files_of_a_pattern_that_come_or_go_are_named(tmp_path: Path) -> None:
+    first, *others = sorted(files.write_pick_a_pic(tmp_path / "pick", seed=4).iterdir())
+    extra = first.with_name("zz.parquet")
+    source = DataSource(format="pick_a_pic", path=f"{first.parent}/*.parquet")
+    assert fill(tmp_path / "set", [source])
+    shutil.copy(first, extra)
+    with pytest.raises(ConfigError, match=r"zz.parquet has come since"):
+        check_files(tmp_path / "set", [source])
+    extra.unlink()
+    check_files(tmp_path / "set", [source])
+    first.unlink()
+    with pytest.raises(ConfigError, match=rf"{first.name} has gone since"):
+        check_files(tmp_path / "set", [source])
+    for other in others:
+        other.unlink()
+    check_files(tmp_path / "set", [source])
+
+
+def test_a_large_file_of_another_time_may_be_newer_until_its_time_is_given_back(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(source_files, "_DIGESTED", 10)
+    source = jsonl(tmp_path / "data")
+    os.utime(source.path, (1_700_000_000, 1_700_000_000))
+    assert fill(tmp_path / "set", [source])
+    check_files(tmp_path / "set", [source])
+    os.utime(source.path, (1_700_000_600, 1_700_000_600))
+    says = rf"{source.path} may have changed \(.*: touch -d @1700000000 {source.path}\) since this set was prepared"
+    with pytest.raises(ConfigError, match=says):
+        check_files(tmp_path / "set", [source])
+    subprocess.run(["touch", "-d", "@1700000000", source.path], check=True)
+    check_files(tmp_path / "set", [source])
+    files.add_rows(Path(source.path), {})
+    with pytest.raises(ConfigError, match=r"pairs.jsonl has changed"):
+        check_files(tmp_path / "set", [source])
+
+
+def test_numbers_that_are_not_finite_are_named_by_file(made: Path) -> None:
+    for kind, name in (("samples", "latents"), ("conditions", "embeds")):
+        store = PreferenceStore(made)
+        store.check_finite(torch.arange(16))
+        shard = made / kind / "00000.safetensors"
+        whole = shard.read_bytes()
+        tensors = load_file(shard)
+        tensors[name][3].fill_(float("nan"))
+        save_file(tensors, shard)
+        store = PreferenceStore(made)
+        others = torch.arange(16)
+        of_row = store._row if kind == "samples" else store.prompt
+        hit = (of_row == 3) & (store.shard == 0) if kind == "samples" else of_row == 3
+        store.check_finite(others[~hit])
+        with pytest.raises(CheckpointError, match=rf"{kind}/00000.safetensors: damaged: row 3 holds numbers that are"):
+            store.check_finite(others)
+        shard.write_bytes(whole)
+
+
+def test_pairs_in_common_are_known_by_their_pixels(tmp_path: Path) -> None:
+    train = jsonl(tmp_path / "data", num=8)
+    rows = files.read_rows(Path(train.path))
+    # Copied images under other names, the first pair with its label swapped; a prompt with new images; a new prompt.
+    held = DataSource(format="jsonl", path=str(files.write_jsonl(tmp_path / "held", num=8, seed=9)))
+    others = files.read_rows(Path(held.path))
+    for row in rows[:2]:
+        for key in ("preferred", "rejected"):
+            shutil.copy(tmp_path / "data" / row[key], tmp_path / "held" / f"{Path(row[key]).stem}-copy.jpg")
+    copies = [
+        {"prompt": row["prompt"]} | {key: f"{Path(row[key]).stem}-copy.jpg" for key in ("preferred", "rejected")}
+        for row in rows[:2]
+    ]
+    copies[0] |= {"preferred": copies[0]["rejected"], "rejected": copies[0]["preferred"]}
+    last = rows[-1]["prompt"]
+    fresh = [others[2] | {"prompt": last, "tie": False}, others[3] | {"prompt": "a new prompt", "tie": False}]
+    files.write_json(Path(held.path), [*copies, *fresh])
+    assert fill(tmp_path / "train", [train])
+    assert fill(tmp_path / "validation", [held])
+    known, measured = PreferenceStore(tmp_path / "train"), PreferenceStore(tmp_path / "validation")
+    found = overlap(known, known.pairs, measured, measured.pairs)
+    texts = {row["prompt"] for row in copies} | {last}
+    assert found == Overlap(prompts=len(texts), of_prompts=len(texts) + 1, pairs=2, of_pairs=4)
+    assert found.words.startswith("2 of the 4 validation pairs are also trained on")
+    only_new = overlap(known, known.pairs, measured, measured.pairs.select(torch.tensor([3])))
+    assert only_new == Overlap(prompts=0, of_prompts=1, pairs=0, of_pairs=1)
+    assert only_new.words == ""
+    same_prompt = overlap(known, known.pairs, measured, measured.pairs.select(torch.tensor([2])))
+    assert same_prompt.words == (
+        "1 of the 1 prompts of the validation pairs are also trained on, none of the 1 pairs is"
+    )
+
+
+@pytest.mark.parametrize("buckets", [{}, {"image_size": 512, "step": 0, "max_aspect": 2.0}])
+def test_settings_without_buckets_are_named(tmp_path: Path, buckets: dict[str, float]) -> None:
+    (tmp_path / "settings.json").write_text(json.dumps({"buckets": buckets} if buckets else {}))
+    with pytest.raises(CheckpointError, match=r"settings.json: must say the buckets of the images"):
+        prepared_buckets(tmp_path)
+
+
+def test_a_set_that_was_prepared_anew_has_another_stamp(tmp_path: Path) -> None:
+    source = jsonl(tmp_path / "data", num=4)
+    assert fill(tmp_path / "set", [source])
+    before = PreferenceStore(tmp_path / "set").stamp
+    assert PreferenceStore(tmp_path / "set").stamp == before
+    shutil.rmtree(tmp_path / "set")
+    assert fill(tmp_path / "set", [source], cheap_encoders(image=lambda pixels: brightness(1 - pixels)))
+    assert PreferenceStore(tmp_path / "set").stamp != before

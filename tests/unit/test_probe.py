@@ -11,13 +11,16 @@ from pathlib import Path
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import load_file, save_file
 from torch import nn
 
+from flowrl import cli
+from flowrl.base.config_tree import ConfigError
 from flowrl.base.errors import CheckpointError, UserError
 from flowrl.cli.reward_probe import PROBE_VERBS
 from flowrl.core.seeds import evaluation_seeds
 from rewards.data.pairs import PairTable
-from rewards.data.store import PreferenceStore
+from rewards.data.store import TABLES, PreferenceStore
 from rewards.dit_reward.features import FeatureShards
 from rewards.dit_reward.model import sample_noise
 from rewards.probe.config import INPUT, BackboneSection, HeadSection, ProbeConfig, StoreSection
@@ -27,6 +30,7 @@ from rewards.probe.report import markdown
 from rewards.probe.run import probe
 from rewards.probe.similarity import layer_similarity
 from rewards.training.batches import ComparisonBatcher
+from tests.locked_folder import locked_by_another
 from tests.tiny_store import write_sets
 
 ROOT = Path(__file__).parents[2]
@@ -111,7 +115,7 @@ def test_a_planted_layer_is_found_alone_and_in_pairs() -> None:
 def test_a_head_that_diverges_is_named() -> None:
     features = random_features(20, seed=0)
     broken = LayerFeatures(layers=features.layers, values=features.values / 0)
-    with pytest.raises(FloatingPointError, match=r"\(0,\).*smaller head\.lr than 0\.001"):
+    with pytest.raises(UserError, match=r"^head\.lr: a head of \[\(0,\)\] has diverged; take a smaller"):
         train_heads([(0,)], broken, planted_pairs(features), HeadSection(steps=1), seed=0)
 
 
@@ -144,13 +148,12 @@ def test_features_are_the_mean_tokens_before_the_first_block_and_after_each(
 ) -> None:
     store = PreferenceStore(sets / "validation")
     made = config(tmp_path, sets, sd3_folder)
-    reader, layers = open_backbone(made, [store])
-    found = layer_features(made, reader, layers, store, CPU)
-    num_blocks = len(reader.transformer.transformer_blocks)
-    assert layers == found.layers == tuple(range(INPUT, num_blocks))
+    reader = open_backbone(made, [store])
+    found = layer_features(made, reader, store, CPU)
+    net = reader.model.transformer
+    assert reader.layers == found.layers == tuple(range(INPUT, len(net.transformer_blocks)))
     row = torch.tensor([7])
     seen: list[torch.Tensor] = []
-    net = reader.transformer
     net.transformer_blocks[0].register_forward_pre_hook(
         lambda _, __, inputs: seen.append(inputs["hidden_states"]), with_kwargs=True
     )
@@ -167,7 +170,11 @@ def test_features_are_the_mean_tokens_before_the_first_block_and_after_each(
             timestep=torch.tensor([50.0]),
         )
     expected = torch.stack([tokens.mean(1)[0] for tokens in seen])
-    torch.testing.assert_close(found.values[:, 7], expected, rtol=2e-3, atol=2e-3)  # stored as float16
+    torch.testing.assert_close(found.values[:, 7], expected, rtol=1e-5, atol=1e-5)
+    made.layers = [INPUT, 1]
+    fewer = layer_features(made, open_backbone(made, [store]), store, CPU)
+    assert fewer.layers == (INPUT, 1)
+    torch.testing.assert_close(fewer.values, found.values[[0, 2]])
 
 
 def test_a_probe_writes_its_tables_and_plots(tmp_path: Path, sets: Path, sd3_folder: Path) -> None:
@@ -233,30 +240,29 @@ def test_another_backbone_or_noise_level_has_features_of_its_own(tmp_path: Path,
     found = []
     for init, sigma in (("pretrained", 0.05), ("random", 0.05), ("pretrained", 0.2)):
         made.model.init, made.model.sigma = init, sigma
-        reader, layers = open_backbone(made, [store])
-        found.append(layer_features(made, reader, layers, store, CPU).values)
+        found.append(layer_features(made, open_backbone(made, [store]), store, CPU).values)
     assert len(list(tmp_path.glob("features/*"))) == 3
     assert not torch.equal(found[0], found[1])
     assert not torch.equal(found[0], found[2])
 
 
-def test_a_layer_that_float16_cannot_hold_is_named(
+def test_a_layer_whose_features_are_not_finite_is_named(
     tmp_path: Path, sets: Path, sd3_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     made = config(tmp_path, sets, sd3_folder)
     store = PreferenceStore(sets / "validation")
-    reader, layers = open_backbone(made, [store])
-    layer_features(made, reader, layers, store, CPU)
+    reader = open_backbone(made, [store])
+    layer_features(made, reader, store, CPU)
     rows = FeatureShards.rows
 
     def overflown(self: FeatureShards, samples: torch.Tensor) -> torch.Tensor:
         found = rows(self, samples)
-        found[0, 0, -1] = math.inf
+        found[0, -1, -1] = math.inf
         return found
 
     monkeypatch.setattr(FeatureShards, "rows", overflown)
-    with pytest.raises(UserError, match=f"layer {layers[-1]} has features that are not finite"):
-        layer_features(made, reader, layers, store, CPU)
+    with pytest.raises(UserError, match=f"layer {reader.layers[-1]} has features that are not finite; leave it out"):
+        layer_features(made, reader, store, CPU)
 
 
 def test_without_matplotlib_the_extra_is_named(
@@ -266,6 +272,37 @@ def test_without_matplotlib_the_extra_is_named(
     with pytest.raises(UserError, match=r'pip install "flowrl\[plots\]"'):
         probe(config(tmp_path / "out", sets, sd3_folder))
     assert not (tmp_path / "out").exists()
+
+
+def test_a_validation_set_of_one_prompt_is_refused_before_any_work(
+    tmp_path: Path, sd3_folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    store = write_sets(tmp_path / "sets", sd3_folder, train=3, validation=3)
+    tables = load_file(store / "validation" / TABLES)
+    tables["sample_prompt"].zero_()
+    save_file(tables, store / "validation" / TABLES)
+    words = ["reward", "probe", str(ROOT / "configs/reward/pocket/probe.yaml")]
+    words += [f"model.path={sd3_folder}", f"data.store={store}", f"out={tmp_path / 'out'}"]
+    assert cli.main(words) == 2
+    assert "sets/validation: holds samples of one prompt alone" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def test_one_probe_writes_to_a_folder_at_a_time(tmp_path: Path, sets: Path, sd3_folder: Path) -> None:
+    with locked_by_another(tmp_path), pytest.raises(ConfigError, match=r"out=.* but process 1 is writing to it"):
+        probe(config(tmp_path, sets, sd3_folder))
+    assert [child.name for child in tmp_path.iterdir()] == [".lock"]
+
+
+def test_a_probe_that_fails_leaves_the_earlier_one_as_it_was(tmp_path: Path, sets: Path, sd3_folder: Path) -> None:
+    made = config(tmp_path, sets, sd3_folder)
+    made.pairs = "listed"
+    probe(made)
+    before = {path: path.read_bytes() for path in tmp_path.iterdir() if path.is_file() and path.name != ".lock"}
+    made.head.lr = 1e30
+    with pytest.raises(UserError, match=r"head\.lr: a head of .* has diverged"):
+        probe(made)
+    assert {path: path.read_bytes() for path in before} == before
 
 
 def test_a_set_that_is_not_there_is_named(tmp_path: Path, sd3_folder: Path) -> None:

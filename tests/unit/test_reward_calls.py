@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from flowrl.base.devices import pick_device
-from flowrl.base.errors import UserError
+from flowrl.base.errors import CheckpointError, UserError
 from flowrl.core.reward_call import RewardCallError, RewardInputError, score_in_parts, shapes_of
 from flowrl.core.seeds import derive, evaluation_seeds
 from flowrl.types import RewardInput, TextCondition
@@ -75,8 +75,9 @@ def test_a_failure_is_one_line_with_the_reward_its_class_and_its_batch(error: Ex
     assert caught.value.__cause__ is error
 
 
-def test_a_user_error_of_a_reward_is_not_worded_anew() -> None:
-    one, error = batch(1), UserError("the server is gone")
+@pytest.mark.parametrize("kind", [UserError, CheckpointError, RewardInputError])
+def test_a_user_error_of_a_reward_is_not_worded_anew(kind: type[UserError]) -> None:
+    one, error = batch(1), kind("the server is gone")
     with pytest.raises(UserError, match=r"^the server is gone$") as caught:
         score_in_parts(Failing(error), 1, one.take)
     assert caught.value is error

@@ -12,11 +12,12 @@ import pytest
 import torch
 
 from flowrl import cli
-from flowrl.actors.reward_loading import make_reward
+from flowrl.base.embedded import embedded
 from flowrl.base.errors import UserError
 from flowrl.config import ConfigError, RewardSpec
 from flowrl.pocket.reward_inputs import TextShape, latent_batch, pixel_batch
-from flowrl.reward_check import CONTRACT, Trial, members, run_contract
+from flowrl.reward_check import CONTRACT, MEASUREMENTS, Trial, members, run_contract
+from flowrl.reward_loading import make_reward
 from flowrl.types import RewardInput
 from tests.cheap_rewards import TINY_SPACE
 
@@ -145,7 +146,7 @@ def test_each_check_finds_its_fault_and_no_other(kind: type[Sound], faults: dict
     assert {name for name, one in findings.items() if one.verdict == "FAIL"} == faults.keys()
     for name, says in faults.items():
         assert findings[name].found.startswith(says)
-    assert list(findings) == (["shape"] if kind is Scalar else list(CONTRACT))
+    assert list(findings) == (["shape"] if kind is Scalar else [*CONTRACT, *MEASUREMENTS])
 
 
 def test_what_cannot_be_failed_is_measured() -> None:
@@ -256,7 +257,7 @@ def test_check_prints_a_line_for_each_check(capsys: pytest.CaptureFixture[str]) 
     assert cli.main(["reward", "check", f"{__name__}:Sound", "sign=-1e-1"]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert lines[1] == "ok    members      'sound' reads pixels, 3 samples in one call"
-    assert [line[6:19].strip() for line in lines[2:-1]] == list(CONTRACT)
+    assert [line[6:19].strip() for line in lines[2:-1]] == [*CONTRACT, *MEASUREMENTS]
     scores = -0.1 * Sound()(pixel_batch())
     assert f"info  scores       {scores.min():.4g} to {scores.max():.4g}" in lines
     assert lines[-1] == "a good reward"
@@ -296,7 +297,20 @@ def test_a_failed_check_is_exit_code_1(
             "fails on a batch of latents [4, 16, 8, 8], embeds [4, 5, 6], pooled [4, 7]: RuntimeError: mat1 and mat2",
         ),
         (["check", "dit_reward", "path=nowhere"], "nowhere: no such folder; give a dit_reward checkpoint folder"),
-        (["check", "hpsv3", "--image-size", "65"], "the image size must be a multiple of 64, got 65"),
+        (
+            ["check", "hpsv3", "--image-size", "65"],
+            "--image-size must be a multiple of 64, the size of the images that",
+        ),
+        (
+            ["check", "dit_reward", "--image-size", "7"],
+            "--image-size must be a multiple of 16, the pixels of one token",
+        ),
+        (
+            ["check", "dit_reward", "--image-size", "0"],
+            "--image-size must be a multiple of 16, the pixels of one token",
+        ),
+        (["check", "dit_reward", "base=x"], f"{embedded('dit_reward')}: holds its own backbone; leave the option base"),
+        (["check", "oracle", "--image-size", "65"], "--image-size must be a multiple of 64, the size of the images"),
         (["serve", "oracle", "--host", "0.0.0.0"], "reward serve: --host 0.0.0.0 can be reached from other machines"),
         (["serve", "oracle", "--max-mib", "0"], "reward serve: --max-mib must be at least 1, got 0"),
         (["serve", "oracle", "--port", "99999"], "reward serve: cannot listen on 127.0.0.1:99999: "),

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
 import pytest
 
-from flowrl.actors.reward_loading import LatentSource, check_rewards
+from flowrl.base.errors import CheckpointError
 from flowrl.config import ConfigError, RewardSpec
+from flowrl.reward_loading import LatentSource, check_rewards, make_reward, preflight
 from flowrl.types import TrainedOn
 from tests.cheap_rewards import LatentNorm
 
@@ -22,18 +22,37 @@ class Trained(LatentNorm):
         super().__init__(device=device)
 
     @staticmethod
-    def check(options: Mapping[str, Any]) -> TrainedOn | None:
+    def preflight(tokens: int) -> TrainedOn | None:
         """Nothing is looked at."""
-        return TrainedOn(latent_space="vae4x8", text_length=options.get("tokens", 28))
+        if tokens < 0:
+            raise ValueError(f"tokens must be at least 0, got {tokens}")
+        return TrainedOn(latent_space="vae4x8", text_length=tokens)
 
 
 class Outdated(LatentNorm):
     """Says what it reads in another way than rewards do."""
 
     @staticmethod
-    def check(options: Mapping[str, Any]) -> str:
+    def preflight() -> str:
         """The name alone."""
         return "vae4x8"
+
+
+class Curious(LatentNorm):
+    """Wants to know what it is not made with."""
+
+    @staticmethod
+    def preflight(colour: str) -> None:
+        """Never called."""
+
+
+class Particular(LatentNorm):
+    """Refuses its option only when it is made, in one way or the other."""
+
+    def __init__(self, device: str = "cpu", error: str = "") -> None:
+        super().__init__(device=device)
+        if error:
+            raise CheckpointError(error) if error.endswith("torn") else ValueError(error)
 
 
 def source(text_length: int, max_sequence_length: int = 0, folder: str = "") -> LatentSource:
@@ -67,7 +86,72 @@ def test_what_is_equal_or_not_known_passes_and_is_told_by_label(tokens: int, giv
     assert check_rewards(specs, source(given), "cpu") == expected
 
 
-def test_a_check_that_returns_something_else_is_named() -> None:
+def test_a_preflight_that_returns_something_else_is_named() -> None:
     name = NAME.replace("Trained", "Outdated")
-    with pytest.raises(ConfigError, match=rf"check of '{name}' must return a flowrl.types.TrainedOn, .* got 'vae4x8'"):
+    with pytest.raises(ConfigError, match=rf"preflight of '{name}' must return a flowrl.types.TrainedOn, .* 'vae4x8'"):
         check_rewards([RewardSpec(name=name)], source(28), "cpu")
+
+
+def test_a_preflight_gets_what_the_constructor_would_get_defaults_included() -> None:
+    assert preflight(RewardSpec(name=NAME)) == TrainedOn(latent_space="vae4x8", text_length=28)
+    assert preflight(RewardSpec(name=NAME, options={"tokens": 5})) == TrainedOn(latent_space="vae4x8", text_length=5)
+    name = NAME.replace("Trained", "Curious")
+    with pytest.raises(ConfigError, match=rf"preflight of '{name}' asks for colour, which its constructor lacks"):
+        preflight(RewardSpec(name=name))
+
+
+class Unmakeable(Trained):
+    """Whose constructor must not be reached."""
+
+    def __init__(self, device: str = "cpu", tokens: int = 28) -> None:
+        raise AssertionError("made before its preflight")
+
+
+def test_a_reward_is_made_after_its_preflight() -> None:
+    name = NAME.replace("Trained", "Unmakeable")
+    with pytest.raises(ConfigError, match=r"tokens must be at least 0, got -1$"):
+        make_reward(RewardSpec(name=name, options={"tokens": -1}))
+
+
+def test_an_option_that_a_reward_refuses_is_one_line_wherever_it_is_found() -> None:
+    says = rf"^rewards: the options \{{'tokens': -1\}} do not fit reward '{NAME}': tokens must be at least 0, got -1$"
+    with pytest.raises(ConfigError, match=says):
+        preflight(RewardSpec(name=NAME, options={"tokens": -1}))
+    name = NAME.replace("Trained", "Particular")
+    with pytest.raises(ConfigError, match=rf"do not fit reward '{name}': not so$"):
+        make_reward(RewardSpec(name=name, options={"error": "not so"}))
+    with pytest.raises(CheckpointError, match=r"^weights: torn$"):
+        make_reward(RewardSpec(name=name, options={"error": "weights: torn"}))
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        ({"batch_size": 0}, "batch_size of 'hpsv3' must be a whole number of at least 1, got 0"),
+        ({"batch_size": 2.5}, "batch_size of 'hpsv3' must be a whole number of at least 1, got 2.5"),
+        ({"batch_size": True}, "batch_size of 'hpsv3' must be a whole number of at least 1, got True"),
+        ({"dtype": "fp16"}, "dtype of 'hpsv3' must be one of float32, bfloat16, float16, got 'fp16'"),
+        ({"dtype": ["float32"]}, "dtype of 'hpsv3' must be one of .*, got .'float32'.$"),
+    ],
+)
+def test_what_means_the_same_in_all_rewards_is_held_to_it_before_anything_is_loaded(
+    options: dict[str, Any], says: str
+) -> None:
+    spec = RewardSpec(name="hpsv3", options=options)
+    for ask in (preflight, make_reward):
+        with pytest.raises(ConfigError, match=f"^rewards: {says}"):
+            ask(spec)
+
+
+@pytest.mark.parametrize(
+    ("given", "says"),
+    [
+        (LatentSource(latent_space="vae4"), "the policy makes latents of vae4; use a reward trained in that"),
+        (LatentSource(latent_space="vae4", folder="/sets/mine"), "/sets/mine holds latents of vae4; use a reward"),
+        (LatentSource(latent_space=None, folder="/sets/mine"), "/sets/mine holds none; prepare the set with latents"),
+        (LatentSource(latent_space=None, key="encoders.path"), "encoders.path is not set; name the policy's encoders"),
+    ],
+)
+def test_latents_that_a_reward_cannot_read_or_that_there_are_none_of_are_named(given: LatentSource, says: str) -> None:
+    with pytest.raises(ConfigError, match=rf"^rewards: '{NAME}' reads latents of vae4x8, but {says}"):
+        check_rewards([RewardSpec(name=NAME)], given, "cpu")

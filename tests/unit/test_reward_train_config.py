@@ -142,7 +142,12 @@ RULES: list[tuple[dict[str, object], str]] = [
             "checkpoint.keep",
         )
     ),
-    *(({key: 15}, rf"{key} must be at least 16, got 15") for key in ("data.image_size", "data.bucket_step")),
+    ({"data.image_size": 15, "data.bucket_step": 16}, r"data\.image_size must be at least 16, the pixels of one token"),
+    ({"data.image_size": 48}, r"data\.image_size must be at least data\.bucket_step = 64, .*, got 48"),
+    *(
+        ({"data.bucket_step": step}, rf"data\.bucket_step must be a multiple of 16, .*, got {step}")
+        for step in (0, 8, 24)
+    ),
     *(
         ({key: value}, rf"{key} must lie in \[0, 1\], got {value}")
         for key in (

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -12,13 +13,12 @@ import pytest
 import torch
 from diffusers import AutoencoderKL
 from PIL import Image
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 from flowrl import cli
-from flowrl.actors.device import ModelSpec
 from flowrl.base.embedded import embedded
-from flowrl.config import ModelSection
 from flowrl.core.seeds import evaluation_seeds
+from flowrl.models.latent_inputs import EncoderSetting
 from flowrl.models.sd3 import SD3
 from flowrl.score.command import read_reward
 from flowrl.score.inputs import InputError, find_files, image_samples, read_image
@@ -35,6 +35,7 @@ from tests.cheap_rewards import BRIGHT, LATENT, Brightness
 
 SEEDS = "tests.cheap_rewards:SeedEcho"
 TEXTS = list(tiny.TEXTS[:2])
+NOWHERE = EncoderSetting(family=SD3(), path=Path("nowhere"), max_sequence_length=14, dtype=torch.float32, device="cpu")
 
 
 @pytest.fixture(autouse=True)
@@ -75,6 +76,19 @@ def test_a_line_of_the_prompt_file_belongs_to_the_image_at_its_place_in_natural_
     assert [float(row["SeedEcho"]) for row in rows] == pytest.approx(expected, abs=1e-4)
 
 
+def test_named_files_keep_their_order_and_those_of_a_folder_are_in_natural_order() -> None:
+    for name in ("rgb.png", "grey.png", "folder/10.png", "folder/9.png"):
+        save_image(name)
+    Path("prompts.txt").write_text("a\nbb\nccc\ndddd\n", encoding="utf-8")
+    rows = scored("--reward", SEEDS, "rgb.png", "folder", "grey.png", "--prompts", "prompts.txt")
+    assert [(row["file"], row["prompt"]) for row in rows] == [
+        ("rgb.png", "a"),
+        ("folder/9.png", "bb"),
+        ("folder/10.png", "ccc"),
+        ("grey.png", "dddd"),
+    ]
+
+
 def test_images_of_different_sizes_are_scored_in_batches_and_written_in_order() -> None:
     sizes = [(32, 32), (16, 48), (32, 32), (32, 32), (16, 48), (8, 8)]  # batches of two, of one size each
     images = [save_image(f"{index}.png", index, *size) for index, size in enumerate(sizes)]
@@ -86,7 +100,7 @@ def test_no_image_is_read_before_its_batch() -> None:
     for number in range(6):
         save_image(f"{number}.png", number)
     samples = image_samples(find_files([Path()], (".png",)))
-    policy = PolicyParts(tiny.model_spec(Path("nowhere")))
+    policy = PolicyParts(NOWHERE)
     rewards = [LabelledReward(label="b", reward=Brightness())]  # two at a time
     results = score(samples, ["x"] * 6, rewards, policy, kind="pixel", with_pixels=False)
     assert next(results).row.scores[0] is not None
@@ -192,6 +206,52 @@ def test_a_reward_that_refuses_one_sample_scores_the_others(capsys: pytest.Captu
     assert "1.png: reward 'oracle' refuses its batch: prompt 'a cat' is not in the pocket" in capsys.readouterr().err
 
 
+class EndsAt(Brightness):
+    """Scores two images in a call, and ends at the call `at`: by a failure of its own, or as by Ctrl-C."""
+
+    def __init__(self, device: str = "cpu", at: int = 3, by: str = "failure") -> None:
+        super().__init__()
+        self.left, self.by = at, by
+
+    def __call__(self, batch: RewardInput) -> torch.Tensor:
+        self.left -= 1
+        if not self.left:
+            raise KeyboardInterrupt if self.by == "user" else RuntimeError("the judge has left the room")
+        return super().__call__(batch)
+
+
+@pytest.mark.parametrize(("by", "code"), [("failure", 2), ("user", 130)])
+def test_what_was_scored_before_an_end_is_written(by: str, code: int, capsys: pytest.CaptureFixture[str]) -> None:
+    sizes = [(8, 8), (32, 32), (8, 8), (8, 8), (32, 32)]  # in the order of scoring: 0, 2; 3; 1, 4
+    images = [save_image(f"{index}.png", index, *size) for index, size in enumerate(sizes)]
+    rows = scored(".", "--reward", f"bright={__name__}:EndsAt by={by}", "--prompt", "x", code=code)
+    assert [row["file"] for row in rows] == ["0.png", "2.png", "3.png"]
+    assert [float(row["bright"]) for row in rows] == pytest.approx([images[i].mean().item() for i in (0, 2, 3)])
+    said = capsys.readouterr().err.splitlines()
+    assert said[-2] == "flowrl score: stopped; out.csv holds 3 of 5 samples"
+    assert said[-1].startswith("flowrl: error: reward 'brightness'" if by == "failure" else "flowrl: interrupted")
+
+
+def test_an_end_before_anything_was_scored_leaves_an_older_table(capsys: pytest.CaptureFixture[str]) -> None:
+    save_image("0.png")
+    before = scored("0.png", "--reward", BRIGHT, "--prompt", "x")
+    assert scored("0.png", "--reward", f"Brightness={__name__}:EndsAt at=1", "--prompt", "x", code=2) == before
+    assert "holds" not in capsys.readouterr().err
+
+
+def test_encoders_that_cannot_be_loaded_are_an_error_and_no_fault_of_an_image(
+    sd3_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = shutil.copytree(sd3_folder, tmp_path / "copy")
+    file = folder / "vae" / "diffusion_pytorch_model.safetensors"
+    tensors = load_file(file)
+    tensors.pop("encoder.conv_in.weight")
+    save_file(tensors, file, metadata={"format": "pt"})
+    save_image("0.png")
+    assert cli.main(["score", "0.png", "--reward", LATENT, "--prompt", "x", "--model", str(folder)]) == 2
+    assert f"error: {folder / 'vae'}: encoder.conv_in.weight is missing" in capsys.readouterr().err
+
+
 def test_scores_are_the_same_each_time_and_wherever_the_files_lie() -> None:
     for number in range(3):
         save_image(f"one/{number}.png", number, 64, 64)
@@ -268,6 +328,24 @@ def test_images_are_brought_to_the_sizes_of_the_rewards_training(
         "flowrl score: mine was trained on images of about 48 x 48 in buckets of 16 up to 1:1; it gets images of about "
         "32 x 32 in buckets of 32 up to 2:1"
     )
+
+
+def test_a_reward_that_gets_latents_of_other_sizes_than_its_training_is_named(
+    sd3_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = sized_reward(tmp_path / "reward", sd3_folder, image_size=16, bucket_step=16, max_aspect=1)
+    save_file({"latents": latents_of(2)}, "a.safetensors")
+    words = ["--latents", "a.safetensors", "--reward", f"mine=dit_reward path={folder}", "--prompt", TEXTS[0]]
+    words += ["--model", str(sd3_folder), "--max-sequence-length", "14"]
+    assert len(scored(*words)) == 2
+    [line] = [line for line in capsys.readouterr().err.splitlines() if "trained on" in line]
+    assert line == (
+        "flowrl score: mine was trained on images of about 16 x 16 in buckets of 16 up to 1:1; it gets latents of "
+        "images of 32 x 32"
+    )
+    sized_reward(folder, sd3_folder, image_size=32, bucket_step=16, max_aspect=1)
+    assert len(scored(*words)) == 2
+    assert "trained on" not in capsys.readouterr().err
 
 
 def test_rewards_that_were_trained_on_other_sizes_need_a_choice(
@@ -399,6 +477,35 @@ def test_latent_files_that_cannot_be_read_are_rows_that_say_why(
         assert words in said
 
 
+NOT_OF_A_POLICY = [
+    (
+        torch.zeros(1, 16, 3, 4),
+        "'latents' must have a height and a width that are multiples of 2, as the policy's have",
+    ),
+    (
+        torch.zeros(1, 16, 4, 0),
+        "'latents' must have a height and a width that are multiples of 2, as the policy's have",
+    ),
+    (torch.zeros(1, 16, 4, 4, dtype=torch.int64), "'latents' must be of F64, F32, F16, BF16, is of I64"),
+    (torch.zeros(0, 16, 4, 4), "'latents' holds no sample, is [0, 16, 4, 4]"),
+]
+
+
+@pytest.mark.parametrize(("latents", "says"), NOT_OF_A_POLICY)
+def test_latents_that_no_policy_makes_are_a_row_that_says_why_and_alone_an_error(
+    latents: torch.Tensor, says: str, sd3_folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    save_file({"latents": latents}, "odd.safetensors")
+    words = ["--latents", "--reward", LATENT, "--prompt", "x", "--model", str(sd3_folder)]
+    assert cli.main(["score", "odd.safetensors", *words, "--device", "cpu", "--out", "out.csv"]) == 2
+    assert f"flowrl: error: odd.safetensors: {says}" in capsys.readouterr().err
+    assert not Path("out.csv").exists()
+    save_file({"latents": latents_of(1)}, "good.safetensors")
+    rows = scored("odd.safetensors", "good.safetensors", *words, code=1)
+    assert [row["LatentNorm"] == "" for row in rows] == [True, False]
+    assert f"odd.safetensors: {says}" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("words", "expected"),
     [
@@ -416,12 +523,12 @@ def test_latent_files_that_cannot_be_read_are_rows_that_say_why(
         ),
         (["--reward", " ", "a.png", "--prompt", "x"], "must read 'NAME option=value ...'"),
         (["--reward", LATENT, "a.png", "--prompt", "x"], "reads latents of vae16x8-scale1.5305-shift0.0609, but the"),
-        (["--reward", LATENT, "a.png", "--prompt", "x", "--model", "empty"], "not a Stable Diffusion 3 folder"),
+        (["--reward", LATENT, "a.png", "--prompt", "x", "--model", "empty"], "--model: empty is not a Stable"),
         (["--reward", LATENT, "--latents", "a.png"], "name the policy that made them, with --model FOLDER"),
         (["--reward", BRIGHT, "a.png", "--prompt", "x", "--out", "no/a.csv"], "--out no/a.csv: must be a file in"),
         (["--reward", BRIGHT, "a.png", "--prompt", "x", "--sheet", "empty"], "--sheet empty: must be a file in"),
         (["--reward", BRIGHT, "a.png", "--prompts", "p.txt"], "--prompts p.txt: cannot be read: No such file"),
-        (["--reward", BRIGHT, "a.png", "--prompt", "x", "--image-size", "8"], "--image-size must be 0 or at least 16"),
+        (["--reward", BRIGHT, "a.png", "--prompt", "x", "--image-size", "8"], "--image-size, unless 0, must"),
         (
             ["--reward", BRIGHT, "a.png", "--prompt", "x", "--bucket-step", "24"],
             "--bucket-step must be a multiple of 16",
@@ -460,11 +567,9 @@ def test_a_reward_is_named_with_its_options_in_one_word() -> None:
 
 def test_what_no_reward_needs_is_not_loaded() -> None:
     save_image("a.png")
-    section = ModelSection(path="nowhere")
-    model = ModelSpec(section=section, path=Path("nowhere"), seed=0, device="cpu", threads=1)
     rewards = [LabelledReward(label="b", reward=Brightness())]
     samples = image_samples([Path("a.png")])
-    [one] = score(samples, ["x"], rewards, PolicyParts(model), kind="pixel", with_pixels=True)
+    [one] = score(samples, ["x"], rewards, PolicyParts(NOWHERE), kind="pixel", with_pixels=True)
     assert one.row.scores[0] is not None
     assert one.pixels is not None
 

@@ -12,7 +12,7 @@ from flowrl.actors.scorer import Scorer
 from flowrl.config import ConfigError, RewardSpec
 from flowrl.core.reward_call import RewardCallError
 from flowrl.core.reward_sum import group_z_scores
-from flowrl.models.sd3 import SD3, SD3Policy
+from flowrl.models.sd3 import SD3, SD3Decoder, SD3Policy
 from flowrl.types import Trajectory
 from tests import tiny
 from tests.cheap_rewards import BRIGHT, BRIGHT_KEY, LATENT, LATENT_KEY
@@ -39,9 +39,8 @@ def latent_scores(group: Trajectory, target: float = 0.5) -> torch.Tensor:
 def test_a_latent_reward_reads_the_final_latents_and_nothing_is_decoded(
     sd3_folder: Path, group: Trajectory, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    judge = scorer(sd3_folder, [spec(LATENT)])
-    monkeypatch.setattr(judge._decoder, "decode", lambda *_: pytest.fail("decoded"))
-    scores = judge.score(group)
+    monkeypatch.setattr(SD3Decoder, "decode", lambda *_: pytest.fail("decoded"))
+    scores = scorer(sd3_folder, [spec(LATENT)]).score(group)
     assert torch.equal(scores.per_reward[LATENT_KEY], latent_scores(group))
     assert torch.equal(scores.total, latent_scores(group))
     assert scores.valid.tolist() == [True] * 5
@@ -54,10 +53,10 @@ def test_pixel_rewards_read_one_decode_of_the_final_latents(
 ) -> None:
     pixels = SD3.load_decoder(sd3_folder, device="cpu").decode(group.final_latents)
     judge = scorer(sd3_folder, [spec(BRIGHT)], [spec(LATENT)])
-    decode, calls = judge._decoder.decode, []
-    monkeypatch.setattr(judge._decoder, "decode", lambda latents: calls.append(latents) or decode(latents))
+    decode, calls = SD3Decoder.decode, []
+    monkeypatch.setattr(SD3Decoder, "decode", lambda self, given: calls.append(given) or decode(self, given))
     scores = judge.evaluate(group, num_images=2)
-    assert len(calls) == 1
+    assert [torch.equal(given, group.final_latents) for given in calls] == [True]
     assert torch.allclose(scores.per_reward[BRIGHT_KEY], pixels.flatten(1).mean(1), atol=1e-6)
     assert torch.equal(scores.per_reward[LATENT_KEY], latent_scores(group))
     assert scores.images is not None

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 from diffusers import StableDiffusion3Pipeline
+from safetensors.torch import load_file, save_file
 
 from flowrl.core.sampler import sample
 from flowrl.models.sd3 import SD3, CheckpointError, SD3Policy
@@ -167,7 +168,7 @@ def test_a_folder_that_is_not_whole_is_refused_before_anything_is_loaded(
 ) -> None:
     folder = shutil.copytree(sd3_folder, tmp_path / "copy")
     (folder / missing).unlink()
-    with pytest.raises(CheckpointError, match=rf"model.path: .*copy is not a Stable Diffusion 3 folder: {missing} is"):
+    with pytest.raises(CheckpointError, match=rf"^/.*copy is not a Stable Diffusion 3 folder: {missing} is"):
         SD3.check(folder)
 
 
@@ -197,6 +198,66 @@ def test_weights_that_are_missing_or_torn_are_an_error_that_names_them(
     harm(folder / "transformer" / "diffusion_pytorch_model.safetensors")
     with pytest.raises(CheckpointError, match=says):
         SD3.check(folder)
+
+
+def _load(folder: Path, part: str) -> object:
+    if part == "transformer":
+        return tiny.bare_policy(folder)
+    return SD3.load_decoder(folder, device="cpu") if part == "vae" else tiny.conditions(folder, TEXT)
+
+
+PARTS = ("transformer", "vae", "text_encoder", "text_encoder_2", "text_encoder_3")
+
+
+def _rewrite(folder: Path, harm: Callable[[dict[str, torch.Tensor]], None]) -> None:
+    [file] = folder.glob("*.safetensors")
+    tensors = load_file(file)
+    harm(tensors)
+    save_file(tensors, file, metadata={"format": "pt"})
+
+
+@pytest.mark.parametrize("part", PARTS)
+@pytest.mark.parametrize("fault", ["missing", "misshapen", "unknown"])
+def test_weights_that_are_not_those_of_the_network_are_never_made_up(
+    sd3_folder: Path, tmp_path: Path, part: str, fault: str
+) -> None:
+    folder = shutil.copytree(sd3_folder, tmp_path / "copy")
+    harmed = []
+
+    def harm(tensors: dict[str, torch.Tensor]) -> None:
+        key = min(key for key in tensors if tensors[key].ndim == 2)
+        harmed.append("zzz.weight" if fault == "unknown" else key)
+        weight = tensors.pop(key) if fault != "unknown" else torch.zeros(2)
+        if fault != "missing":
+            tensors[harmed[0]] = weight[:-1].contiguous() if fault == "misshapen" else weight
+
+    _rewrite(folder / part, harm)
+    SD3.check(folder)  # the file is whole: only loading it tells
+    with pytest.raises(CheckpointError) as caught:
+        _load(folder, part)
+    words = {"missing": "is missing", "misshapen": "shape", "unknown": "is not one of the network"}[fault]
+    assert str(caught.value).startswith(f"{folder / part}: ")
+    assert f"{harmed[0]} " in str(caught.value)
+    assert words in str(caught.value)
+
+
+def test_tied_weights_need_to_be_there_once_and_old_buffers_are_no_weights(sd3_folder: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(sd3_folder, tmp_path / "copy")
+
+    def doubled(tensors: dict[str, torch.Tensor]) -> None:
+        tensors["encoder.embed_tokens.weight"] = tensors["shared.weight"].clone()
+
+    def renamed(tensors: dict[str, torch.Tensor]) -> None:
+        tensors.pop("shared.weight")
+
+    def buffered(tensors: dict[str, torch.Tensor]) -> None:
+        tensors["text_model.embeddings.position_ids"] = torch.arange(77)[None]
+
+    [before] = tiny.conditions(folder, TEXT)
+    _rewrite(folder / "text_encoder", buffered)
+    for tied in (doubled, renamed):
+        _rewrite(folder / "text_encoder_3", tied)
+        assert torch.equal(tiny.conditions(folder, TEXT)[0].embeds, before.embeds)
 
 
 @pytest.mark.parametrize("name", ["transformer/config.json", "tokenizer/tokenizer.json", "model_index.json"])

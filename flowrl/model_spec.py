@@ -1,4 +1,4 @@
-"""How an actor sets up its process and loads its policy."""
+"""Which model is loaded, where from and onto what: by the actors of a run, and to score files."""
 
 from __future__ import annotations
 
@@ -40,11 +40,6 @@ class ModelSpec:
         """The name of the space of the policy's latents."""
         return self.family.latent_space(self.path)
 
-    @property
-    def text_length(self) -> int:
-        """The tokens of the policy's text conditions."""
-        return self.family.text_length(self.path, self.section.max_sequence_length)
-
     def prepare_process(self) -> None:
         """Settings of the whole process that results depend on."""
         torch.set_num_threads(self.threads)
@@ -56,4 +51,6 @@ class ModelSpec:
         policy.attach_adapter(
             rank=section.lora_rank, alpha=section.lora_alpha, targets=section.lora_targets, seed=self.seed
         )
+        if section.gradient_checkpointing:
+            policy.checkpoint_activations()
         return policy

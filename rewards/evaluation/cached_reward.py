@@ -20,8 +20,8 @@ from flowrl.models.latent_inputs import LatentInputs
 from flowrl.protocols import Reward
 from flowrl.types import RewardInput
 from rewards.data.comparison import ImageRef
-from rewards.evaluation.identity import reward_identity
-from rewards.evaluation.score_cache import ScoreCache
+from rewards.evaluation.identity import image_stamp, reward_identity
+from rewards.evaluation.score_cache import ScoreCache, ScoreUse
 
 MakeReward = Callable[[str, Mapping[str, Any]], Reward]
 
@@ -30,16 +30,23 @@ MakeReward = Callable[[str, Mapping[str, Any]], Reward]
 class Sample:
     """One thing to score: an image under a prompt.
 
-    Example: ``Sample(prompt="a cat", image=ImageRef(path="/data/cat.png"))``
+    Example: ``Sample.of("a cat", ImageRef(path="/data/cat.png"))``
     """
 
     prompt: str
     image: ImageRef
+    stamp: str  # of the image as it is now
+
+    @classmethod
+    def of(cls, prompt: str, image: ImageRef) -> Sample:
+        """A sample of an image as it lies there now."""
+        return cls(prompt=prompt, image=image, stamp=image_stamp(image))
 
     @property
     def key(self) -> str:
-        """What its scores are kept under."""
-        return hashlib.blake2b(f"{self.prompt}\0{self.image.identity}".encode(), digest_size=12).hexdigest()
+        """What its scores are kept under; an image that was replaced has another."""
+        text = f"{self.prompt}\0{self.image.identity}\0{self.stamp}"
+        return hashlib.blake2b(text.encode(), digest_size=12).hexdigest()
 
 
 @dataclass(kw_only=True)
@@ -56,21 +63,25 @@ class OpenedSample:
         if self._latents is None:
             try:
                 self._latents = inputs.latents(self.pixels[None].float() / 255)[0].cpu()
+            except UserError:  # of encoders that cannot be loaded: no image is to blame
+                raise
             except ValueError as error:
                 raise UserError(f"{self.sample.image}: {error}, or set encoders.image_size") from None
         return self._latents
 
 
-class LabelledReward:
-    """A reward by name and options, under the label that tables call it by."""
+class CachedReward:
+    """A reward by name and options, under the label that tables call it by; `target` is its class, "module:Class"."""
 
-    def __init__(self, *, label: str, name: str, options: Mapping[str, Any], make: MakeReward) -> None:
+    def __init__(self, *, label: str, name: str, options: Mapping[str, Any], target: str, make: MakeReward) -> None:
         self.label = label
         self.name = name
         self.options = dict(options)
+        self._target = target
         self._make = make
         self._reward: Reward | None = None
         self._not_kept: dict[str, ScoreCache] = {}
+        self._uses: dict[Path, ScoreUse] = defaultdict(ScoreUse)
 
     def cache(self, folder: Path, title: str, context: Mapping[str, Any]) -> ScoreCache:
         """Its scores on the data called `title`, found again by `reward_identity` and `context`.
@@ -78,12 +89,23 @@ class LabelledReward:
         `context` says what else the scores depend on: the data, the encoders, the seed. The scores of a reward that
         files do not identify are in memory alone.
         """
-        own = reward_identity(self.name, self.options)
+        own = reward_identity(self.name, self.options, self._target)
         text = json.dumps({**(own or {}), **context}, sort_keys=True, default=str)
         digest = hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
+        path = folder / _file_name(title) / f"{_file_name(self.label)}-{digest}.jsonl"
         if own is None:
-            return self._not_kept.setdefault(digest, ScoreCache(None, {}))
-        return ScoreCache(folder / _file_name(title) / f"{_file_name(self.label)}-{digest}.jsonl", json.loads(text))
+            return self._not_kept.setdefault(digest, ScoreCache(None, {}, self._uses[path]))
+        return ScoreCache(path, json.loads(text), self._uses[path])
+
+    @property
+    def num_found(self) -> int:
+        """How many scores its caches held from before the evaluation, of those that were asked for."""
+        return sum(len(use.found) for use in self._uses.values())
+
+    @property
+    def num_made(self) -> int:
+        """How many scores the evaluation has made."""
+        return sum(len(use.made) for use in self._uses.values())
 
     @property
     def reward(self) -> Reward:

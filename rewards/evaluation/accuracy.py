@@ -38,16 +38,34 @@ class TieRule:
 
 @dataclass(frozen=True, kw_only=True)
 class Credits:
-    """What a reward earns on each pair of a table under one protocol."""
+    """What a reward earns on each pair of a table under one protocol.
+
+    Example: two pairs, one right and one left out: ``Credits(credit=torch.tensor([1.0, 0.0]).double(),
+    weight=torch.tensor([1.0, 0.0]).double(), equal=torch.tensor([False, False]))``
+    """
 
     credit: torch.Tensor  # [M] float64 in [0, 1]
     weight: torch.Tensor  # [M] float64; 0 where the protocol leaves the pair out
-    equal: int  # counted pairs whose two scores are exactly equal
+    equal: torch.Tensor  # [M] bool: the two scores are exactly equal
 
     @property
     def accuracy(self) -> float:
         """In [0, 1]; NaN when no pair is counted."""
         return float((self.credit * self.weight).sum() / self.weight.sum())
+
+    @property
+    def counted(self) -> torch.Tensor:
+        """The pairs that the accuracy is over: [M] bool."""
+        return self.weight > 0
+
+    @property
+    def num_equal(self) -> int:
+        """How many counted pairs have two scores that are exactly equal."""
+        return int((self.equal & self.counted).sum())
+
+    def only(self, mask: torch.Tensor) -> Credits:
+        """The same with no pair counted but those of `mask` [M]: the accuracy of one source or category."""
+        return Credits(credit=self.credit, weight=self.weight * mask, equal=self.equal)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,8 +106,7 @@ class Protocol:
         if not (winner.isfinite().all() and loser.isfinite().all()):
             raise ValueError("accuracy needs finite scores; leave out the pairs that have none")
         verdict = torch.sign(winner - loser)
-        weight = self.weight(table)
-        equal = int(((verdict == 0) & (weight > 0)).sum())
+        weight, equal = self.weight(table), verdict == 0
         if rule is not None:
             verdict = torch.where(rule.gaps(winner, loser) <= rule.threshold, 0.0, verdict)
             one_is_tie = (verdict == 0) != table.tie

@@ -1,0 +1,54 @@
+"""The command `flowrl plan`."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from flowrl.base.errors import UserError
+from flowrl.cli.verb import Verb, add_overrides
+
+
+def _plan_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("config", metavar="CONFIG", type=Path, help="the YAML file of a run")
+    add_overrides(parser, "rollout.samples_per_forward=4")
+    parser.add_argument("--gpu", metavar="NAME", default="h100", help="the GPU of each actor, such as a100 or h200")
+    parser.add_argument(
+        "--efficiency",
+        metavar="SHARE",
+        type=float,
+        default=0.4,
+        help="the share of the GPU's peak rate that is reached (0.4)",
+    )
+
+
+def _plan(args: argparse.Namespace) -> int:
+    from flowrl.config_kinds import RUN, load_as
+
+    if not 0 < args.efficiency <= 1:
+        raise UserError(f"--efficiency must lie in (0, 1], got {args.efficiency:g}")
+    config = load_as(RUN, args.config, args.overrides)
+    from flowrl.plan.gpus import find_gpu
+    from flowrl.plan.page import page
+    from flowrl.plan.proposals import proposals, too_large
+    from flowrl.plan.run_plan import run_plan
+
+    gpu = find_gpu(args.gpu)
+    plan = run_plan(config)
+    print(page(plan, gpu, args.efficiency), end="")
+    if not too_large(plan, gpu):
+        return 0
+    print("\nIt does not fit. What would:")
+    for proposal in proposals(config, gpu) or ["nothing that is known here: use a smaller model"]:
+        print(f"  {proposal}")
+    return 1
+
+
+PLAN_VERBS = {
+    "plan": Verb(
+        summary="say what a run will need before it starts: memory of each role, time and bytes of a step",
+        example="flowrl plan configs/pocket/ditreward.yaml --gpu h100",
+        add_arguments=_plan_arguments,
+        run=_plan,
+    ),
+}

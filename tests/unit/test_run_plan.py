@@ -1,0 +1,105 @@
+"""What a run is said to need: counts by hand, and whether it fits."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from flowrl.base.errors import CheckpointError
+from flowrl.cli.main import main
+from flowrl.config import RunConfig, load
+from flowrl.core.sampler import sample
+from flowrl.plan.gpus import Gpu
+from flowrl.plan.proposals import proposals, too_large
+from flowrl.plan.run_plan import RunPlan, room, run_plan
+from flowrl.plan.work import step_work
+from flowrl.protocols import Policy
+from flowrl.types import Prompt, RolloutRequest, SamplingPlan
+from tests import tiny
+
+ROOT = Path(__file__).parents[2]
+POCKET = ROOT / "configs" / "pocket" / "ditreward.yaml"
+
+
+def tiny_config(folder: Path, *more: str) -> RunConfig:
+    """16 groups of 4 on the tiny policy, 2 samples in a forward, 2 of 3 sampler steps trained."""
+    sizes = ["rollout.prompts_per_step=16", "rollout.group_size=4", "rollout.samples_per_forward=2"]
+    sizes += ["rollout.num_steps=3", "algorithm.trained_steps=all", f"model.image_size={tiny.IMAGE_SIZE}"]
+    return load(POCKET, [f"model.path={folder}", *sizes, *more])
+
+
+def gpu(memory: int) -> Gpu:
+    return Gpu(name="some", title="some GPU", memory=memory, flops=1e12)
+
+
+def peaks(plan: RunPlan) -> dict[str, int]:
+    return {role.role: role.peak for role in plan.roles}
+
+
+def test_the_paper_s_step_is_two_updates_of_384_samples() -> None:
+    work = step_work(load(ROOT / "configs" / "sd35-large" / "ditreward.yaml"))
+    assert (work.samples, work.samples // work.inner_steps, work.trained_steps) == (768, 384, 9)
+    assert work.forwards == 768 // 4 * 10
+    assert work.losses == 768 // 4 * 9
+    assert (work.rollouts, work.learners, work.scorers) == (12, 12, 4)
+
+
+def test_a_local_run_has_one_of_each(sd3_folder: Path) -> None:
+    work = step_work(tiny_config(sd3_folder, "placement.mode=local"))
+    assert (work.rollouts, work.learners, work.scorers) == (1, 1, 1)
+
+
+def test_phases_are_the_forwards_times_their_cost(sd3_folder: Path) -> None:
+    plan = run_plan(tiny_config(sd3_folder, "placement.num_rollouts=4"))
+    rollout, _, update = plan.phases
+    assert rollout.flops == 16 * 2 * 3 * plan.policy.sample_flops
+    assert update.flops == 16 * 2 * 2 * plan.policy.update_flops
+    assert rollout.seconds(1e9) == pytest.approx(rollout.flops / 4 / 1e9)
+
+
+def test_a_learner_that_samples_holds_the_weights_once(sd3_folder: Path) -> None:
+    split, fused = (run_plan(tiny_config(sd3_folder, f"placement.mode={mode}")) for mode in ("split", "fused"))
+    assert peaks(fused)["learner that samples"] == peaks(split)["learner"]
+    assert peaks(split)["rollout"] < peaks(split)["learner"]
+
+
+def test_trajectories_are_as_large_as_those_that_are_sampled(sd3_folder: Path, policy: Policy) -> None:
+    config = tiny_config(sd3_folder)
+    [text] = tiny.conditions(sd3_folder, tiny.TEXTS[0])
+    plan = SamplingPlan(kinds=("sde",) * 3, noise_level=0.7, start=0, stop=2)
+    request = RolloutRequest(prompt=Prompt(id=0, text=""), seed=0, step=1, num_samples=4, plan=plan, guidance_scale=4.5)
+    group = sample(policy, request, text, text, policy_version=0, samples_per_forward=2, device=torch.device("cpu"))
+    expected = 16 * group.num_bytes
+    assert run_plan(config).trajectory_bytes == pytest.approx(expected, rel=0.02)  # seeds and log-probabilities apart
+
+
+def test_what_does_not_fit_is_told_and_what_is_proposed_fits(sd3_folder: Path) -> None:
+    config = tiny_config(sd3_folder, "rollout.samples_per_forward=4", "placement.mode=fused")
+    plan = run_plan(config)
+    fewer = run_plan(tiny_config(sd3_folder, "rollout.samples_per_forward=2", "placement.mode=fused"))
+    between = (peaks(plan)["learner that samples"] + peaks(fewer)["learner that samples"]) / 2
+    small = gpu(int(between / 0.92))
+    assert room(small) == pytest.approx(between, abs=2)
+    assert [role.role for role in too_large(plan, small)] == ["learner that samples"]
+    assert "rollout.samples_per_forward=2" in proposals(config, small)
+    assert any("checkpointing" in one for one in proposals(config, small))
+    assert not too_large(fewer, small)
+
+
+def test_a_gpu_for_nothing_is_proposed_a_larger_one(sd3_folder: Path) -> None:
+    assert proposals(tiny_config(sd3_folder), gpu(1000)) == ["a GPU with 24 GB, such as RTX 4090 24 GB"]
+
+
+def test_a_model_of_unknown_sizes_is_named() -> None:
+    config = load(POCKET, ["model.path=/nowhere/some-model"])
+    with pytest.raises(CheckpointError, match=r"model\.path: /nowhere/some-model .* stable-diffusion-3\.5-large"):
+        run_plan(config)
+
+
+def test_the_command_prints_the_plan_and_fails_where_it_does_not_fit(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["plan", str(POCKET), "--gpu", "a100"]) == 0
+    assert "1,979,392 parameters, an adapter of 47 layers with 288,768" in capsys.readouterr().out
+    assert main(["plan", str(POCKET), "--gpu", "a1000"]) == 2
+    assert "did you mean 'a100'?" in capsys.readouterr().err
