@@ -60,7 +60,9 @@ def score_prepared(
         if len(wanted):
             store.require("pixels" if reward.reward.input_kind == "pixel" else "latents")
     for row, (reward, cache, wanted) in enumerate(zip(rewards, caches, missing, strict=True)):
-        with tqdm(desc=f"{name}: {reward.label}", total=len(wanted), unit="image", mininterval=2) as bar:
+        with tqdm(
+            desc=f"{name}: {reward.label}", total=len(wanted), unit="image", mininterval=2, disable=len(wanted) == 0
+        ) as bar:
             for chunk in wanted.split(images_per_chunk):
                 cache.add(_scores(reward, store, chunk, seed))
                 bar.update(len(chunk))
