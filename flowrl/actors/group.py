@@ -173,7 +173,7 @@ class RayRuntime:
 
     def __init__(self, *, address: str, threads: int, gpus_per_actor: float, timeout_s: float) -> None:
         self._timeout_s = timeout_s
-        self._gpus = gpus_per_actor
+        self._gpus, self._asked = gpus_per_actor, 0.0  # asked for by the groups that were started
         self._groups: list[RayActors] = []
         self._built: list[Ref] = []
         self._folder: str | None = None
@@ -211,6 +211,12 @@ class RayRuntime:
         """Start the processes and have each build the role; groups started one after another come up together."""
         import ray
 
+        self._asked += size * self._gpus
+        if self._asked > (there := ray.cluster_resources().get("GPU", 0)):
+            wanted = f"{self._asked:g} with the {size} of {name}"
+            raise ActorError(
+                f"placement: each actor takes a GPU, {wanted}, but Ray has {there:g}; ask for fewer actors"
+            )
         # No CPU is reserved: an idle role would keep others from starting on a small machine.
         host = ray.remote(_Host).options(num_cpus=0, num_gpus=self._gpus, max_restarts=0)
         group = RayActors(name, [host.remote() for _ in range(size)])

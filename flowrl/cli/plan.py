@@ -11,7 +11,7 @@ from flowrl.cli.verb import Verb, add_overrides
 
 def _plan_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("config", metavar="CONFIG", type=Path, help="the YAML file of a run")
-    add_overrides(parser, "rollout.samples_per_forward=4")
+    add_overrides(parser, "rollout.samples_per_forward=4", entry="rewards.train.0.weight=2")
     parser.add_argument("--gpu", metavar="NAME", default="h100", help="the GPU of each actor, such as a100 or h200")
     parser.add_argument(
         "--efficiency",
@@ -35,6 +35,8 @@ def _plan(args: argparse.Namespace) -> int:
 
     gpu = find_gpu(args.gpu)
     plan = run_plan(config)
+    if config.placement.device == "cpu":
+        print("placement.device is cpu; this is what the run would need on GPUs.\n")
     print(page(plan, gpu, args.efficiency), end="")
     if not too_large(plan, gpu):
         return 0

@@ -20,7 +20,7 @@ def page(plan: RunPlan, gpu: Gpu, share: float) -> str:
         f"The policy: {plan.policy.num_parameters:,} parameters, an adapter of {plan.policy.num_adapter_layers} layers "
         f"with {plan.policy.num_adapter_parameters:,}.",
         "",
-        f"Memory of one {gpu.title}, GB, of which {room(gpu) / _GIGA:.1f} can be filled",
+        f"{plan.gpus} x {gpu.title}, one for each actor; memory in GB, of which {room(gpu) / _GIGA:.1f} can be filled",
     ]
     for role in plan.roles:
         lines += _memory(role, gpu)

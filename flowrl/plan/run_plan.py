@@ -2,21 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
+from dataclasses import dataclass, replace
 
 from flowrl.base.dtypes import torch_dtype
-from flowrl.base.embedded import folder_of
-from flowrl.base.errors import CheckpointError
-from flowrl.base.weight_files import read_json
-from flowrl.config import RunConfig
-from flowrl.models.sd35_published import CLIP_TOKENS, PUBLISHED
+from flowrl.config import RewardSpec, RunConfig
 from flowrl.plan.gpus import Gpu
 from flowrl.plan.image_cost import DecodeCost, decode_cost
+from flowrl.plan.model_sizes import ModelSizes, model_sizes
 from flowrl.plan.policy_cost import AdapterShape, Geometry, PolicyCost, policy_cost
 from flowrl.plan.work import StepWork, step_work
+from flowrl.registry import resolve
 
 # Of a GPU's memory: the CUDA context, the allocator's rounding and gaps, the workspaces of kernels.
 _RESERVED = 0.08
@@ -73,6 +68,11 @@ class RunPlan:
     weight_bytes: int  # of a step, to each rollout
     checkpoint_bytes: int  # of all that are kept
 
+    @property
+    def gpus(self) -> int:
+        """One for each actor."""
+        return sum(role.actors for role in self.roles)
+
 
 def room(gpu: Gpu) -> int:
     """The bytes of a GPU that a role can fill."""
@@ -82,94 +82,123 @@ def room(gpu: Gpu) -> int:
 def run_plan(config: RunConfig) -> RunPlan:
     """The plan of a checked configuration; raises CheckpointError when the sizes of its model are not known."""
     work = step_work(config)
-    transformer, vae, text = _settings(config)
-    geometry = _geometry(config, vae, text, work.samples_per_forward)
+    model = model_sizes(config.model.path)
+    geometry = _geometry(config, model, work.samples_per_forward)
     section = config.model
     policy = policy_cost(
-        transformer,
+        model.transformer,
         geometry,
         AdapterShape(rank=section.lora_rank, alpha=section.lora_alpha, targets=tuple(section.lora_targets)),
         with_reference=config.algorithm.kl_beta > 0,
         gradient_checkpointing=section.gradient_checkpointing,
     )
-    decode = decode_cost(vae, geometry.latent_shape, config.rollout.group_size)
-    group_bytes = _trajectory_bytes(config, geometry, transformer, work)
+    image = decode_cost(model.vae, geometry.latent_shape, 1)
+    phases = [Phase(name="rollout", flops=policy.sample_flops * work.forwards, actors=work.rollouts)]
+    if any(map(_reads_pixels, config.rewards.train)):
+        phases.append(Phase(name="decode", flops=image.flops * work.samples, actors=work.scorers))
+    phases.append(Phase(name="update", flops=policy.update_flops * work.losses, actors=work.learners))
     adapter = policy.adapter_bytes
     return RunPlan(
         work=work,
         policy=policy,
-        roles=_roles(config, work, policy, decode),
-        phases=(
-            Phase(name="rollout", flops=policy.sample_flops * work.forwards, actors=work.rollouts),
-            Phase(name="decode", flops=decode.flops * work.groups, actors=work.scorers),
-            Phase(name="update", flops=policy.update_flops * work.losses, actors=work.learners),
-        ),
+        roles=_roles(config, work, policy, _parts(config, model, geometry, policy, image)),
+        phases=tuple(phases),
         evaluation=_evaluation(config, work, policy),
-        trajectory_bytes=group_bytes * work.groups,
+        trajectory_bytes=_group_bytes(config, geometry, model, work) * work.groups,
         weight_bytes=adapter,
         checkpoint_bytes=4 * adapter * config.checkpoint.keep,  # adapter, average and two moments
     )
 
 
-def _settings(config: RunConfig) -> tuple[Mapping[str, Any], Mapping[str, Any], int]:
-    """The transformer's and the VAE's config.json and the tokens of CLIP: of the folder, or as published."""
-    folder = folder_of(config.model.path, "sd35")
-    if (folder / "model_index.json").is_file():
-        clip = read_json(folder / "text_encoder" / "config.json")["max_position_embeddings"]
-        return read_json(folder / "transformer" / "config.json"), read_json(folder / "vae" / "config.json"), int(clip)
-    name = Path(config.model.path).name
-    for repository, published in PUBLISHED.items():
-        if repository.rpartition("/")[2] == name:
-            return published.transformer, published.vae, CLIP_TOKENS
-    known = ", ".join(repository.rpartition("/")[2] for repository in PUBLISHED)
-    raise CheckpointError(
-        f"model.path: {config.model.path} is no folder with a model_index.json, and sizes are known of {known} alone"
-    )
-
-
-def _geometry(config: RunConfig, vae: Mapping[str, Any], text: int, samples: int) -> Geometry:
-    side = config.model.image_size // 2 ** (len(vae["block_out_channels"]) - 1)
+def _geometry(config: RunConfig, model: ModelSizes, samples: int) -> Geometry:
+    side = config.model.image_size // 2 ** (len(model.vae["block_out_channels"]) - 1)
     return Geometry(
-        latent_shape=(int(vae["latent_channels"]), side, side),
-        text_length=text + config.model.max_sequence_length,
+        latent_shape=(int(model.vae["latent_channels"]), side, side),
+        text_length=model.clip_tokens + config.model.max_sequence_length,
         samples=samples,
         guided=config.rollout.guidance_scale != 1,
         dtype=torch_dtype(config.model.dtype),
     )
 
 
-def _trajectory_bytes(config: RunConfig, geometry: Geometry, transformer: Mapping[str, Any], work: StepWork) -> int:
-    """Of one group: final and stored latents in float32, and the two text conditions once."""
+def _group_bytes(config: RunConfig, geometry: Geometry, model: ModelSizes, work: StepWork) -> int:
+    """A trajectory of one group: final and stored latents in float32, and the two text conditions once."""
     channels, height, width = geometry.latent_shape
     latents = config.rollout.group_size * channels * height * width * _FLOAT32
-    condition = geometry.text_length * transformer["joint_attention_dim"] + transformer["pooled_projection_dim"]
-    stored = work.trained_steps + 1 + 1
-    return latents * stored + 2 * condition * geometry.dtype.itemsize
+    width_of = model.transformer
+    condition = geometry.text_length * width_of["joint_attention_dim"] + width_of["pooled_projection_dim"]
+    stored = work.trained_steps + 1
+    return int(latents * (1 + stored) + 2 * condition * geometry.dtype.itemsize)
 
 
-def _roles(config: RunConfig, work: StepWork, policy: PolicyCost, decode: DecodeCost) -> tuple[RoleMemory, ...]:
-    frozen = MemoryPart(name=f"frozen weights, {config.model.dtype}", size=policy.weight_bytes)
-    training = MemoryPart(name="adapter, gradients, moments, average", size=policy.training_bytes)
-    sampling = MemoryPart(name="sampling", size=policy.sample_rise)
-    update = MemoryPart(name="update", size=policy.update_rise)
-    rewards = ", ".join(spec.metric_name for spec in [*config.rewards.train, *config.rewards.watch])
-    scorer = RoleMemory(
-        role="scorer",
-        actors=work.scorers,
-        held=(MemoryPart(name="VAE decoder, float32", size=decode.weight_bytes),),
-        in_turn=(MemoryPart(name="decoding a group", size=decode.rise),),
-        not_counted=rewards,
+@dataclass(frozen=True, kw_only=True)
+class _Parts:
+    """What the roles are put together from."""
+
+    frozen: MemoryPart
+    adapter: MemoryPart
+    training: MemoryPart
+    decoder: MemoryPart
+    encoders: MemoryPart
+    sampling: MemoryPart
+    update: MemoryPart
+    decoding: MemoryPart
+
+
+def _parts(config: RunConfig, model: ModelSizes, geometry: Geometry, policy: PolicyCost, image: DecodeCost) -> _Parts:
+    dtype = config.model.dtype
+    encoders = model.text_encoder_parameters * geometry.dtype.itemsize
+    return _Parts(
+        frozen=MemoryPart(name=f"frozen weights, {dtype}", size=policy.weight_bytes),
+        adapter=MemoryPart(name="adapter", size=policy.adapter_bytes),
+        training=MemoryPart(name="adapter, gradients, moments, average", size=policy.training_bytes),
+        decoder=MemoryPart(name="VAE decoder, float32", size=image.weight_bytes),
+        encoders=MemoryPart(name=f"text encoders, {dtype}", size=encoders),
+        sampling=MemoryPart(name="sampling", size=policy.sample_rise),
+        update=MemoryPart(name="update", size=policy.update_rise),
+        decoding=MemoryPart(name=f"decoding {_decoded(config)} images", size=image.rise * _decoded(config)),
     )
+
+
+def _reads_pixels(spec: RewardSpec) -> bool:
+    """Whether a reward reads images; one that says it only when it is made counts as if it did."""
+    factory, _ = resolve("reward", spec.name)
+    return not hasattr(factory, "input_kind") or factory.input_kind == "pixel"
+
+
+def _decoded(config: RunConfig) -> int:
+    """How many images a scorer decodes in one call: a group of a step, or of an evaluation."""
+    in_steps = config.rollout.group_size if any(map(_reads_pixels, config.rewards.train)) else 0
+    watched = config.eval.grid_prompts > 0 or any(map(_reads_pixels, config.rewards.watch))
+    return max(in_steps, config.eval.samples_per_prompt if watched else 0)
+
+
+def _roles(config: RunConfig, work: StepWork, policy: PolicyCost, parts: _Parts) -> tuple[RoleMemory, ...]:
+    rewards = ", ".join(spec.metric_name for spec in [*config.rewards.train, *config.rewards.watch])
+    if config.placement.mode == "local":
+        # Rollout and learner each hold a policy of their own in the one process.
+        both = replace(parts.frozen, name=f"2 x {parts.frozen.name}", size=2 * parts.frozen.size)
+        held_by_all = (both, parts.adapter, parts.training, parts.decoder, parts.encoders)
+        in_turn = (parts.sampling, parts.decoding, parts.update)
+        return (RoleMemory(role="all roles in one", actors=1, held=held_by_all, in_turn=in_turn, not_counted=rewards),)
+    encoder = RoleMemory(role="encoder", actors=1, held=(parts.encoders,), in_turn=(), not_counted="encoding")
+    scorer = RoleMemory(
+        role="scorer", actors=work.scorers, held=(parts.decoder,), in_turn=(parts.decoding,), not_counted=rewards
+    )
+    held = (parts.frozen, parts.training)
     if config.placement.mode == "fused":
-        fused = RoleMemory(
-            role="learner that samples", actors=work.learners, held=(frozen, training), in_turn=(sampling, update)
+        learner = RoleMemory(
+            role="learner that samples",
+            actors=work.learners,
+            held=held,
+            in_turn=(parts.sampling, parts.update),
         )
-        return fused, scorer
-    adapter = MemoryPart(name="adapter", size=policy.adapter_bytes)
+        return encoder, learner, scorer
     return (
-        RoleMemory(role="rollout", actors=work.rollouts, held=(frozen, adapter), in_turn=(sampling,)),
+        encoder,
+        RoleMemory(role="rollout", actors=work.rollouts, held=(parts.frozen, parts.adapter), in_turn=(parts.sampling,)),
         scorer,
-        RoleMemory(role="learner", actors=work.learners, held=(frozen, training), in_turn=(update,)),
+        RoleMemory(role="learner", actors=work.learners, held=held, in_turn=(parts.update,)),
     )
 
 

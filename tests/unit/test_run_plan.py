@@ -43,7 +43,7 @@ def test_the_paper_s_step_is_two_updates_of_384_samples() -> None:
     assert (work.samples, work.samples // work.inner_steps, work.trained_steps) == (768, 384, 9)
     assert work.forwards == 768 // 4 * 10
     assert work.losses == 768 // 4 * 9
-    assert (work.rollouts, work.learners, work.scorers) == (12, 12, 4)
+    assert (work.rollouts, work.learners, work.scorers) == (12, 12, 3)
 
 
 def test_a_local_run_has_one_of_each(sd3_folder: Path) -> None:
@@ -53,10 +53,33 @@ def test_a_local_run_has_one_of_each(sd3_folder: Path) -> None:
 
 def test_phases_are_the_forwards_times_their_cost(sd3_folder: Path) -> None:
     plan = run_plan(tiny_config(sd3_folder, "placement.num_rollouts=4"))
-    rollout, _, update = plan.phases
+    rollout, update = plan.phases
     assert rollout.flops == 16 * 2 * 3 * plan.policy.sample_flops
     assert update.flops == 16 * 2 * 2 * plan.policy.update_flops
     assert rollout.seconds(1e9) == pytest.approx(rollout.flops / 4 / 1e9)
+
+
+def test_only_a_reward_on_images_has_them_decoded_in_a_step(sd3_folder: Path) -> None:
+    latent, pixel = (
+        run_plan(tiny_config(sd3_folder, f"rewards.train.0.name={name}")) for name in ("dit_reward", "hpsv2")
+    )
+    assert [phase.name for phase in latent.phases] == ["rollout", "update"]
+    assert [phase.name for phase in pixel.phases] == ["rollout", "decode", "update"]
+
+
+def test_in_one_process_all_is_held_at_once(sd3_folder: Path) -> None:
+    split, local = (run_plan(tiny_config(sd3_folder, f"placement.mode={mode}")) for mode in ("split", "local"))
+    [one] = local.roles
+    held = [sum(part.size for part in role.held) for role in (*split.roles, one)]
+    assert held[-1] == sum(held[:-1])
+    assert (split.gpus, local.gpus) == (1 + 2 + 2 + 2, 1)
+
+
+def test_the_text_encoders_are_counted(sd3_folder: Path) -> None:
+    encoder = run_plan(tiny_config(sd3_folder)).roles[0]
+    files = sd3_folder.glob("text_encoder*/model.safetensors")
+    assert encoder.role == "encoder"
+    assert encoder.peak == pytest.approx(sum(file.stat().st_size for file in files), rel=0.1)  # float32, with headers
 
 
 def test_a_learner_that_samples_holds_the_weights_once(sd3_folder: Path) -> None:
