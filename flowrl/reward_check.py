@@ -48,11 +48,15 @@ class Trial:
     tolerance: float = 1e-4  # relative and absolute; on a GPU or in bfloat16 another batch rounds further
 
     def scores(self, batch: RewardInput | None = None) -> torch.Tensor:
-        """The scores of a batch, by default a copy of the trial's own; raises TypeError when they are no tensor."""
+        """The scores of a batch, by default a copy of the trial's own; raises TypeError when they are no tensor of
+        real numbers.
+        """
         with torch.no_grad():
             scores = self.reward(self.batch.take(range(len(self.batch.prompts))) if batch is None else batch)
         if not isinstance(scores, torch.Tensor):
             raise TypeError(f"a reward returns a tensor, got {type(scores).__name__}")
+        if scores.is_complex():  # which have no order
+            raise TypeError(f"scores must be real floating-point numbers, got {scores.dtype}")
         return scores
 
 
@@ -203,7 +207,7 @@ def cost(trial: Trial) -> Finding:
 def tells_apart(trial: Trial) -> Finding:
     """Different samples do not all have one score: there would be nothing to learn from it."""
     scores = trial.scores()
-    different = len(set(scores.tolist()))
+    different = len(set(scores[~scores.isnan()].tolist()))  # NaN differs from itself, and tells nothing apart
     return _judge(different > 1, f"{len(scores)} samples, distinct scores: {different}")
 
 
@@ -230,7 +234,10 @@ def run_contract(trial: Trial) -> Iterator[tuple[str, Finding]]:
     for name, check in (CONTRACT | MEASUREMENTS).items():
         try:
             finding = check(trial)
-        except Exception as error:  # whatever it is, the author wants to read it beside the other findings
+        except (
+            Exception,
+            SystemExit,
+        ) as error:  # whatever it is, the author wants to read it beside the other findings
             if not isinstance(error, UserError | ValueError):
                 _logger.exception("check %r of reward %r", name, trial.reward.name)
             finding = _judge(False, reason(error))

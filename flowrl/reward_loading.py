@@ -13,6 +13,7 @@ from flowrl.base.devices import pick_device
 from flowrl.base.dtypes import DTYPES
 from flowrl.base.errors import UserError
 from flowrl.config import ConfigError, RewardSpec
+from flowrl.core.reward_call import reason
 from flowrl.protocols import CheckableReward, PolicyFamily, Reward
 from flowrl.registry import resolve
 from flowrl.types import TrainedOn
@@ -89,7 +90,7 @@ def make_reward(spec: RewardSpec, device: str = "cpu") -> Reward:
     """
     factory, bound = _bind(spec, device)
     if bound.arguments.get("device") == "cuda":
-        pick_device("cuda", key=f"device of reward {spec.name!r}")
+        pick_device("cuda", key=_device_key(spec))
     preflight(spec, device)
     with _named(spec):
         reward: Reward = factory(*bound.args, **bound.kwargs)
@@ -156,12 +157,31 @@ def _bind(spec: RewardSpec, device: str) -> tuple[Any, inspect.BoundArguments]:
     if dtype not in tuple(DTYPES):
         raise ConfigError(f"rewards: dtype of {spec.name!r} must be one of {', '.join(DTYPES)}, got {dtype!r}")
     bound.apply_defaults()
+    if bound.arguments.get("device", "cuda") != "cuda":  # whether there is a GPU matters where the reward is made
+        bound.arguments["device"] = pick_device(bound.arguments["device"], key=_device_key(spec))
+    _check_texts(spec, inspect.signature(factory))
     return factory, bound
+
+
+def _device_key(spec: RewardSpec) -> str:
+    return f"rewards: device of {spec.name!r}"
+
+
+def _check_texts(spec: RewardSpec, signature: inspect.Signature) -> None:
+    """Raise ConfigError when an option that the constructor has as a text is something else, or the path is empty."""
+    for key, value in spec.options.items():
+        parameter = signature.parameters.get(key)
+        if parameter is None or parameter.annotation not in (str, "str"):
+            continue
+        if not isinstance(value, str | Path):
+            raise ConfigError(f"rewards: {key} of {spec.name!r} must be a text, got {value!r}; put it in quotes")
+        if key == "path" and value == "":
+            raise ConfigError(f"rewards: path of {spec.name!r} must not be empty; name a checkpoint, or leave it out")
 
 
 @contextmanager
 def _named(spec: RewardSpec) -> Iterator[None]:
-    """Within the context a ValueError, by which a reward refuses its options, is a ConfigError that names the reward.
+    """Within the context what a reward raises is a ConfigError that names it; a ValueError refuses its options.
 
     A UserError, such as the CheckpointError of a file, says enough already.
     """
@@ -171,3 +191,7 @@ def _named(spec: RewardSpec) -> Iterator[None]:
         raise
     except ValueError as error:
         raise ConfigError(f"rewards: the options {spec.options} do not fit reward {spec.name!r}: {error}") from error
+    except (Exception, SystemExit) as error:
+        raise ConfigError(
+            f"rewards: reward {spec.name!r} cannot be made with the options {spec.options}: {reason(error)}"
+        ) from error

@@ -213,10 +213,7 @@ class RayRuntime:
 
         self._asked += size * self._gpus
         if self._asked > (there := ray.cluster_resources().get("GPU", 0)):
-            wanted = f"{self._asked:g} with the {size} of {name}"
-            raise ActorError(
-                f"placement: each actor takes a GPU, {wanted}, but Ray has {there:g}; ask for fewer actors"
-            )
+            raise ActorError(f"placement: each actor takes a GPU, {self._asked:g} with {name}, but Ray has {there:g}")
         # No CPU is reserved: an idle role would keep others from starting on a small machine.
         host = ray.remote(_Host).options(num_cpus=0, num_gpus=self._gpus, max_restarts=0)
         group = RayActors(name, [host.remote() for _ in range(size)])

@@ -126,12 +126,12 @@ def _read_file(schema: type, path: Path) -> dict[Any, Any]:
 def _read_override(schema: type, override: str, before: object) -> dict[Any, Any]:
     """What an override changes in `before`, the keys and values so far."""
     key, equals, text = override.partition("=")
-    if not equals or not re.fullmatch(r"\w+(\.\w+|\[\d+\])*", key):
+    if not equals or not re.fullmatch(r"\w+(\.-?\w+|\[-?\d+\])*", key):
         raise ConfigError(f"override {override!r} must read key=value, for example run.steps=20")
     value = parse_value(text, key=key)
     if all_keys(schema).get(key) is str and not isinstance(value, str | list | dict):
         value = text  # run.name=007 means what it says, not the number 7
-    tree = _nested(re.findall(r"\w+", key), value, before, "")
+    tree = _nested(re.findall(r"-?\w+", key), value, before, "")
     check_tree(schema, tree)
     assert isinstance(tree, dict)
     return tree
@@ -147,7 +147,8 @@ def _nested(parts: Sequence[str], value: object, before: object, key: str) -> ob
         return {name: _nested(rest, value, inner, f"{key}.{name}" if key else name)}
     if not name.isdecimal() or int(name) >= len(before):
         those = f"0 to {len(before) - 1}" if before else "none, it is empty"
-        raise ConfigError(f"{key}[{name}]: a list has entries by number, here {those}; to add one, give {key} whole")
+        rule = "the entries of a list count from 0" if name.startswith("-") else "a list has entries by number"
+        raise ConfigError(f"{key}[{name}]: {rule}, here {those}; to add one, give {key} whole")
     index = int(name)
     entry = _nested(rest, value, before[index], f"{key}[{index}]")
     if isinstance(entry, dict) and isinstance(before[index], dict) and rest:

@@ -94,6 +94,6 @@ def _inputs(
 ) -> tuple[LatentInputs, tuple[str, ...]]:
     """The encoders for images of the sizes that rewards were trained on, and where these are others what to say."""
     choice = ImageChoice(image_size=section.image_size, bucket_step=section.bucket_step, max_aspect=section.max_aspect)
-    keys = "encoders.image_size, encoders.bucket_step and encoders.max_aspect"
+    keys = ("encoders.image_size", "encoders.bucket_step", "encoders.max_aspect")
     buckets = shared_buckets(choice, trained, keys=keys)
     return LatentInputs(replace(encoders, buckets=buckets)), tuple(deviations(buckets, trained))

@@ -11,7 +11,7 @@ from flowrl.cli.verb import Verb, add_overrides
 
 def _eval_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("config", metavar="CONFIG", type=Path, help="a YAML file: rewards and benchmarks")
-    add_overrides(parser, "device=cuda")
+    add_overrides(parser, "device=cuda", entry="benchmarks.0.max_comparisons=500")
 
 
 def _eval(args: argparse.Namespace) -> int:

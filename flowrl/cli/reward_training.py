@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 def _train_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("config", metavar="CONFIG", nargs="?", help="a YAML file; with --resume, the one in DIR")
-    add_overrides(parser, "optim.epochs=1")
+    add_overrides(parser, "optim.epochs=1", entry="data.train.0.weight=2")
     parser.add_argument("--resume", metavar="DIR", type=Path, help="go on from its last whole checkpoint")
 
 
@@ -67,7 +67,7 @@ def _came_to(folder: TrainingFolder, kind: str) -> str:
 
 def _prepare_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("config", metavar="CONFIG", help="the YAML file of a reward training")
-    add_overrides(parser, "optim.epochs=1")
+    add_overrides(parser, "optim.epochs=1", entry="data.train.0.weight=2")
     parser.add_argument(
         "--part", metavar="I/N", default="0/1", help="one of N parts, 0 to N-1, to share the work among processes"
     )

@@ -11,7 +11,7 @@ from flowrl.cli.verb import Verb, add_overrides, check_output, config_and_overri
 
 def _train_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("config", metavar="CONFIG", nargs="?", help="a YAML file; with --resume, that of the run")
-    add_overrides(parser, "optim.lr=1e-4")
+    add_overrides(parser, "optim.lr=1e-4", entry="rewards.train.0.weight=2")
     parser.add_argument("--resume", metavar="RUN_DIR", help="go on from the last complete checkpoint of this run")
 
 
@@ -36,7 +36,7 @@ def _train(args: argparse.Namespace) -> int:
 
 def _show_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("config", metavar="CONFIG", help="a YAML file or a run")
-    add_overrides(parser, "optim.lr=1e-4")
+    add_overrides(parser, "optim.lr=1e-4", entry="rewards.train.0.weight=2")
 
 
 def _show(args: argparse.Namespace) -> int:
@@ -74,7 +74,7 @@ def _check(args: argparse.Namespace) -> int:
 
 def _eval_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("target", metavar="RUN_OR_CONFIG", help="a run, for its trained weights, or a config, for none")
-    add_overrides(parser, "optim.lr=1e-4")
+    add_overrides(parser, "optim.lr=1e-4", entry="rewards.train.0.weight=2")
 
 
 def _eval(args: argparse.Namespace) -> int:

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import argparse
+import signal
+import sys
 from pathlib import Path
 
 from flowrl.base.errors import UserError
+from flowrl.base.signals import Stopped, stop_at_once
 from flowrl.cli.verb import Verb, check_output
 from flowrl.core.bucket_rules import bucket_fault
 
@@ -101,24 +104,28 @@ def _score(args: argparse.Namespace) -> int:
     from flowrl.score.command import Order, score_files
 
     by_suffix = "jsonl" if args.out is not None and args.out.suffix == ".jsonl" else "csv"
-    return score_files(
-        Order(
-            places=tuple(map(Path, args.files)),
-            rewards=tuple(args.reward),
-            kind="latent" if args.latents else "pixel",
-            prompts=args.prompts,
-            prompt=args.prompt,
-            model=args.model,
-            family=args.family,
-            max_sequence_length=args.max_sequence_length,
-            dtype=args.dtype,
-            images=ImageChoice(image_size=args.image_size, bucket_step=args.bucket_step, max_aspect=args.max_aspect),
-            device=args.device,
-            out=args.out,
-            form=args.format or by_suffix,
-            sheet=args.sheet,
-        )
+    order = Order(
+        places=tuple(map(Path, args.files)),
+        rewards=tuple(args.reward),
+        kind="latent" if args.latents else "pixel",
+        prompts=args.prompts,
+        prompt=args.prompt,
+        model=args.model,
+        family=args.family,
+        max_sequence_length=args.max_sequence_length,
+        dtype=args.dtype,
+        images=ImageChoice(image_size=args.image_size, bucket_step=args.bucket_step, max_aspect=args.max_aspect),
+        device=args.device,
+        out=args.out,
+        form=args.format or by_suffix,
+        sheet=args.sheet,
     )
+    try:
+        with stop_at_once():
+            return score_files(order)
+    except Stopped as stop:  # whose own words are of steps, which there are none of here
+        print(f"flowrl: stopped by {signal.Signals(stop.exit_code - 128).name}", file=sys.stderr)
+        return stop.exit_code
 
 
 def _check_images(args: argparse.Namespace) -> None:

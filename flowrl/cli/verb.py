@@ -26,14 +26,14 @@ def check_output(file: Path | None) -> None:
         raise UserError(f"--out {file}: must be a file in a folder that exists")
 
 
-def add_overrides(parser: argparse.ArgumentParser, example: str) -> None:
-    """Let `key=value` words follow a config."""
+def add_overrides(parser: argparse.ArgumentParser, example: str, *, entry: str = "") -> None:
+    """Let `key=value` words follow a config; `entry` is an example for one of its lists, where it has any."""
+    of_a_list = f"; of a list an entry by its number, from 0, such as {entry}, or the whole" if entry else ""
     parser.add_argument(
         "overrides",
         metavar="key=value",
         nargs="*",
-        help=f"a key of the config and its value, such as {example}; of a list an entry by its number, such as "
-        "rewards.train.0.weight=2, or the whole",
+        help=f"a key of the config and its value, such as {example}{of_a_list}",
     )
 
 

@@ -22,9 +22,9 @@ class RewardCallError(UserError, RuntimeError):
 def call_reward(reward: Reward, batch: RewardInput) -> torch.Tensor:
     """The scores [B] float32 of a batch, on the CPU, without gradient.
 
-    Raises RewardInputError when the reward refuses the batch, RewardCallError when it raises anything but a ValueError
-    or returns anything but one score per sample. A UserError of the reward's own, such as a CheckpointError of a part
-    that it loads late, comes through as it is.
+    Raises RewardInputError when the reward refuses the batch, RewardCallError when it raises anything but a ValueError,
+    SystemExit too, or returns anything but one floating-point number per sample. A UserError of the reward's own, such
+    as a CheckpointError of a part that it loads late, comes through as it is.
     """
     try:
         with torch.no_grad():
@@ -36,14 +36,18 @@ def call_reward(reward: Reward, batch: RewardInput) -> torch.Tensor:
     except (torch.OutOfMemoryError, MemoryError) as error:
         raise RewardCallError(
             f"{_called(reward, batch)}: out of memory with {len(batch.prompts)} samples in one call; lower its option "
-            f"batch_size, which is {reward.batch_size}: {_one_line(error)}"
+            f"batch_size, which is {reward.batch_size}{_after_colon(error)}"
         ) from error
-    except Exception as error:
+    except (Exception, SystemExit) as error:  # a reward has no say in when the program ends
         raise RewardCallError(f"{_called(reward, batch)}: {reason(error)}") from error
     size = len(batch.prompts)
     if not isinstance(scores, torch.Tensor) or scores.shape != (size,):
         found = list(scores.shape) if isinstance(scores, torch.Tensor) else type(scores).__name__
         raise RewardCallError(f"reward {reward.name!r} must return one score per sample, [{size}], got {found}")
+    if not scores.is_floating_point():
+        raise RewardCallError(
+            f"reward {reward.name!r} must return floating-point numbers, got {scores.dtype}; end with .float()"
+        )
     return scores.float().cpu()
 
 
@@ -58,7 +62,7 @@ def score_in_parts(reward: Reward, size: int, take: Callable[[range], RewardInpu
     return torch.cat([call_reward(reward, take(rows[start : start + step])) for start in range(0, size, step)])
 
 
-def reason(error: Exception) -> str:
+def reason(error: BaseException) -> str:
     """What an error of a reward comes to, in one line.
 
     A UserError has the words to show already; a ValueError is how a reward says that the batch is none for it; anything
@@ -67,8 +71,8 @@ def reason(error: Exception) -> str:
     if isinstance(error, UserError):
         return _one_line(error)
     if isinstance(error, ValueError):
-        return f"refuses its batch: {_one_line(error)}"
-    return f"{type(error).__name__}: {_one_line(error)}"
+        return f"refuses its batch{_after_colon(error)}"
+    return f"{type(error).__name__}{_after_colon(error)}"
 
 
 def shapes_of(batch: RewardInput) -> str:
@@ -83,6 +87,12 @@ def shapes_of(batch: RewardInput) -> str:
 def _called(reward: Reward, batch: RewardInput) -> str:
     kind = type(reward)
     return f"reward {reward.name!r} ({kind.__module__}:{kind.__qualname__}) fails on a batch of {shapes_of(batch)}"
+
+
+def _after_colon(error: BaseException) -> str:
+    """ ": " and an error's words, or nothing where it has none, as a bare MemoryError."""
+    words = _one_line(error)
+    return f": {words}" if words else ""
 
 
 def _one_line(error: BaseException) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
 from functools import cache
 from pathlib import Path
@@ -18,60 +18,19 @@ from diffusers.utils import logging as diffusers_logging
 from transformers import CLIPTextModelWithProjection, T5EncoderModel
 
 from flowrl.base.errors import CheckpointError
-from flowrl.base.weight_files import check_model_folder, read_json
+from flowrl.base.weight_files import read_json
 from flowrl.core.latent_space import latent_space_of
 from flowrl.core.schedule import flow_match_sigmas
 from flowrl.models import lora
 from flowrl.models.load_part import load_part
+from flowrl.models.sd3_folder import TOKENIZERS, check_folder, listed_parts
 from flowrl.types import TextCondition
 
-_WEIGHTS = {
-    "transformer": "diffusion_pytorch_model",
-    "vae": "diffusion_pytorch_model",
-    "text_encoder": "model",
-    "text_encoder_2": "model",
-    "text_encoder_3": "model",
-}
 _TEXT_ENCODERS = {
     "text_encoder": CLIPTextModelWithProjection,
     "text_encoder_2": CLIPTextModelWithProjection,
     "text_encoder_3": T5EncoderModel,
 }
-_BPE = (("tokenizer.json",), ("vocab.json", "merges.txt"))
-_TOKENIZERS = {"tokenizer": _BPE, "tokenizer_2": _BPE, "tokenizer_3": (("tokenizer.json",), ("spiece.model",))}
-_REQUIRED = ("model_index.json", "transformer/config.json", "vae/config.json", "scheduler/scheduler_config.json")
-
-
-def check_folder(path: Path) -> None:
-    """Raise CheckpointError, which names the file, unless `path` looks like a Stable Diffusion 3 folder as diffusers
-    saves it: all files whole, of which none is loaded.
-    """
-    for name in _REQUIRED:
-        if not (path / name).is_file():
-            raise CheckpointError(
-                f"{path} is not a Stable Diffusion 3 folder: {name} is missing; give the folder that "
-                "diffusers' save_pretrained wrote or that was downloaded whole"
-            )
-    for file in sorted(path.rglob("*.json")):
-        read_json(file)
-    for part in _listed(path, (*_WEIGHTS, *_TOKENIZERS)):
-        if part in _WEIGHTS:
-            check_model_folder(path / part, _WEIGHTS[part])
-        else:
-            _check_tokenizer(path / part, _TOKENIZERS[part])
-
-
-def _listed(path: Path, parts: Iterable[str]) -> list[str]:
-    """Those of the parts that the pipeline has: it may be saved without some text encoder."""
-    listed = read_json(path / "model_index.json")
-    return [part for part in parts if listed.get(part, [None])[0] is not None]
-
-
-def _check_tokenizer(folder: Path, vocabularies: tuple[tuple[str, ...], ...]) -> None:
-    """Raise CheckpointError unless one of the sets of files is there: without them a library may make an empty one."""
-    if not any(all((folder / name).is_file() for name in names) for names in vocabularies):
-        wanted = ", or ".join(" with ".join(names) for names in vocabularies)
-        raise CheckpointError(f"{folder}: the vocabulary is missing: it must hold {wanted}; copy the folder again")
 
 
 @contextmanager
@@ -159,10 +118,14 @@ class SD3Policy:
 
 
 class SD3PromptEncoder:
-    """The three text encoders; a text becomes 77 (or the tokenizer's length) + max_sequence_length tokens."""
+    """The three text encoders; a text becomes 77 (or the tokenizer's length) + max_sequence_length tokens.
 
-    def __init__(self, pipeline: StableDiffusion3Pipeline, max_sequence_length: int) -> None:
+    Where there is no T5, its tokens are zeros, as in the diffusers pipeline.
+    """
+
+    def __init__(self, pipeline: StableDiffusion3Pipeline, max_sequence_length: int, device: str) -> None:
         self._pipeline = pipeline
+        self._device = torch.device(device)
         self._max_sequence_length = max_sequence_length
 
     def encode(self, text: str) -> TextCondition:
@@ -170,7 +133,12 @@ class SD3PromptEncoder:
         # Texts are cut where the encoders end, as in all use of this family; said for each, it would bury all else.
         with torch.no_grad(), _silent():
             embeds, _, pooled, _ = self._pipeline.encode_prompt(
-                text, None, None, do_classifier_free_guidance=False, max_sequence_length=self._max_sequence_length
+                text,
+                None,
+                None,
+                device=self._device,
+                do_classifier_free_guidance=False,
+                max_sequence_length=self._max_sequence_length,
             )
         return TextCondition(embeds=embeds.cpu(), pooled=pooled.cpu())
 
@@ -269,9 +237,19 @@ class SD3:
     @staticmethod
     def load_encoder(path: Path, *, max_sequence_length: int, dtype: torch.dtype, device: str) -> SD3PromptEncoder:
         """Tokenizers and text encoders only; raises CheckpointError on weights that are not all there."""
-        encoders = {part: load_part(_TEXT_ENCODERS[part], path / part, dtype) for part in _listed(path, _TEXT_ENCODERS)}
-        pipeline = StableDiffusion3Pipeline.from_pretrained(path, transformer=None, vae=None, **encoders, dtype=dtype)
-        return SD3PromptEncoder(pipeline.to(device), max_sequence_length)
+        listed = listed_parts(path, (*_TEXT_ENCODERS, *TOKENIZERS))
+        encoders = {
+            part: load_part(kind, path / part, dtype) for part, kind in _TEXT_ENCODERS.items() if part in listed
+        }
+        left_out = {part: None for part in (*_TEXT_ENCODERS, *TOKENIZERS) if part not in listed}
+        pipeline = StableDiffusion3Pipeline.from_pretrained(
+            path, transformer=None, vae=None, **encoders, **left_out, dtype=dtype
+        ).to(device)
+        if pipeline.text_encoder_3 is None:  # the width of its zeros is read from the transformer's config
+            settings = SD3Transformer2DModel.load_config(path / "transformer")
+            with torch.device("meta"):
+                pipeline.register_modules(transformer=SD3Transformer2DModel.from_config({**settings, "num_layers": 1}))
+        return SD3PromptEncoder(pipeline, max_sequence_length, device)
 
     @staticmethod
     def load_decoder(path: Path, *, device: str) -> SD3Decoder:

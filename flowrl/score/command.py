@@ -70,7 +70,8 @@ class Order:
 def score_files(order: Order) -> int:
     """Score as ordered; returns the exit code: 1 where a sample lacks a score, which is named on standard error.
 
-    Where a reward fails, or the user stops it, the table holds the samples that were scored by then.
+    Where a reward fails, or the user stops it, the samples that were scored by then are in a table beside the one that
+    was ordered, which stays as it was.
     """
     specs = [read_reward(text) for text in order.rewards]
     labels = [spec.metric_name for spec in specs]
@@ -95,10 +96,9 @@ def score_files(order: Order) -> int:
         _collect(scored, rows, len(samples), sheet)
     except BaseException:  # Ctrl-C too: hours of scoring are not to be done again for it
         if rows:
-            _write(order, rows, labels)
-            _say(f"flowrl score: stopped; {order.out or 'the table'} holds {len(rows)} of {len(samples)} samples")
+            _write_partial(order, rows, labels, len(samples))
         raise
-    _write(order, rows, labels)
+    _write(order.out, order.form, rows, labels)
     if order.sheet is not None and sheet is not None:
         write_atomically(order.sheet, sheet.png())
     failed = sum(bool(row.problems) for row in rows.values())
@@ -147,7 +147,7 @@ def _buckets(choice: ImageChoice, trained: Mapping[str, TrainedOn]) -> BucketPla
 
     Raises UserError when the rewards were trained on different ones.
     """
-    plan = shared_buckets(choice, trained, keys="--image-size, --bucket-step and --max-aspect")
+    plan = shared_buckets(choice, trained, keys=("--image-size", "--bucket-step", "--max-aspect"))
     for line in deviations(plan, trained):
         _say(f"flowrl score: {line}")
     return plan
@@ -198,14 +198,23 @@ def _collect(scored: Iterable[Scored], rows: dict[int, Row], total: int, sheet: 
         _say(f"and {said - _SHOWN_PROBLEMS} more")
 
 
-def _write(order: Order, rows: Mapping[int, Row], labels: Sequence[str]) -> None:
-    """Write the table of the rows that there are, in the order of the samples."""
-    table = FORMATS[order.form]([rows[index] for index in sorted(rows)], labels)
-    if order.out is None:
+def _write_partial(order: Order, rows: Mapping[int, Row], labels: Sequence[str], total: int) -> None:
+    """Write the rows that there are beside the table that was ordered, or to standard output, and say so."""
+    file = None if order.out is None else order.out.with_stem(f"{order.out.stem}.partial")
+    _write(file, order.form, rows, labels)
+    kept = f"; {order.out} is left as it was" if order.out is not None and order.out.exists() else ""
+    sheet = "; no contact sheet is made" if order.sheet is not None else ""
+    _say(f"flowrl score: stopped; {file or 'the table'} holds {len(rows)} of {total} samples{kept}{sheet}")
+
+
+def _write(file: Path | None, form: str, rows: Mapping[int, Row], labels: Sequence[str]) -> None:
+    """Write the table of the rows that there are, in the order of the samples; None writes to standard output."""
+    table = FORMATS[form]([rows[index] for index in sorted(rows)], labels)
+    if file is None:
         sys.stdout.write(table)
         sys.stdout.flush()
     else:
-        write_atomically(order.out, table.encode())
+        write_atomically(file, table.encode())
 
 
 def _say(text: str) -> None:

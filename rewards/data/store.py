@@ -8,6 +8,7 @@ larger than memory; `store.json` is written last, and a folder without it is not
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
 from collections import OrderedDict
 from dataclasses import dataclass
@@ -113,6 +114,20 @@ class PreferenceStore:
         """What another set at the same path has otherwise: when the tables were written, and their size."""
         stat = (self.folder / TABLES).stat()
         return f"{stat.st_size}.{stat.st_mtime_ns}"
+
+    @cached_property
+    def digest(self) -> str:
+        """What another set has otherwise, and one that is made anew of the same sources has not: pairs, prompts, and
+        the marks of the images where the set has them; latents are not read.
+        """
+        info = self.info
+        kept = (info.holds, info.latent_space, info.text_length, info.sources, info.categories)
+        found = hashlib.sha256(repr(kept).encode())
+        for name, table in sorted(load_file(self.folder / TABLES).items()):
+            found.update(f"{name} {table.dtype} {tuple(table.shape)}".encode())
+            found.update(table.contiguous().numpy().tobytes())
+        found.update((self.folder / PROMPTS).read_bytes())
+        return found.hexdigest()
 
     def require(self, name: str) -> None:
         """Raise CheckpointError unless the set holds samples as `name`: "latents" or "pixels"."""

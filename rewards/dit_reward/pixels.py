@@ -11,7 +11,7 @@ import torch
 
 from flowrl.base.dtypes import torch_dtype
 from flowrl.base.embedded import POCKET, folder_of
-from flowrl.base.errors import CheckpointError
+from flowrl.base.errors import CheckpointError, UserError
 from flowrl.core.bucket_rules import bucket_fault
 from flowrl.models.image_sizes import ImageChoice, buckets_of
 from flowrl.models.latent_inputs import EncoderSetting, LatentInputs
@@ -118,6 +118,10 @@ def _setting(
     keys = ("image_size, unless 0,", "bucket_step", "max_aspect")
     if fault := bucket_fault(choice.image_size or None, choice.bucket_step, choice.max_aspect, keys=keys):
         raise ValueError(f"dit_reward_pixels: {fault}")
+    try:
+        buckets = choice.over(buckets_of(config.trained_on), keys=keys)
+    except UserError as error:
+        raise ValueError(f"dit_reward_pixels: {error}") from None
     folder = folder_of(encoders or config.base, "sd35")
     try:
         SD3.check(folder)
@@ -141,5 +145,5 @@ def _setting(
         max_sequence_length=config.text_length - clip_tokens,
         dtype=torch_dtype(dtype),
         device=device,
-        buckets=choice.over(buckets_of(config.trained_on)),
+        buckets=buckets,
     )

@@ -8,6 +8,7 @@ import torch
 
 from flowrl.base.dtypes import torch_dtype
 from flowrl.base.embedded import POCKET
+from flowrl.core.latent_space import channels_and_factor
 from flowrl.types import RewardInput, TrainedOn
 from rewards.batch_inputs import LatentFormat
 from rewards.dit_reward.layout import load, open_folder
@@ -43,6 +44,7 @@ class DiTReward:
             text_length=model.config.text_length,
             noise=sample_noise,
         )
+        self._largest = int(model.transformer.config.pos_embed_max_size) * int(model.transformer.config.patch_size)
         self.batch_size = batch_size
         self.device = torch.device(device)
         self.module: torch.nn.Module = model.to(self.device)
@@ -58,7 +60,22 @@ class DiTReward:
         """Scores [B] float32, with gradient to `batch.latents` where that asks for one.
 
         Latents [B, C, h, w] float32 model-scaled; condition embeds [B or 1, L, D]. Raises ValueError when the batch
-        lacks latents or their condition, or has other channels or another text length than the model was trained on.
+        lacks latents or their condition, has other channels or another text length than the model was trained on, or
+        has latents larger than its positions.
         """
-        outputs: torch.Tensor = self.module(*self._format.tensors(batch, self.device))
+        tensors = self._format.tensors(batch, self.device)
+        self._check_size(*tensors[0].shape[-2:])
+        outputs: torch.Tensor = self.module(*tensors)
         return outputs[:, 0]
+
+    def _check_size(self, height: int, width: int) -> None:
+        """Raise ValueError when the backbone has no positions for latents of that size."""
+        if max(height, width) <= self._largest:
+            return
+        space = channels_and_factor(self.config.latent_space)
+        side = 0 if space is None else self._largest * space[1]
+        images = f" (images of {side} x {side} pixels)" if side else ""
+        raise ValueError(
+            f"{self.name} has positions for latents of at most {self._largest} x {self._largest}{images}, got "
+            f"latents of {width} x {height}; give it smaller ones"
+        )

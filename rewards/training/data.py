@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
 
 from flowrl.base.config_tree import ConfigError
@@ -17,6 +18,7 @@ from rewards.data.set_origin import check_choices, check_files
 from rewards.data.store import INFO, PreferenceStore, load_info
 from rewards.dit_reward.training import check_store, check_text_length
 from rewards.training.config import RewardTrainConfig
+from rewards.training.readable_sizes import ReadableSizes
 
 PARTS = ("train", "validation")
 
@@ -24,9 +26,10 @@ PARTS = ("train", "validation")
 def open_stores(config: RewardTrainConfig, *, resume: bool = False) -> tuple[PreferenceStore, PreferenceStore]:
     """The sets of `data.store`; one that is not whole is prepared first, unless several processes are at work.
 
-    A training that is resumed goes on with the sets that it began with, whatever became of their sources. Raises
-    ConfigError when there is nothing to prepare a set from, it was prepared otherwise or its sources have changed,
-    CheckpointError when files are torn or the model cannot read them.
+    A training that is resumed goes on with the sets that are there, whatever became of their sources; its checkpoint
+    knows whether they are those that it began with. Raises ConfigError when there is nothing to prepare a set from, it
+    was prepared otherwise, its sources have changed or its images are larger than the model reads, CheckpointError when
+    files are torn or of another model.
     """
     missing = [part for part in PARTS if not (Path(config.data.store) / part / INFO).is_file()]
     if missing and int(os.environ.get("WORLD_SIZE", "1")) > 1:
@@ -35,7 +38,7 @@ def open_stores(config: RewardTrainConfig, *, resume: bool = False) -> tuple[Pre
             "devices: flowrl reward prepare CONFIG"
         )
     if missing:
-        prepare_stores(config)
+        prepare_stores(config, names=missing if resume else PARTS)
     else:
         _check_sets(config)
     data = config.data
@@ -50,19 +53,24 @@ def open_stores(config: RewardTrainConfig, *, resume: bool = False) -> tuple[Pre
     return train, validation
 
 
-def prepare_stores(config: RewardTrainConfig, *, part: int = 0, num_parts: int = 1) -> bool:
-    """Make the sets of `data.store`, or a part of them; returns whether they are whole now.
+def prepare_stores(
+    config: RewardTrainConfig, *, names: Sequence[str] = PARTS, part: int = 0, num_parts: int = 1
+) -> bool:
+    """Make the sets of `data.store` that are named, or a part of each; returns whether they are whole now.
 
     Raises what `open_stores` raises; where one set is there and does not suit the model, before the other is made.
     """
     _check_sets(config)
     data = config.data
-    given = dict(zip(PARTS, (data.train, data.validation), strict=True))
+    given = {"train": data.train, "validation": data.validation}
+    given = {name: given[name] for name in names}
     for name, sources in given.items():
         if not sources and not (Path(data.store) / name / INFO).is_file():
             raise ConfigError(
                 f"data.store={data.store} has no whole {name} set, and data.{name} names nothing to prepare it from"
             )
+    if config.model.kind != "hpsv3" and any(not (Path(data.store) / name / INFO).is_file() for name in names):
+        _readable(config).check_buckets(_buckets(config))
     encoders = _encoders(config)
     whole = True
     for name, sources in given.items():
@@ -82,17 +90,21 @@ def prepare_stores(config: RewardTrainConfig, *, part: int = 0, num_parts: int =
 
 
 def _check_sets(config: RewardTrainConfig) -> None:
-    """Raise CheckpointError when a set that is there has other latents or text lengths than the backbone reads."""
+    """Raise CheckpointError when a set that is there has other latents or text lengths than the backbone reads, and
+    ConfigError when it has larger images.
+    """
     if config.model.kind == "hpsv3":
         return
     folder = folder_of(config.model.path, "sd35")
     SD3.check(folder)
     text_length = SD3.text_length(folder, config.data.max_sequence_length)
+    readable = _readable(config)
     for made in (Path(config.data.store) / part for part in PARTS):
         if (made / INFO).is_file():
             info = load_info(made)
             check_store(info, SD3.latent_space(folder), made)
             check_text_length(info, text_length, made)
+            readable.check_set(PreferenceStore(made))
 
 
 def _encoders(config: RewardTrainConfig) -> Encoders:
@@ -116,6 +128,10 @@ def _encoders(config: RewardTrainConfig) -> Encoders:
         cuts=text.cuts,
         dtype=dtype,
     )
+
+
+def _readable(config: RewardTrainConfig) -> ReadableSizes:
+    return ReadableSizes.of(config.model.path, folder_of(config.model.path, "sd35"))
 
 
 def _buckets(config: RewardTrainConfig) -> BucketPlan:

@@ -170,7 +170,8 @@ class RewardTrainer:
 
     def _save(self, step: int) -> None:
         settings, keep = fixed_settings(self.config), self.config.checkpoint.keep
-        save_state(self.checkpoints, step + 1, self.session, self.average, settings=settings, keep=keep)
+        stores = (self.train, self.validation)
+        save_state(self.checkpoints, step + 1, self.session, self.average, settings=settings, stores=stores, keep=keep)
 
     def _report(self, step: int, figures: dict[str, float], bar: tqdm) -> None:
         if self.log is not None:

@@ -29,6 +29,7 @@ from rewards.training.loop import RewardTrainer
 from rewards.training.models import make_trainable
 from rewards.training.scoring import Accuracy
 from rewards.training.session import Session, agree_on_folder, join_processes
+from rewards.training.state import check_sets
 from rewards.training.trainable import TrainableReward
 
 
@@ -43,6 +44,9 @@ def train_reward(config: RewardTrainConfig, *, resume: bool) -> Path | None:
     train, validation = open_stores(config, resume=resume)
     folder = claim(config, resume=resume) if processes.is_main_process else TrainingFolder(path=Path(config.run.dir))
     processes.wait_for_everyone()
+    start_from = _newest(folder.checkpoints) if resume else None
+    if start_from:
+        check_sets(start_from, (train, validation))
     trainable = make_trainable(config, [train, validation], folder.features)
     pairs = _training_pairs(config, train)
     batcher = ComparisonBatcher(
@@ -60,7 +64,6 @@ def train_reward(config: RewardTrainConfig, *, resume: bool) -> Path | None:
         for line in (*lines, *([f"{validation.folder}: {shared.words}"] if shared.words else [])):
             tqdm.write(line, file=sys.stderr)
     session = Session(trainable, config, batch_size=batcher.batch_size)
-    start_from = _newest(folder.checkpoints) if resume else None
     log = None
     if session.is_main:
         done = checkpoint.step_of(start_from) if start_from else 0

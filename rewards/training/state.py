@@ -1,23 +1,36 @@
-"""What a training needs to go on exactly: the weights that learn, the optimizer, the average, the step."""
+"""What a training needs to go on exactly: the weights that learn, the optimizer, the average, the step, the sets."""
 
 from __future__ import annotations
 
+import json
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 
 from flowrl.base import checkpoint
+from flowrl.base.config_tree import ConfigError
 from flowrl.base.errors import CheckpointError
+from flowrl.base.weight_files import read_json
+from rewards.data.store import PreferenceStore
 from rewards.training.average import MovingAverage
 from rewards.training.session import Session
 
 _STATE = "state.pt"
+_SETS = "sets.json"  # beside it, so that it is read before a model is loaded
 _SHARDED = "sharded"
 
 
 def save_state(
-    root: Path, step: int, session: Session, average: MovingAverage, *, settings: dict[str, str], keep: int
+    root: Path,
+    step: int,
+    session: Session,
+    average: MovingAverage,
+    *,
+    settings: dict[str, str],
+    stores: Sequence[PreferenceStore],
+    keep: int,
 ) -> None:
     """Write checkpoint `step`, whole or not at all; frozen weights are not in it. Every rank must call it."""
     if session.is_sharded:
@@ -38,11 +51,30 @@ def save_state(
                 "average": average.values,
             }
         torch.save(state, folder / _STATE)
+        digests = {store.folder.name: store.digest for store in stores}
+        (folder / _SETS).write_text(f"{json.dumps(digests, indent=1)}\n", encoding="utf-8")
 
     checkpoint.save(root, step, write, keep=keep)
     for old in (root.parent / _SHARDED).glob("step_*"):
         if not (root / old.name).is_dir():
             shutil.rmtree(old)
+
+
+def check_sets(folder: Path, stores: Sequence[PreferenceStore]) -> None:
+    """Raise ConfigError naming the set that is not the one that the training of a checkpoint began with.
+
+    A set that was made anew of the same sources passes. Raises CheckpointError when the checkpoint names no sets.
+    """
+    if not (folder / _SETS).is_file():
+        raise CheckpointError(f"{folder}: does not say which sets it was made on: it has no {_SETS}; train anew")
+    held = read_json(folder / _SETS)
+    for store in stores:
+        if held.get(store.folder.name) != store.digest:
+            raise ConfigError(
+                f"{store.folder}: is not the set that {folder} was made on: pairs, prompts or images differ. Put that "
+                f"set back; or put its sources back as they were and remove {store.folder}, so that it is made again; "
+                "or begin a new training, without --resume"
+            )
 
 
 def load_state(folder: Path, session: Session, average: MovingAverage, *, settings: dict[str, str]) -> int:

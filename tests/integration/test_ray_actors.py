@@ -49,7 +49,7 @@ def scores_of(runtime: Runtime, arguments: dict[str, Any], groups: list[Trajecto
 def test_more_gpus_than_there_are_is_an_error_at_once(ray: RayRuntime, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ray, "_gpus", 1.0)
     monkeypatch.setattr(ray, "_asked", 0.0)
-    with pytest.raises(ActorError, match=r"each actor takes a GPU, 64 with the 64 of scorer, but Ray has \d"):
+    with pytest.raises(ActorError, match=r"each actor takes a GPU, 64 with scorer, but Ray has \d"):
         ray.start("scorer", Unreliable, size=64, gang=False)
 
 

@@ -531,6 +531,7 @@ def test_data_that_cannot_be_used_is_one_clear_line(
     (tmp_path / "empty.jsonl").write_text("")
     source = [{"format": "jsonl", "path": str(tmp_path / "empty.jsonl")}]
     made = {"data__store": str(tmp_path / "made"), "data__train": source, "data__validation": source}
+    made["data__image_size"] = 64
     assert cli.main(trainer.words("b", **made)) == 2
     assert "empty.jsonl: no comparison is left of 0 rows" in one_line(capsys)
     assert cli.main(trainer.words("c", **made | {"data__validation": []})) == 2
@@ -647,6 +648,109 @@ def test_sources_that_changed_since_are_refused_but_by_what_had_begun(
     trainer.train("c", **changes | {"data__train": []})  # as the message says
     shutil.rmtree(tmp_path / "made" / "train")
     trainer.train("d", **changes)
+
+
+@pytest.mark.parametrize("part", ["train", "validation"])
+def test_a_training_goes_on_with_the_sets_it_began_with_alone(
+    trainer: Trainer, tmp_path: Path, capsys: pytest.CaptureFixture[str], part: str
+) -> None:
+    sources = {
+        "train": preference_files.write_jsonl(tmp_path / "data", num=8),
+        "validation": preference_files.write_jsonl(tmp_path / "held", num=4, seed=5),
+    }
+    folder = trainer.train(**small_sources(tmp_path, **sources) | {"optim__max_steps": 4, "checkpoint__every": 2})
+    trained, rows = files(folder), preference_files.read_rows(sources[part])
+    shutil.rmtree(folder / "checkpoints" / "step_000004")
+    flipped = rows[0] | {"preferred": rows[0]["rejected"], "rejected": rows[0]["preferred"]}
+    preference_files.write_json(sources[part], [flipped, *rows[1:]])
+    shutil.rmtree(tmp_path / "made" / part)
+    resume = ["reward", "train", "--resume", str(folder)]
+    assert cli.main(resume) == 2
+    said = one_line(capsys)
+    assert f"made/{part}: is not the set that {folder}/checkpoints/step_000002 was made on: pairs, prompts or" in said
+    assert files(folder) == trained
+
+    # As the message says: from the sources as they were it is the same set.
+    preference_files.write_json(sources[part], rows)
+    shutil.rmtree(tmp_path / "made" / part)
+    assert cli.main(resume) == 0
+    assert files(folder) == trained
+
+
+def test_a_set_that_is_gone_is_made_again_beside_one_whose_sources_changed(trainer: Trainer, tmp_path: Path) -> None:
+    train = preference_files.write_jsonl(tmp_path / "data", num=8)
+    held_out = preference_files.write_jsonl(tmp_path / "held", num=4, seed=5)
+    folder = trainer.train(**small_sources(tmp_path, train=train, validation=held_out))
+    trained = files(folder)
+    preference_files.write_json(train, preference_files.read_rows(train)[1:])
+    shutil.rmtree(tmp_path / "made" / "validation")
+    shutil.rmtree(folder / "reward")
+    assert cli.main(["reward", "train", "--resume", str(folder)]) == 0
+    assert files(folder) == trained
+
+
+def test_a_checkpoint_that_names_no_sets_is_refused(trainer: Trainer, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = trainer.train(checkpoint__every=4)
+    saved = folder / "checkpoints" / "step_000004"
+    (saved / "sets.json").unlink()
+    manifest = json.loads((saved / "MANIFEST.json").read_text())
+    del manifest["files"]["sets.json"]
+    (saved / "MANIFEST.json").write_text(json.dumps(manifest))
+    assert cli.main(["reward", "train", "--resume", str(folder)]) == 2
+    assert "step_000004: does not say which sets it was made on: it has no sets.json; train anew" in one_line(capsys)
+
+
+@pytest.mark.parametrize(
+    ("sizes", "message"),
+    [
+        (
+            {"data__image_size": 512, "data__bucket_step": 64},
+            "data.image_size=512 with data.max_aspect=2 makes images of 704 pixels on a side, but {path} reads at most "
+            "64; set data.image_size=64",
+        ),
+        (
+            {"data__image_size": 64, "data__bucket_step": 16},
+            "data.image_size=64 with data.max_aspect=2 makes images of 80 pixels on a side, but {path} reads at most "
+            "64; set data.image_size=48 or data.max_aspect=1",
+        ),
+        (
+            {"data__image_size": 512, "data__bucket_step": 128},
+            "data.image_size=512 with data.max_aspect=2 makes images of 640 pixels on a side, but {path} reads at most "
+            "64; set data.bucket_step and data.image_size to 64 or less",
+        ),
+    ],
+)
+@pytest.mark.parametrize("command", ["train", "prepare"])
+def test_images_that_the_backbone_cannot_read_are_refused_before_any_is_encoded(
+    trainer: Trainer,
+    tmp_path: Path,
+    sd3_folder: Path,
+    capsys: pytest.CaptureFixture[str],
+    command: str,
+    sizes: dict[str, int],
+    message: str,
+) -> None:
+    data = preference_files.write_jsonl(tmp_path / "data", num=4)
+    changes = small_sources(tmp_path, train=data, validation=data) | sizes
+    assert cli.main(["reward", command, *trainer.words("run", **changes)[2:]]) == 2
+    assert one_line(capsys).endswith(message.format(path=sd3_folder))
+    assert not (tmp_path / "made").exists()
+
+
+def test_a_set_of_images_that_the_backbone_cannot_read_is_refused_before_it_is_loaded(
+    trainer: Trainer,
+    tmp_path: Path,
+    sd3_folder: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr(tiny_store, "SHAPES", ((16, 4, 4), (16, 4, 10)))
+    store = tiny_store.write_sets(tmp_path / "sets", sd3_folder)
+    assert cli.main(trainer.words("run", data__store=str(store))) == 2
+    assert (
+        f"sets/train: holds images of 80 pixels on a side, but {sd3_folder} reads at most 64; prepare another set"
+    ) in one_line(capsys)
+    assert not (tmp_path / "run").exists()
 
 
 def test_rates_that_are_too_high_end_with_advice_that_works(

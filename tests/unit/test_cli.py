@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 import time
@@ -113,6 +114,27 @@ def test_every_verb_explains_itself_with_an_example(verb: str, capsys: pytest.Ca
     assert f"example:\n  flowrl {verb}" in text
     cli.main(["--help"])
     assert f"  {verb}  " in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("verb", "entries"),
+    [
+        ("train", ["rewards.train.0.weight=2"]),
+        ("plan", ["rewards.train.0.weight=2"]),
+        ("reward train", ["data.train.0.weight=2"]),
+        ("reward prepare", ["data.train.0.weight=2"]),
+        ("reward eval", ["benchmarks.0.max_comparisons=500"]),
+        ("reward probe", []),
+    ],
+)
+def test_help_names_an_entry_of_a_list_that_the_config_has(
+    verb: str, entries: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit):
+        cli.main([*verb.split(), "--help"])
+    said = " ".join(capsys.readouterr().out.split())
+    assert re.findall(r"such as (\w[\w.]*\.0\.\w+=\w+)", said) == entries
+    assert ("of a list an entry by its number, from 0, such as" in said) == bool(entries)
 
 
 def test_version(capsys: pytest.CaptureFixture[str]) -> None:

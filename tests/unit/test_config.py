@@ -171,6 +171,13 @@ def test_unknown_keys_in_a_file_name_the_file(tmp_path: Path) -> None:
             "rewards.watch.0.name=oracle",
             "rewards.watch[0]: a list has entries by number, here none, it is empty; to add one, give rewards.watch",
         ),
+        (
+            "rewards.train.-1.weight=2",
+            "rewards.train[-1]: the entries of a list count from 0, here 0 to 0; to add one, give rewards.train whole",
+        ),
+        ("rewards.train[-1].weight=2", "rewards.train[-1]: the entries of a list count from 0, here 0 to 0;"),
+        ("rewards.watch.-1.name=oracle", "rewards.watch[-1]: the entries of a list count from 0, here none, it is"),
+        ("run.-seed=2", "unknown key 'run.-seed'; did you mean 'run.seed'?"),
         ("rewards.train.weight=2", "rewards.train[weight]: a list has entries by number, here 0 to 0;"),
         ("rewards.train[x]=2", "override 'rewards.train[x]=2' must read key=value, for example run.steps=20"),
         ("rewards.train=[3]", "rewards.train[0] must hold keys, such as name, weight, options, ..., got 3"),

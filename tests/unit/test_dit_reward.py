@@ -395,6 +395,12 @@ def test_input_that_does_not_fit_is_refused(folder: Path) -> None:
         reward(RewardInput(prompts=("p",), seeds=torch.tensor([1]), pixels=torch.zeros(1, 3, 8, 8)))
     with pytest.raises(ValueError, match=r"dtype must be one of .*, got 'int8'"):
         DiTReward(str(folder), dtype="int8")
+    side = 2 * tiny_transformer().config.pos_embed_max_size
+    assert reward(batch_of(torch.zeros(3, 4, side, side), embeds, pooled)).shape == (3,)
+    with pytest.raises(
+        ValueError, match=rf"^dit_reward has positions for latents of at most {side} x {side}, got latents of 8 x "
+    ):
+        reward(batch_of(torch.zeros(3, 4, side + 2, 8), embeds, pooled))
 
 
 @pytest.mark.parametrize(

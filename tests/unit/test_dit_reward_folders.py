@@ -187,6 +187,7 @@ def test_encoders_of_another_latent_space_are_refused(policy: Path, tmp_path: Pa
     [
         ({"bucket_step": 24}, "bucket_step must be a multiple of 16, the pixels of one token, got 24"),
         ({"image_size": 8}, "image_size, unless 0, must be at least 16"),
+        ({"image_size": 24}, "image_size, unless 0, must be at least bucket_step = 64, the shortest side"),
         ({"max_aspect": 0.5}, "max_aspect must be at least 1, got 0.5"),
     ],
 )

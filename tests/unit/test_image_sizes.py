@@ -9,7 +9,7 @@ from flowrl.core.buckets import BucketPlan
 from flowrl.models.image_sizes import ImageChoice, deviations, in_words, latent_deviations, shared_buckets
 from flowrl.types import TrainedOn
 
-KEYS = "--image-size, --bucket-step and --max-aspect"
+KEYS = ("--image-size", "--bucket-step", "--max-aspect")
 
 
 def trained(image_size: int, step: int = 64, aspect: float = 2.0) -> TrainedOn:

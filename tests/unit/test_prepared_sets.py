@@ -646,6 +646,28 @@ def test_settings_without_buckets_are_named(tmp_path: Path, buckets: dict[str, f
         prepared_buckets(tmp_path)
 
 
+def test_a_set_made_anew_has_another_digest_only_where_its_sources_changed(tmp_path: Path, small_shards: None) -> None:
+    source = jsonl(tmp_path / "data", num=8)
+    path = Path(source.path)
+    rows = files.read_rows(path)
+
+    def digest_of(name: str) -> str:
+        assert fill(tmp_path / name, [source])
+        return PreferenceStore(tmp_path / name).digest
+
+    first = digest_of("first")
+    assert digest_of("again") == first
+    flipped = rows[0] | {"preferred": rows[0]["rejected"], "rejected": rows[0]["preferred"]}
+    files.write_json(path, [flipped, *rows[1:]])
+    assert digest_of("label") != first
+    files.write_json(path, [rows[0] | {"prompt": "another"}, rows[1] | {"prompt": "another"}, *rows[2:]])
+    assert digest_of("prompt") != first
+    files.write_json(path, rows)
+    image = path.parent / rows[0]["preferred"]
+    files.picture(seed=99).save(image)
+    assert digest_of("image") != first
+
+
 def test_a_set_that_was_prepared_anew_has_another_stamp(tmp_path: Path) -> None:
     source = jsonl(tmp_path / "data", num=4)
     assert fill(tmp_path / "set", [source])

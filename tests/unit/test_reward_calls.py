@@ -44,7 +44,7 @@ def test_a_refusal_names_the_reward_and_keeps_its_own_words() -> None:
 class Failing(Brightness):
     """Raises what it is given."""
 
-    def __init__(self, error: Exception) -> None:
+    def __init__(self, error: BaseException) -> None:
         super().__init__()
         self.error = error
 
@@ -62,9 +62,12 @@ class Failing(Brightness):
             "out of memory with 2 samples in one call; lower its option batch_size, which is 2: CUDA out of memory. "
             "Tried to allocate 2.00 GiB.",
         ),
+        (MemoryError(), "out of memory with 2 samples in one call; lower its option batch_size, which is 2"),
+        (AssertionError(), "AssertionError"),
+        (SystemExit(0), "SystemExit: 0"),
     ],
 )
-def test_a_failure_is_one_line_with_the_reward_its_class_and_its_batch(error: Exception, says: str) -> None:
+def test_a_failure_is_one_line_with_the_reward_its_class_and_its_batch(error: BaseException, says: str) -> None:
     three = batch(3)
     with pytest.raises(RewardCallError) as caught:
         score_in_parts(Failing(error), 3, three.take)
@@ -91,6 +94,19 @@ def test_scores_that_are_no_tensor_are_named_by_their_type() -> None:
     one = batch(1)
     with pytest.raises(RewardCallError, match=r"must return one score per sample, \[1\], got list$"):
         score_in_parts(Listing(), 1, one.take)
+
+
+@pytest.mark.parametrize("dtype", [torch.complex64, torch.int64, torch.bool])
+def test_scores_that_are_no_real_floating_point_numbers_are_refused(dtype: torch.dtype) -> None:
+    class Odd(Brightness):
+        def __call__(self, batch: RewardInput) -> torch.Tensor:
+            return super().__call__(batch).to(dtype)
+
+    one = batch(1)
+    with pytest.raises(
+        RewardCallError, match=rf"must return floating-point numbers, got {dtype}; end with .float\(\)$"
+    ):
+        score_in_parts(Odd(), 1, one.take)
 
 
 def test_the_shapes_of_a_batch_are_those_of_what_it_holds() -> None:

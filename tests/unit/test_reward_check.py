@@ -122,6 +122,16 @@ class Constant(Sound):
         return 0 * super().score(batch, pixels)
 
 
+class Lost(Sound):
+    def score(self, batch: RewardInput, pixels: torch.Tensor) -> torch.Tensor:
+        return float("nan") * super().score(batch, pixels)
+
+
+class Imaginary(Sound):
+    def score(self, batch: RewardInput, pixels: torch.Tensor) -> torch.Tensor:
+        return 1j * super().score(batch, pixels)
+
+
 FAULTS: dict[type[Sound], dict[str, str]] = {
     Sound: {},
     Scalar: {"shape": "[], must be [4]"},
@@ -135,6 +145,8 @@ FAULTS: dict[type[Sound], dict[str, str]] = {
     Sorted: {"order": "scores differ by ", "batch split": "scores differ by "},
     Relative: {"batch split": "scores differ by "},
     Constant: {"tells apart": "4 samples, distinct scores: 1"},
+    Lost: {"finite": "0 of 4 scores", "tells apart": "4 samples, distinct scores: 0"},
+    Imaginary: {"shape": "TypeError: scores must be real floating-point numbers, got torch.complex64"},
     Careless: {"other input": "a batch with latents: AttributeError; raise a ValueError that says what is missing"},
     Indifferent: {"other input": "a batch with latents gets scores; raise a ValueError"},
 }
@@ -146,7 +158,7 @@ def test_each_check_finds_its_fault_and_no_other(kind: type[Sound], faults: dict
     assert {name for name, one in findings.items() if one.verdict == "FAIL"} == faults.keys()
     for name, says in faults.items():
         assert findings[name].found.startswith(says)
-    assert list(findings) == (["shape"] if kind is Scalar else [*CONTRACT, *MEASUREMENTS])
+    assert list(findings) == (["shape"] if "shape" in faults else [*CONTRACT, *MEASUREMENTS])
 
 
 def test_what_cannot_be_failed_is_measured() -> None:
@@ -165,13 +177,15 @@ class Raises(Sound):
     def score(self, batch: RewardInput, pixels: torch.Tensor) -> torch.Tensor:
         raise self.error
 
-    error: Exception = RuntimeError("a\ndefect")
+    error: BaseException = RuntimeError("a\ndefect")
 
 
 def test_an_error_is_a_finding_and_only_a_defect_has_a_traceback(caplog: pytest.LogCaptureFixture) -> None:
     trial = Trial(reward=Raises(), batch=pixel_batch())
     assert [(name, one.found) for name, one in run_contract(trial)] == [("shape", "RuntimeError: a defect")]
     assert "raise self.error" in caplog.text
+    Raises.error = SystemExit(0)
+    assert [one.found for _, one in run_contract(trial)] == ["SystemExit: 0"]
     caplog.clear()
     Raises.error = ValueError("not my world")
     assert [one.found for _, one in run_contract(trial)] == ["refuses its batch: not my world"]
@@ -296,6 +310,11 @@ def test_a_failed_check_is_exit_code_1(
             f"--text 5x6x7: must be the shape of the texts that the reward reads: reward 'narrow' ({__name__}:Narrow) "
             "fails on a batch of latents [4, 16, 8, 8], embeds [4, 5, 6], pooled [4, 7]: RuntimeError: mat1 and mat2",
         ),
+        (["check", "dit_reward", "device=gpu"], "rewards: device of 'dit_reward' must be auto, cpu or cuda, got 'gpu'"),
+        (["check", "dit_reward", "device=cuda:3"], "rewards: device of 'dit_reward' must be auto, cpu or cuda, got"),
+        (["check", "dit_reward", "path=3"], "rewards: path of 'dit_reward' must be a text, got 3; put it in quotes"),
+        (["check", "dit_reward", "path="], "rewards: path of 'dit_reward' must be a text, got None; put it in quotes"),
+        (["check", "dit_reward", "path=''"], "rewards: path of 'dit_reward' must not be empty; name a checkpoint, or"),
         (["check", "dit_reward", "path=nowhere"], "nowhere: no such folder; give a dit_reward checkpoint folder"),
         (
             ["check", "hpsv3", "--image-size", "65"],

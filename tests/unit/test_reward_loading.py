@@ -5,8 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+import torch
 
-from flowrl.base.errors import CheckpointError
+from flowrl.base.errors import CheckpointError, UserError
 from flowrl.config import ConfigError, RewardSpec
 from flowrl.reward_loading import LatentSource, check_rewards, make_reward, preflight
 from flowrl.types import TrainedOn
@@ -122,6 +123,46 @@ def test_an_option_that_a_reward_refuses_is_one_line_wherever_it_is_found() -> N
         make_reward(RewardSpec(name=name, options={"error": "not so"}))
     with pytest.raises(CheckpointError, match=r"^weights: torn$"):
         make_reward(RewardSpec(name=name, options={"error": "weights: torn"}))
+
+
+class Faulty(LatentNorm):
+    """Fails to be made, in the way that its option says."""
+
+    def __init__(self, device: str = "cpu", kind: str = "") -> None:
+        super().__init__(device=device)
+        self.device = device
+        known = {"key": KeyError("colour"), "type": TypeError(), "file": FileNotFoundError(2, "No such file", "a.txt")}
+        if error := (known | {"exit": SystemExit(0)}).get(kind):
+            raise error
+
+
+@pytest.mark.parametrize(
+    ("kind", "says"),
+    [
+        ("key", "KeyError: 'colour'"),
+        ("type", "TypeError"),
+        ("file", r"FileNotFoundError: \[Errno 2\] No such file: 'a.txt'"),
+        ("exit", "SystemExit: 0"),
+    ],
+)
+def test_whatever_a_constructor_raises_is_one_line_that_names_the_reward(kind: str, says: str) -> None:
+    name = NAME.replace("Trained", "Faulty")
+    with pytest.raises(
+        ConfigError, match=rf"^rewards: reward '{name}' cannot be made with the options .*'{kind}'.: {says}$"
+    ):
+        make_reward(RewardSpec(name=name, options={"kind": kind}))
+
+
+def test_a_device_option_is_one_of_those_of_the_commands(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    name = NAME.replace("Trained", "Faulty")
+    assert vars(make_reward(RewardSpec(name=name, options={"device": "auto"})))["device"] == "cpu"
+    for odd in ("gpu", "cuda:3", 0):
+        spec = RewardSpec(name=name, options={"device": odd})
+        with pytest.raises(UserError, match=rf"^rewards: device of '{name}' must be auto, cpu or cuda, got {odd!r}$"):
+            preflight(spec)
+    with pytest.raises(UserError, match=rf"^rewards: device of '{name}' is cuda, but torch .* finds no GPU"):
+        make_reward(RewardSpec(name=name, options={"device": "cuda"}))
 
 
 @pytest.mark.parametrize(

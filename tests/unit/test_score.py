@@ -6,6 +6,7 @@ import csv
 import io
 import json
 import shutil
+import signal
 from pathlib import Path
 
 import numpy as np
@@ -207,7 +208,7 @@ def test_a_reward_that_refuses_one_sample_scores_the_others(capsys: pytest.Captu
 
 
 class EndsAt(Brightness):
-    """Scores two images in a call, and ends at the call `at`: by a failure of its own, or as by Ctrl-C."""
+    """Scores two images in a call, and ends at the call `at`: by a failure of its own, by Ctrl-C or by SIGTERM."""
 
     def __init__(self, device: str = "cpu", at: int = 3, by: str = "failure") -> None:
         super().__init__()
@@ -215,21 +216,40 @@ class EndsAt(Brightness):
 
     def __call__(self, batch: RewardInput) -> torch.Tensor:
         self.left -= 1
+        if not self.left and self.by == "signal":
+            signal.raise_signal(signal.SIGTERM)
         if not self.left:
-            raise KeyboardInterrupt if self.by == "user" else RuntimeError("the judge has left the room")
+            raise {"user": KeyboardInterrupt(), "exit": SystemExit(0)}.get(self.by, RuntimeError("no judge"))
         return super().__call__(batch)
 
 
-@pytest.mark.parametrize(("by", "code"), [("failure", 2), ("user", 130)])
-def test_what_was_scored_before_an_end_is_written(by: str, code: int, capsys: pytest.CaptureFixture[str]) -> None:
+ENDS = {
+    "failure": (2, "flowrl: error: reward 'brightness' "),
+    "exit": (2, "flowrl: error: reward 'brightness' "),
+    "user": (130, "flowrl: interrupted"),
+    "signal": (143, "flowrl: stopped by SIGTERM"),
+}
+
+
+@pytest.mark.parametrize("by", ENDS)
+def test_what_was_scored_before_an_end_is_written_beside_the_table(by: str, capsys: pytest.CaptureFixture[str]) -> None:
+    code, last = ENDS[by]
     sizes = [(8, 8), (32, 32), (8, 8), (8, 8), (32, 32)]  # in the order of scoring: 0, 2; 3; 1, 4
     images = [save_image(f"{index}.png", index, *size) for index, size in enumerate(sizes)]
-    rows = scored(".", "--reward", f"bright={__name__}:EndsAt by={by}", "--prompt", "x", code=code)
+    words = ["score", ".", "--prompt", "x", "--device", "cpu", "--out", "out.csv", "--sheet", "sheet.png"]
+    Path("out.csv").write_text("an older table")
+    assert cli.main([*words, "--reward", f"bright={__name__}:EndsAt by={by}"]) == code
+    assert Path("out.csv").read_text() == "an older table"
+    assert not Path("sheet.png").exists()
+    rows = list(csv.DictReader(io.StringIO(Path("out.partial.csv").read_text(encoding="utf-8"))))
     assert [row["file"] for row in rows] == ["0.png", "2.png", "3.png"]
     assert [float(row["bright"]) for row in rows] == pytest.approx([images[i].mean().item() for i in (0, 2, 3)])
     said = capsys.readouterr().err.splitlines()
-    assert said[-2] == "flowrl score: stopped; out.csv holds 3 of 5 samples"
-    assert said[-1].startswith("flowrl: error: reward 'brightness'" if by == "failure" else "flowrl: interrupted")
+    assert said[-2] == (
+        "flowrl score: stopped; out.partial.csv holds 3 of 5 samples; out.csv is left as it was; "
+        "no contact sheet is made"
+    )
+    assert said[-1].startswith(last)
 
 
 def test_an_end_before_anything_was_scored_leaves_an_older_table(capsys: pytest.CaptureFixture[str]) -> None:
@@ -346,6 +366,32 @@ def test_a_reward_that_gets_latents_of_other_sizes_than_its_training_is_named(
     sized_reward(folder, sd3_folder, image_size=32, bucket_step=16, max_aspect=1)
     assert len(scored(*words)) == 2
     assert "trained on" not in capsys.readouterr().err
+
+
+def test_a_size_below_the_step_of_the_rewards_training_is_said_in_flags(
+    sd3_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = sized_reward(tmp_path / "reward", sd3_folder, image_size=64, bucket_step=64, max_aspect=1)
+    save_image("a.png")
+    words = ["score", "a.png", "--prompt", "x", "--model", str(sd3_folder), "--max-sequence-length", "14"]
+    assert cli.main([*words, "--reward", f"dit_reward path={folder}", "--image-size", "24"]) == 2
+    assert capsys.readouterr().err == (
+        "flowrl: error: --image-size must be at least --bucket-step = 64, the shortest side of a bucket, got 24\n"
+    )
+
+
+def test_latents_larger_than_a_rewards_positions_are_refused_in_its_own_words(
+    sd3_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tiny.write_reward(tmp_path / "reward", sd3_folder)
+    save_file({"latents": torch.zeros(1, 16, 16, 8)}, "a.safetensors", {"prompts": '["x"]'})
+    words = ["--model", str(sd3_folder), "--max-sequence-length", "14", "--reward", f"dit_reward path={folder}"]
+    [row] = scored("--latents", "a.safetensors", *words, code=1)
+    assert row["dit_reward"] == ""
+    assert (
+        "has positions for latents of at most 8 x 8 (images of 64 x 64 pixels), got latents of 8 x 16; "
+        "give it smaller ones"
+    ) in capsys.readouterr().err
 
 
 def test_rewards_that_were_trained_on_other_sizes_need_a_choice(

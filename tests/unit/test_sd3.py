@@ -287,3 +287,54 @@ def test_a_text_encoder_that_the_pipeline_lists_must_be_there(sd3_folder: Path, 
     index = folder / "model_index.json"
     index.write_text(json.dumps({**json.loads(index.read_text()), "text_encoder_3": [None, None]}))
     SD3.check(folder)
+
+
+def _list_as_null(folder: Path, *parts: str) -> None:
+    """As diffusers saves a pipeline that lacks these parts."""
+    index = folder / "model_index.json"
+    index.write_text(json.dumps({**json.loads(index.read_text()), **{part: [None, None] for part in parts}}))
+    for part in parts:
+        shutil.rmtree(folder / part)
+
+
+def test_without_t5_its_tokens_are_the_zeros_of_the_pipeline(sd3_folder: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(sd3_folder, tmp_path / "copy")
+    _list_as_null(folder, "text_encoder_3", "tokenizer_3")
+    SD3.check(folder)
+    [condition] = tiny.conditions(folder, TEXT)
+    [whole] = tiny.conditions(sd3_folder, TEXT)
+    pipeline = StableDiffusion3Pipeline.from_pretrained(folder, text_encoder_3=None, tokenizer_3=None)
+    with torch.no_grad():
+        embeds, _, pooled, _ = pipeline.encode_prompt(
+            TEXT, None, None, do_classifier_free_guidance=False, max_sequence_length=14
+        )
+    assert torch.equal(condition.embeds, embeds)
+    assert torch.equal(condition.pooled, pooled)
+    assert torch.equal(condition.embeds[:, :-14], whole.embeds[:, :-14])
+    assert not condition.embeds[:, -14:].any()
+    assert whole.embeds[:, -14:].any()
+
+
+def test_without_t5_a_text_is_cut_where_clip_ends(sd3_folder: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(sd3_folder, tmp_path / "copy")
+    _list_as_null(folder, "text_encoder_3", "tokenizer_3")
+    encoder = SD3.load_encoder(folder, max_sequence_length=14, dtype=torch.float32, device="cpu")
+    assert [encoder.cuts(text) for text in ("", " ".join([TEXT] * 40))] == [False, True]
+
+
+@pytest.mark.parametrize(
+    ("parts", "says"),
+    [
+        (["text_encoder"], "text_encoder"),
+        (["text_encoder_2", "tokenizer_2"], "text_encoder_2, tokenizer_2"),
+        (["tokenizer"], "tokenizer"),
+        (["tokenizer_3"], "tokenizer_3"),
+    ],
+)
+def test_a_folder_without_a_clip_or_a_tokenizer_is_refused(
+    sd3_folder: Path, tmp_path: Path, parts: list[str], says: str
+) -> None:
+    folder = shutil.copytree(sd3_folder, tmp_path / "copy")
+    _list_as_null(folder, *parts)
+    with pytest.raises(CheckpointError, match=rf"copy/model_index\.json: lists no {says}; texts need both CLIPs with"):
+        SD3.check(folder)

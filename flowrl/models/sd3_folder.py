@@ -1,0 +1,65 @@
+"""What a Stable Diffusion 3 folder must hold, as diffusers saves it, found out before anything is loaded."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+
+from flowrl.base.errors import CheckpointError
+from flowrl.base.weight_files import check_model_folder, read_json
+
+_WEIGHTS = {
+    "transformer": "diffusion_pytorch_model",
+    "vae": "diffusion_pytorch_model",
+    "text_encoder": "model",
+    "text_encoder_2": "model",
+    "text_encoder_3": "model",
+}
+_BPE = (("tokenizer.json",), ("vocab.json", "merges.txt"))
+TOKENIZERS = {"tokenizer": _BPE, "tokenizer_2": _BPE, "tokenizer_3": (("tokenizer.json",), ("spiece.model",))}
+_REQUIRED = ("model_index.json", "transformer/config.json", "vae/config.json", "scheduler/scheduler_config.json")
+
+
+def check_folder(path: Path) -> None:
+    """Raise CheckpointError, which names the file, unless `path` looks like a Stable Diffusion 3 folder as diffusers
+    saves it: all files whole, of which none is loaded.
+    """
+    for name in _REQUIRED:
+        if not (path / name).is_file():
+            raise CheckpointError(
+                f"{path} is not a Stable Diffusion 3 folder: {name} is missing; give the folder that "
+                "diffusers' save_pretrained wrote or that was downloaded whole"
+            )
+    for file in sorted(path.rglob("*.json")):
+        read_json(file)
+    _check_text_parts(path)
+    for part in listed_parts(path, (*_WEIGHTS, *TOKENIZERS)):
+        if part in _WEIGHTS:
+            check_model_folder(path / part, _WEIGHTS[part])
+        else:
+            _check_tokenizer(path / part, TOKENIZERS[part])
+
+
+def listed_parts(path: Path, parts: Iterable[str]) -> list[str]:
+    """Those of the parts that the pipeline has: it may be saved without T5."""
+    listed = read_json(path / "model_index.json")
+    return [part for part in parts if (listed.get(part) or [None])[0] is not None]
+
+
+def _check_text_parts(path: Path) -> None:
+    """Raise CheckpointError unless the pipeline has both CLIPs, and a tokenizer for each text encoder."""
+    needed = ["text_encoder", "tokenizer", "text_encoder_2", "tokenizer_2"]
+    if listed_parts(path, ["text_encoder_3"]):
+        needed.append("tokenizer_3")
+    if lacking := sorted(set(needed) - set(listed_parts(path, needed))):
+        raise CheckpointError(
+            f"{path / 'model_index.json'}: lists no {', '.join(lacking)}; texts need both CLIPs with their tokenizers, "
+            "T5 alone can be left out; export or download the folder with them"
+        )
+
+
+def _check_tokenizer(folder: Path, vocabularies: tuple[tuple[str, ...], ...]) -> None:
+    """Raise CheckpointError unless one of the sets of files is there: without them a library may make an empty one."""
+    if not any(all((folder / name).is_file() for name in names) for names in vocabularies):
+        wanted = ", or ".join(" with ".join(names) for names in vocabularies)
+        raise CheckpointError(f"{folder}: the vocabulary is missing: it must hold {wanted}; copy the folder again")
