@@ -53,8 +53,8 @@ def main() -> None:
     for label, one in policy.items():
         parts = " / ".join(f"{100 * one[f'policy/{part}']:.0f}" for part in PARTS)
         lines.append(f"| {label} | {percent(one)} | {parts} | {percent(rollout[label])} | {percent(edited[label])} |")
-    pairs = PreferenceStore(RUNS / "pocket-preferences" / "train").pairs
-    counts = [len(share_of(pairs, share)) for share in SHARES]
+    train = PreferenceStore(RUNS / "pocket-preferences" / "train")
+    counts = [len(share_of(train.pairs, train.prompt, share)) for share in SHARES]
     arms = list(dict.fromkeys(label.rpartition(", ")[0] for label in growth["policy samples"]))
     heads = " | ".join(f"{100 * share:.0f} % ({count:,} pairs)" for share, count in zip(SHARES, counts, strict=True))
     lines += ["", f"| policy samples | {heads} |", "|---|---|---|---|"]

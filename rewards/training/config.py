@@ -57,7 +57,7 @@ class DataSection:
     store: str = ""  # folder of the prepared set; made from the sources where it is not there
     train: list[DataSource] = field(default_factory=list)
     validation: list[DataSource] = field(default_factory=list)
-    share: float = 1.0  # train on a random part of the comparisons, for curves of accuracy against data
+    share: float = 1.0  # train on the pairs of a random part of the prompts, for curves of accuracy against data
     image_size: int = 512  # images are brought to about this number of pixels squared, in buckets of aspect ratio
     bucket_step: int = 64  # pixels, by which the sides of the buckets differ
     max_aspect: float = 2.0

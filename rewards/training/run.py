@@ -17,6 +17,7 @@ from flowrl.base.config_file import dump_config
 from flowrl.base.config_tree import ConfigError
 from flowrl.base.dtypes import torch_dtype
 from flowrl.base.file_mode import apply_umask_below
+from flowrl.core.seeds import generator
 from rewards.data.overlap import Overlap, overlap
 from rewards.data.pairs import PairTable
 from rewards.data.store import PreferenceStore
@@ -150,11 +151,11 @@ def _card(notes: str, reached: Accuracy, shared: Overlap) -> str:
 
 
 def _training_pairs(config: RewardTrainConfig, store: PreferenceStore) -> PairTable:
-    """The pairs to train on: a share of the comparisons, with or without ties."""
+    """The pairs to train on: those of a share of the prompts, with or without ties."""
     pairs = store.pairs
     if config.loss.ties == "drop":
         pairs = pairs.select(~pairs.tie)
-    pairs = share_of(pairs, config.data.share)
+    pairs = share_of(pairs, store.prompt, config.data.share)
     if len(pairs) == 0:
         raise ConfigError(
             f"{store.folder}: holds no pair to train on with loss.ties={config.loss.ties} and "
@@ -187,13 +188,17 @@ def idle_sources(store: PreferenceStore, used: PairTable, what: str) -> list[str
     return lines
 
 
-def share_of(pairs: PairTable, share: float) -> PairTable:
-    """The pairs of a random share of the comparisons; a smaller share is part of a larger one."""
+def share_of(pairs: PairTable, prompt: torch.Tensor, share: float) -> PairTable:
+    """The pairs of a random share of the prompts, the same for all seeds; a smaller share is part of a larger one.
+
+    `prompt` [N] int64 is the prompt of each sample of the set.
+    """
     if share == 1:
         return pairs
-    comparisons = torch.unique(pairs.comparison)
-    order = torch.randperm(len(comparisons), generator=torch.Generator().manual_seed(0))  # the same for all seeds
-    return pairs.select(torch.isin(pairs.comparison, comparisons[order[: max(1, round(share * len(comparisons)))]]))
+    under = prompt[pairs.winner]
+    prompts = torch.unique(under)
+    order = torch.randperm(len(prompts), generator=generator("share"))
+    return pairs.select(torch.isin(under, prompts[order[: max(1, round(share * len(prompts)))]]))
 
 
 def _weight(config: RewardTrainConfig, source: str) -> float:
