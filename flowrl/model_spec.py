@@ -1,4 +1,4 @@
-"""Which model is loaded, where from and onto what: by the actors of a run, and to score files."""
+"""Which model the actors of a run load, where from and onto what."""
 
 from __future__ import annotations
 

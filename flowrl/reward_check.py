@@ -234,10 +234,8 @@ def run_contract(trial: Trial) -> Iterator[tuple[str, Finding]]:
     for name, check in (CONTRACT | MEASUREMENTS).items():
         try:
             finding = check(trial)
-        except (
-            Exception,
-            SystemExit,
-        ) as error:  # whatever it is, the author wants to read it beside the other findings
+        # Whatever it is, the author wants to read it beside the other findings.
+        except (Exception, SystemExit) as error:
             if not isinstance(error, UserError | ValueError):
                 _logger.exception("check %r of reward %r", name, trial.reward.name)
             finding = _judge(False, reason(error))

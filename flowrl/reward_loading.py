@@ -44,19 +44,21 @@ class LatentSource:
         )
 
 
-def check_rewards(specs: Sequence[RewardSpec], source: LatentSource, device: str) -> dict[str, TrainedOn]:
+def check_rewards(specs: Sequence[RewardSpec], sources: Sequence[LatentSource], device: str) -> dict[str, TrainedOn]:
     """What the latent rewards among these were trained on, by what metrics call them, as far as they say it.
 
-    Raises ConfigError, or what the reward's own preflight raises, when one cannot be made or cannot read what the
-    source gives. A reward without a preflight is found wanting only when it is made.
+    Raises ConfigError, or what the reward's own preflight raises, when one cannot be made or cannot read what one of
+    the sources gives. A reward without a preflight is found wanting only when it is made.
     """
     found = {}
     for spec in specs:
         trained = preflight(spec, device)
-        if trained is not None:
+        if trained is None:
+            continue
+        for source in sources:
             check_latent_space(spec.name, trained.latent_space, source)
             _check_text_length(spec.name, trained.text_length, source)
-            found[spec.metric_name] = trained
+        found[spec.metric_name] = trained
     return found
 
 
@@ -85,13 +87,13 @@ def preflight(spec: RewardSpec, device: str = "cpu") -> TrainedOn | None:
 
 
 def make_reward(spec: RewardSpec, device: str = "cpu") -> Reward:
-    """Make one reward for no policy in particular, after its preflight; raises what that raises, and ConfigError when
-    its options do not fit.
+    """Make one reward for no policy in particular; raises ConfigError when its options do not fit.
+
+    Its preflight is left to the caller, who has most often run it before.
     """
     factory, bound = _bind(spec, device)
     if bound.arguments.get("device") == "cuda":
         pick_device("cuda", key=_device_key(spec))
-    preflight(spec, device)
     with _named(spec):
         reward: Reward = factory(*bound.args, **bound.kwargs)
     return reward

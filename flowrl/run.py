@@ -77,7 +77,7 @@ def _run(config: RunConfig, *, resume: bool, adapter: Path | None) -> int:
     source = LatentSource.of_policy(
         model.family, model.path, model.section.max_sequence_length, key="model.max_sequence_length"
     )
-    trained = check_rewards([*config.rewards.train, *config.rewards.watch], source, model.device)
+    trained = check_rewards([*config.rewards.train, *config.rewards.watch], [source], model.device)
     notes = latent_deviations([(config.model.image_size,) * 2], trained)
     folder = claim(config, resume=resume)
     try:

@@ -50,9 +50,7 @@ def evaluation_parts(config: EvaluationConfig) -> EvaluationParts:
     encoders = _encoders(config.encoders, device) if config.encoders.path and _reads_images(config) else None
     sources = tuple(dict.fromkeys(_sources(config, encoders)))
     specs = [RewardSpec(name=entry.name, label=entry.title, options=entry.options) for entry in config.rewards]
-    trained: dict[str, TrainedOn] = {}
-    for source in sources:
-        trained |= check_rewards(specs, source, device)  # each time the same
+    trained = check_rewards(specs, sources, device)
     if encoders is None:
         return EvaluationParts(sources=sources, inputs=None, remarks=(), device=device)
     inputs, remarks = _inputs(config.encoders, encoders, trained)

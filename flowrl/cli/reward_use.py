@@ -54,11 +54,13 @@ def _check_arguments(parser: argparse.ArgumentParser) -> None:
 
 def _check(args: argparse.Namespace) -> int:
     from flowrl.reward_check import Trial, members, run_contract
-    from flowrl.reward_loading import make_reward
+    from flowrl.reward_loading import make_reward, preflight
 
     _check_image_size(args.image_size, _kind(args.name))
+    spec = _spec(args)
     began = time.perf_counter()
-    reward = make_reward(_spec(args))
+    preflight(spec)
+    reward = make_reward(spec)
     print(f"reward {args.name}, ready in {time.perf_counter() - began:.1f} s")
     found = members(reward)
     print(f"{found.verdict:<6}{'members':<13}{found.found}", flush=True)

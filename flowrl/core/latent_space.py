@@ -14,11 +14,16 @@ def latent_space_name(*, channels: int, factor: int, scaling: float, shift: floa
     return f"vae{channels}x{factor}-scale{scaling:g}-shift{shift:g}"
 
 
+def factor_of(vae: Mapping[str, Any]) -> int:
+    """The pixels along one side of a latent of a VAE, from its config as diffusers saves it."""
+    return int(2 ** (len(vae["block_out_channels"]) - 1))
+
+
 def latent_space_of(vae: Mapping[str, Any]) -> str:
     """The name of the space of a VAE, from its config as diffusers saves it; raises KeyError where that lacks a key."""
     return latent_space_name(
         channels=int(vae["latent_channels"]),
-        factor=2 ** (len(vae["block_out_channels"]) - 1),
+        factor=factor_of(vae),
         scaling=float(vae["scaling_factor"]),
         shift=float(vae["shift_factor"]),
     )

@@ -19,7 +19,7 @@ from transformers import CLIPTextModelWithProjection, T5EncoderModel
 
 from flowrl.base.errors import CheckpointError
 from flowrl.base.weight_files import read_json
-from flowrl.core.latent_space import latent_space_of
+from flowrl.core.latent_space import factor_of, latent_space_of
 from flowrl.core.schedule import flow_match_sigmas
 from flowrl.models import lora
 from flowrl.models.load_part import load_part
@@ -219,7 +219,7 @@ class SD3:
                 "schedules have a fixed shift; is this another model's folder?"
             )
         vae = AutoencoderKL.load_config(path / "vae")
-        factor = 2 ** (len(vae["block_out_channels"]) - 1)
+        factor = factor_of(vae)
         transformer = load_part(SD3Transformer2DModel, path / "transformer", dtype).to(device).eval()
         step = factor * transformer.config.patch_size
         largest = transformer.config.pos_embed_max_size * step
@@ -261,6 +261,6 @@ class SD3:
     def load_image_encoder(path: Path, *, device: str) -> SD3ImageEncoder:
         """The VAE, in float32 as for decoding."""
         vae = load_part(AutoencoderKL, path / "vae", torch.float32)
-        factor = 2 ** (len(vae.config.block_out_channels) - 1)
+        factor = factor_of(vae.config)
         patch = SD3Transformer2DModel.load_config(path / "transformer")["patch_size"]
         return SD3ImageEncoder(vae.to(device).eval(), factor * patch)

@@ -13,6 +13,7 @@ from safetensors import safe_open
 from flowrl.base.embedded import folder_of
 from flowrl.base.errors import CheckpointError
 from flowrl.base.weight_files import read_json
+from flowrl.models.sd3 import SD3
 from flowrl.models.sd35_published import CLIP_TOKENS, PUBLISHED
 
 
@@ -39,7 +40,7 @@ def model_sizes(path: str) -> ModelSizes:
         return ModelSizes(
             transformer=read_json(folder / "transformer" / "config.json"),
             vae=read_json(folder / "vae" / "config.json"),
-            clip_tokens=int(read_json(folder / "text_encoder" / "config.json")["max_position_embeddings"]),
+            clip_tokens=SD3.text_length(folder, 0),
             text_encoder_parameters=sum(_num_parameters(file) for file in folder.glob("text_encoder*/*.safetensors")),
         )
     names = {repository.rpartition("/")[2]: published for repository, published in PUBLISHED.items()}

@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 
 from flowrl.base.dtypes import torch_dtype
 from flowrl.config import RewardSpec, RunConfig
+from flowrl.core.latent_space import factor_of
 from flowrl.plan.gpus import Gpu
 from flowrl.plan.image_cost import DecodeCost, decode_cost
 from flowrl.plan.model_sizes import ModelSizes, model_sizes
@@ -111,7 +112,7 @@ def run_plan(config: RunConfig) -> RunPlan:
 
 
 def _geometry(config: RunConfig, model: ModelSizes, samples: int) -> Geometry:
-    side = config.model.image_size // 2 ** (len(model.vae["block_out_channels"]) - 1)
+    side = config.model.image_size // factor_of(model.vae)
     return Geometry(
         latent_shape=(int(model.vae["latent_channels"]), side, side),
         text_length=model.clip_tokens + config.model.max_sequence_length,

@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 
 from flowrl.types import RewardInput
+from rewards.batch_inputs import pixels_of
 
 
 class Sharpness:
@@ -23,10 +24,9 @@ class Sharpness:
 
     def __call__(self, batch: RewardInput) -> torch.Tensor:
         """Scores [B] float32 of pixels [B, 3, H, W]; raises ValueError when the batch has none."""
-        if batch.pixels is None:
-            raise ValueError("sharpness scores images: the batch must hold pixels")
-        if min(batch.pixels.shape[2:]) < 4:
-            return torch.full((len(batch.pixels),), float("nan"))  # too small to have a focus
-        grey = batch.pixels.to(self.device).float().mean(1, keepdim=True)
+        pixels = pixels_of(batch, self.name, self.device)
+        if min(pixels.shape[2:]) < 4:
+            return torch.full((len(pixels),), float("nan"))  # too small to have a focus
+        grey = pixels.mean(1, keepdim=True)
         kernel = grey.new_tensor([[0.0, 1.0, 0.0], [1.0, -4.0, 1.0], [0.0, 1.0, 0.0]])[None, None]
         return F.conv2d(grey, kernel).var((1, 2, 3)).clamp_min(1e-12).log()

@@ -81,7 +81,7 @@ def score_files(order: Order) -> int:
     source = LatentSource.of_policy(
         encoders.family, encoders.path, encoders.max_sequence_length, key="--max-sequence-length"
     )
-    trained = check_rewards(specs, source, device)
+    trained = check_rewards(specs, [source], device)
     buckets = _buckets(order.images, trained) if order.kind == "pixel" else None
     samples = _samples(order, space)
     if order.kind == "latent":

@@ -53,9 +53,7 @@ class Encoders:
     image: Callable[[torch.Tensor], torch.Tensor] | None  # pixels [B, 3, H, W] in [0, 1] to latents [B, C, h, w]
     text: Callable[[str], TextCondition] | None
     dtype: torch.dtype
-    cuts: Callable[[str], bool] | None = (
-        None  # whether a prompt is too long for `text`; None: not known, none is counted
-    )
+    cuts: Callable[[str], bool] | None = None  # whether a prompt is too long for `text`; None counts none
 
     @cached_property
     def text_length(self) -> int:

@@ -45,8 +45,8 @@ def run(
     `make` loads a reward by name and options, and `target` says which class a name stands for, "module:Class"; `inputs`
     are the encoders for latent rewards, and `remarks` what the page must say of them. Scores that an earlier run left
     in `config.out` are not made again, but for those of a reward behind a server; that there are such is said on
-    stderr. Raises UserError when data or a
-    reward cannot be used, ConfigError when another process writes to `config.out`.
+    stderr. Raises UserError when data or a reward cannot be used, ConfigError when another process writes to
+    `config.out`.
     """
     out = Path(config.out)
     make_writable(out, "out")

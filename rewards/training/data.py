@@ -37,13 +37,14 @@ def open_stores(config: RewardTrainConfig, *, resume: bool = False) -> tuple[Pre
             f"data.store={config.data.store} has no whole {missing[0]} set; prepare it before training on several "
             "devices: flowrl reward prepare CONFIG"
         )
-    if missing:
-        prepare_stores(config, names=missing if resume else PARTS)
+    prepared = list(PARTS) if missing and not resume else missing
+    if prepared:
+        prepare_stores(config, names=prepared)
     else:
         _check_sets(config)
     data = config.data
     for part, sources in zip(PARTS, (data.train, data.validation), strict=True):
-        if sources:
+        if sources and part not in prepared:  # preparing has checked the others
             check_choices(Path(data.store) / part, sources, _buckets(config), torch_dtype(data.dtype))
             if not resume:
                 check_files(Path(data.store) / part, sources)

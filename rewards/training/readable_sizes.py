@@ -10,6 +10,7 @@ import torch
 from flowrl.base.config_tree import ConfigError
 from flowrl.base.weight_files import read_json
 from flowrl.core.buckets import BucketPlan
+from flowrl.core.latent_space import factor_of
 from rewards.data.store import PreferenceStore
 from rewards.files import sd3_settings
 
@@ -32,11 +33,10 @@ class ReadableSizes:
         """Those of the model in `folder`, from its configs alone; raises CheckpointError when it is another model's."""
         transformer = sd3_settings(folder / "transformer")
         positions = transformer.get("pos_embed_max_size", _DEFAULT_POSITIONS)
-        vae = read_json(folder / "vae" / "config.json")
         return cls(
             path=path,
             latents=int(positions) * int(transformer.get("patch_size", _DEFAULT_PATCH)),
-            factor=2 ** (len(vae["block_out_channels"]) - 1),
+            factor=factor_of(read_json(folder / "vae" / "config.json")),
         )
 
     @property

@@ -90,7 +90,7 @@ def test_latents_of_another_space_are_refused_before_it_is_made(latent: Made) ->
     space = latent.trial.reward.latent_space
     says = f"{latent.spec.name!r} reads latents of {space}, but the policy makes latents of vae4"
     with pytest.raises(ConfigError, match=says):
-        check_rewards([latent.spec], LatentSource(latent_space="vae4"), "cpu")
+        check_rewards([latent.spec], [LatentSource(latent_space="vae4")], "cpu")
 
 
 def test_scores_of_latents_have_a_gradient_that_is_finite_and_not_zero(latent: Made) -> None:

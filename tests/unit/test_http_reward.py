@@ -261,9 +261,9 @@ def test_a_served_reward_is_held_to_its_training_as_if_it_were_here() -> None:
     with served(LatentNorm(), trained_on=trained) as server:
         spec = RewardSpec(name="http", options={"url": server.url})
         assert preflight(spec) == trained
-        assert check_rewards([spec], replace(source, text_length=28), "cpu") == {"http": trained}
+        assert check_rewards([spec], [replace(source, text_length=28)], "cpu") == {"http": trained}
         with pytest.raises(ConfigError, match=r"'http' was trained on texts of 28 tokens, but gets 33 .*tokens to 14"):
-            check_rewards([spec], source, "cpu")
+            check_rewards([spec], [source], "cpu")
 
 
 def halves(batch: RewardInput, reward: Reward) -> list[RewardInput]:

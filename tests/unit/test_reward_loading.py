@@ -77,20 +77,20 @@ def source(text_length: int, max_sequence_length: int = 0, folder: str = "") -> 
 )
 def test_another_text_length_is_refused_with_what_to_do(given: LatentSource, says: str) -> None:
     with pytest.raises(ConfigError, match=rf"^rewards: '{NAME}' was trained on texts of 28 tokens, {says}"):
-        check_rewards([RewardSpec(name=NAME)], given, "cpu")
+        check_rewards([RewardSpec(name=NAME)], [given], "cpu")
 
 
 @pytest.mark.parametrize(("tokens", "given"), [(28, 28), (0, 33), (28, 0)])
 def test_what_is_equal_or_not_known_passes_and_is_told_by_label(tokens: int, given: int) -> None:
     specs = [RewardSpec(name=NAME, label="mine", options={"tokens": tokens}), RewardSpec(name="oracle")]
     expected = {"mine": TrainedOn(latent_space="vae4x8", text_length=tokens)}
-    assert check_rewards(specs, source(given), "cpu") == expected
+    assert check_rewards(specs, [source(given)], "cpu") == expected
 
 
 def test_a_preflight_that_returns_something_else_is_named() -> None:
     name = NAME.replace("Trained", "Outdated")
     with pytest.raises(ConfigError, match=rf"preflight of '{name}' must return a flowrl.types.TrainedOn, .* 'vae4x8'"):
-        check_rewards([RewardSpec(name=name)], source(28), "cpu")
+        check_rewards([RewardSpec(name=name)], [source(28)], "cpu")
 
 
 def test_a_preflight_gets_what_the_constructor_would_get_defaults_included() -> None:
@@ -108,10 +108,10 @@ class Unmakeable(Trained):
         raise AssertionError("made before its preflight")
 
 
-def test_a_reward_is_made_after_its_preflight() -> None:
+def test_rewards_are_checked_without_being_made() -> None:
     name = NAME.replace("Trained", "Unmakeable")
     with pytest.raises(ConfigError, match=r"tokens must be at least 0, got -1$"):
-        make_reward(RewardSpec(name=name, options={"tokens": -1}))
+        check_rewards([RewardSpec(name=name, options={"tokens": -1})], [source(28)], "cpu")
 
 
 def test_an_option_that_a_reward_refuses_is_one_line_wherever_it_is_found() -> None:
@@ -195,4 +195,4 @@ def test_what_means_the_same_in_all_rewards_is_held_to_it_before_anything_is_loa
 )
 def test_latents_that_a_reward_cannot_read_or_that_there_are_none_of_are_named(given: LatentSource, says: str) -> None:
     with pytest.raises(ConfigError, match=rf"^rewards: '{NAME}' reads latents of vae4x8, but {says}"):
-        check_rewards([RewardSpec(name=NAME)], given, "cpu")
+        check_rewards([RewardSpec(name=NAME)], [given], "cpu")
