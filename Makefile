@@ -10,17 +10,24 @@ CONSTRAINTS ?= constraints.txt
 PROFILE ?= pocket
 RUN ?=
 ARGS ?=
+WHEELS ?=
+WHEELS_PYTHON ?= 3.12
 
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.setup.stamp
 TRAIN = $(BIN)/flowrl train configs/$(PROFILE)/$(1).yaml $(if $(RUN),run.name=$(RUN)) $(ARGS)
+GPU_PACKAGES := $(CURDIR)/build/gpu-packages
+GPU_STAMP := $(GPU_PACKAGES)/.stamp
+# With WHEELS a machine's own Python and torch, and beside them what the folder holds; no network, and no environment.
+GPU_READY = $(if $(WHEELS),$(GPU_STAMP),$(STAMP))
+GPU_PYTHON = $(if $(WHEELS),PYTHONPATH="$(GPU_PACKAGES)" $(firstword $(PYTHON)),$(BIN)/python)
 IS_NEW_ENOUGH := -c 'import sys; sys.exit(sys.version_info < (3, 11))'
 
 .PHONY: help setup rl-ditreward rl-hpsv3 compare report tensorboard pocket reward-table
-.PHONY: test test-all test-gpu lint format check-configs clean distclean
+.PHONY: test test-all test-gpu bench-gpu bench-gpu-wheels lint format check-configs clean distclean
 
 help: ## List the targets
-	@awk -F ':.*## ' '/^[a-z][a-z0-9-]*:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' Makefile
+	@awk -F ':.*## ' '/^[a-z][a-z0-9-]*:.*## / { printf "  make %-16s %s\n", $$1, $$2 }' Makefile
 	@printf '%s\n' \
 		'' \
 		'Variables, with an example:' \
@@ -29,6 +36,7 @@ help: ## List the targets
 		'  ARGS="run.steps=5"       further arguments for the command behind the target' \
 		'  VENV=.venv               the virtual environment; made if it is not there' \
 		'  PYTHON=python3.12        what to make it with' \
+		'  WHEELS=folder            wheels for a GPU machine without network, beside its own torch' \
 		'  CONSTRAINTS=             install by the ranges of pyproject.toml, and keep your own torch' \
 		'' \
 		'On Linux without a GPU this fetches a torch of 0.2 GB in place of 3 GB, the first time:' \
@@ -87,8 +95,27 @@ test: $(STAMP) ## Run the tests: CPU, no network, under five minutes on two core
 test-all: $(STAMP) ## Run the slow tests as well
 	$(BIN)/python -m pytest -m "not gpu" $(ARGS)
 
-test-gpu: $(STAMP) ## Run the tests that need a CUDA device
-	$(BIN)/python -m pytest -m gpu $(ARGS)
+test-gpu: $(GPU_READY) ## Run the tests that need a CUDA device
+	$(GPU_PYTHON) -m pytest -m gpu $(ARGS)
+
+bench-gpu: $(GPU_READY) ## Measure SD3.5-Large on one GPU, with random weights, in under ten minutes
+	$(GPU_PYTHON) -m experiments.benchmarks.gpu $(ARGS)
+
+bench-gpu-wheels: $(STAMP) ## Fill the folder WHEELS for bench-gpu and test-gpu on a machine without network
+	@test -n "$(WHEELS)" || { echo "error: say which folder: make $@ WHEELS=wheels" >&2; exit 1; }
+	$(BIN)/python -m pip download --no-deps --only-binary=:all: --dest "$(WHEELS)" \
+		--implementation cp --python-version $(WHEELS_PYTHON) \
+		--platform manylinux_2_28_x86_64 --platform manylinux_2_17_x86_64 --platform manylinux2014_x86_64 \
+		$(if $(CONSTRAINTS),--constraint $(CONSTRAINTS)) --requirement experiments/benchmarks/gpu/wheels.txt
+	DS_BUILD_OPS=0 $(BIN)/python -m pip wheel --no-deps --no-build-isolation --wheel-dir "$(WHEELS)" \
+		$(if $(CONSTRAINTS),--constraint $(CONSTRAINTS)) deepspeed
+
+$(GPU_STAMP): $(wildcard $(WHEELS)/*.whl)
+	@test -n "$^" || { echo "error: no wheels in WHEELS=$(WHEELS); make bench-gpu-wheels fills it" >&2; exit 1; }
+	rm -rf "$(GPU_PACKAGES)"
+	$(firstword $(PYTHON)) -m pip install --quiet --disable-pip-version-check --no-index --no-deps \
+		--target "$(GPU_PACKAGES)" $^
+	@touch $@
 
 lint: $(STAMP) check-configs ## Check style, types, layers, spelling, shell scripts and configs
 	$(BIN)/ruff check .

@@ -6,7 +6,8 @@ import re
 from collections.abc import Callable
 
 from flowrl import registry
-from flowrl.base.config_tree import ConfigError
+from flowrl.base.attention_names import ATTENTION_BACKENDS
+from flowrl.base.config_tree import ConfigError, did_you_mean
 from flowrl.config_sections import RunConfig
 
 Rule = Callable[[RunConfig], None]
@@ -50,10 +51,11 @@ def counts_are_positive(config: RunConfig) -> None:
         "rollout.group_size": 2,
         "rollout.num_steps": 2,
         "rollout.samples_per_forward": 0,
-        "placement.num_rollouts": 1,
+        "placement.num_rollouts": 0,
         "placement.num_scorers": 1,
         "placement.num_learners": 1,
         "placement.threads": 1,
+        "data.encode_ahead": 0,
         "optim.ema_every": 1,
         "eval.every": 0,
         "eval.num_prompts": 1,
@@ -122,6 +124,13 @@ def plugins_are_known(config: RunConfig) -> None:
     for part, specs in {"train": config.rewards.train, "watch": config.rewards.watch}.items():
         for index, spec in enumerate(specs):
             registry.find("reward", spec.name, key=f"rewards.{part}[{index}].name")
+
+
+@rule
+def attention_is_known(config: RunConfig) -> None:
+    """Backends go by the names that diffusers gives them; whether one can be used here is seen when a run starts."""
+    name = config.model.attention
+    _require(name in ATTENTION_BACKENDS, f"model.attention: unknown {name!r}; {did_you_mean(name, ATTENTION_BACKENDS)}")
 
 
 @rule
@@ -212,6 +221,64 @@ def trained_steps_fit(config: RunConfig) -> None:
     """The algorithm's window must lie within the sampler steps."""
     problem = config.algorithm.problem(config.rollout.num_steps)
     _require(problem is None, f"algorithm.{problem}")
+
+
+@rule
+def learners_that_share_weights_only_train(config: RunConfig) -> None:
+    """Each forward pass of a model that is cut over the learners takes all of them, but they sample apart."""
+    mode, strategy = config.placement.mode, config.placement.learner_strategy
+    _require(
+        strategy == "ddp" or mode != "local",
+        f"placement.learner_strategy must be ddp with placement.mode local, which has one learner, got {strategy}",
+    )
+    _require(
+        strategy in ("ddp", "zero2") or mode == "split",
+        f"placement.learner_strategy {strategy} cuts the model over the learners, so that none can sample alone: it "
+        f"needs placement.mode split, got {mode}; use split, or ddp or zero2",
+    )
+
+
+@rule
+def rounded_weights_are_whole(config: RunConfig) -> None:
+    """A base of 8 or 4 bits is small enough for each device, and its scales are not cut."""
+    quantisation, strategy = config.model.quantisation, config.placement.learner_strategy
+    _require(
+        quantisation == "none" or strategy in ("ddp", "zero2"),
+        f"model.quantisation {quantisation} needs placement.learner_strategy ddp or zero2, which leave the model whole "
+        f"on each learner, got {strategy}",
+    )
+
+
+@rule
+def somebody_samples(config: RunConfig) -> None:
+    """Without rollouts the learners sample, which they do in these modes alone."""
+    placement = config.placement
+    _require(
+        placement.num_rollouts > 0 or placement.mode != "split",
+        "placement.num_rollouts must be at least 1 with placement.mode split, got 0; with fused or colocated the "
+        "learners can sample",
+    )
+
+
+@rule
+def only_shared_devices_are_left(config: RunConfig) -> None:
+    """Weights that leave a device that no other role uses make room for nobody."""
+    placement = config.placement
+    _require(
+        not placement.offload or placement.mode in ("local", "colocated"),
+        f"placement.offload needs placement.mode colocated, where roles share devices, or local, got {placement.mode}",
+    )
+
+
+@rule
+def conditions_made_ahead_are_kept(config: RunConfig) -> None:
+    """What is encoded before it is needed has to be somewhere until then."""
+    data = config.data
+    _require(
+        not data.encode_ahead or bool(data.condition_cache),
+        f"data.encode_ahead = {data.encode_ahead} needs a folder in data.condition_cache, such as "
+        "data.condition_cache=data/conditions",
+    )
 
 
 @rule

@@ -10,6 +10,8 @@ from omegaconf import MISSING
 from flowrl.algorithms.configs import FlowGRPOConfig
 from flowrl.base.embedded import POCKET
 
+LearnerStrategy = Literal["ddp", "fsdp2", "zero2", "zero3"]
+
 
 @dataclass
 class RunSection:
@@ -34,6 +36,9 @@ class ModelSection:
     # Keep one activation per block in the update and compute the others again: a seventeenth of the memory of
     # SD3.5-Large for a third more computing, and the same numbers.
     gradient_checkpointing: bool = False
+    # The frozen weights of the blocks in 8 bits, or in 4 (NormalFloat), for small GPUs; the adapter stays float32.
+    quantisation: Literal["none", "int8", "int4"] = "none"
+    attention: str = "native"  # a backend of diffusers by its name, such as flash or flex; native is torch's choice
     lora_rank: int = 32
     lora_alpha: int = 64
     lora_targets: list[str] = field(
@@ -56,6 +61,9 @@ class DataSection:
 
     train_prompts: str = POCKET
     eval_prompts: str = POCKET
+    condition_cache: str = ""  # a folder where text conditions are kept for this run and others; empty: nowhere
+    # Load the text encoders only to encode the prompts of so many steps at once, then free them; 0: they stay loaded.
+    encode_ahead: int = 0
 
 
 @dataclass
@@ -117,15 +125,27 @@ class OptimSection:
 class PlacementSection:
     """Which processes there are and where they run."""
 
-    mode: Literal["local", "split", "fused"] = "split"
-    num_rollouts: int = 2
+    # "local": all in one process. "split": each actor on a device of its own. "fused": so too, and the learners also
+    # sample. "colocated": the roles share the devices.
+    mode: Literal["local", "split", "fused", "colocated"] = "split"
+    num_rollouts: int = 2  # with colocated, 0: the learners also sample, on one copy of the base model
     num_scorers: int = 2
     num_learners: int = 2
+    # What is cut over the learners: ddp nothing, zero2 gradients and moments, fsdp2 frozen weights, zero3 everything
+    # (but from forward to backward pass all weights are there, unless model.gradient_checkpointing).
+    learner_strategy: LearnerStrategy = "ddp"
     shard_scorer: bool = True  # ZeRO-3 over the scorers; false = replicas
     device: Literal["cpu", "cuda"] = "cpu"
     threads: int = 1  # torch threads of each actor; results on the CPU are bit-equal only at the same number
     ray_address: str = "local"  # "local" starts Ray for this run; host:port joins a cluster
+    # The roles have the devices in turn: frozen weights are in the host's memory while their role has nothing to do.
+    offload: bool = False
     timeout_s: float = 300.0  # of one call to an actor
+
+    @property
+    def learners_sample(self) -> bool:
+        """Whether the learners do the rollouts as well, each on its one copy of the base model."""
+        return self.mode in ("local", "fused") or (self.mode == "colocated" and self.num_rollouts == 0)
 
 
 @dataclass

@@ -50,3 +50,8 @@ class PromptOrder:
         order = torch.randperm(len(self._prompts), generator=generator).tolist()
         chosen = order[place * self._per_step : (place + 1) * self._per_step]
         return [self._prompts[i] for i in chosen]
+
+    def texts_ahead(self, step: int, block: int) -> list[str]:
+        """The texts of all steps after `step` in its block, when steps are counted off in blocks of this size."""
+        last = step + (-step) % block if block else step
+        return [prompt.text for later in range(step + 1, last + 1) for prompt in self.take(later)]

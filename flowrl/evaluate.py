@@ -16,6 +16,7 @@ from flowrl.config import EvalSection
 from flowrl.samples import write_sheet
 from flowrl.types import Metric, Prompt, RolloutRequest, SamplingPlan, Scores, StepKind
 
+_TOGETHER = 128  # groups on their way at a time, so that their latents and conditions fit in memory
 _EVALUATION = -1  # stands where the step stands in the seeds of training samples
 
 
@@ -76,12 +77,14 @@ class Evaluator:
             )
             for prompt in self._prompts
         ]
-        shown = section.grid_prompts
+        shown, texts = section.grid_prompts, [prompt.text for prompt in self._prompts]
         scores: list[Scores] = []
         if shown:
-            scores += actors.sample_and_score(requests[:shown], num_images=section.samples_per_prompt).scores
-        if len(requests) > shown:
-            scores += actors.sample_and_score(requests[shown:], num_images=0).scores
+            images = section.samples_per_prompt
+            scores += actors.sample_and_score(requests[:shown], texts=texts, num_images=images).scores
+        for start in range(shown, len(requests), _TOGETHER):
+            some = requests[start : start + _TOGETHER]
+            scores += actors.sample_and_score(some, texts=texts, num_images=0).scores
         return Evaluation(prompts=self._prompts, scores=scores)
 
     def gains(self, result: Evaluation, folder: Path, step: int) -> list[Metric]:

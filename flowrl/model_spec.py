@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 
 from flowrl.base.dtypes import torch_dtype
+from flowrl.base.errors import CheckpointError
 from flowrl.config import ModelSection
 from flowrl.protocols import Policy, PolicyFamily
 from flowrl.registry import resolve
@@ -40,6 +41,17 @@ class ModelSpec:
         """The name of the space of the policy's latents."""
         return self.family.latent_space(self.path)
 
+    def check(self) -> None:
+        """Raise UserError, before anything starts, when the model cannot be loaded as the section says."""
+        try:
+            self.family.check(self.path)
+        except ValueError as error:
+            raise CheckpointError(f"model.path: {error}") from error
+        section = self.section
+        self.family.check_options(
+            quantisation=section.quantisation, attention=section.attention, dtype=self.dtype, device=self.device
+        )
+
     def prepare_process(self) -> None:
         """Settings of the whole process that results depend on."""
         torch.set_num_threads(self.threads)
@@ -47,7 +59,14 @@ class ModelSpec:
     def load_policy(self) -> Policy:
         """The policy with a fresh adapter, equal on every actor of the run."""
         section = self.section
-        policy = self.family.load_policy(self.path, image_size=section.image_size, dtype=self.dtype, device=self.device)
+        policy = self.family.load_policy(
+            self.path,
+            image_size=section.image_size,
+            dtype=self.dtype,
+            device=self.device,
+            quantisation=section.quantisation,
+            attention=section.attention,
+        )
         policy.attach_adapter(
             rank=section.lora_rank, alpha=section.lora_alpha, targets=section.lora_targets, seed=self.seed
         )

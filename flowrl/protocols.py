@@ -12,6 +12,7 @@ import torch
 from flowrl.types import (
     LossOutput,
     PolicyWeights,
+    Quantisation,
     RewardInput,
     RolloutRequest,
     SamplingPlan,
@@ -117,8 +118,25 @@ class PolicyFamily(Protocol):
         """The tokens of a text condition by the folder's text encoders at this `max_sequence_length`."""
         ...
 
-    def load_policy(self, path: Path, *, image_size: int, dtype: torch.dtype, device: str) -> Policy:
-        """The velocity model, frozen parts and all, without an adapter."""
+    def text_encoders(self, path: Path) -> str:
+        """A digest of what makes text conditions in the folder: weights and tokenizers."""
+        ...
+
+    def check_options(self, *, quantisation: Quantisation, attention: str, dtype: torch.dtype, device: str) -> None:
+        """Raise an error that says what is missing here of what `load_policy` needs; touches no GPU."""
+        ...
+
+    def load_policy(
+        self,
+        path: Path,
+        *,
+        image_size: int,
+        dtype: torch.dtype,
+        device: str,
+        quantisation: Quantisation,
+        attention: str,
+    ) -> Policy:
+        """The velocity model, frozen parts and all, without an adapter; `attention` is a backend of diffusers."""
         ...
 
     def load_encoder(self, path: Path, *, max_sequence_length: int, dtype: torch.dtype, device: str) -> PromptEncoder:
@@ -159,6 +177,22 @@ class ShardableReward(Reward, Protocol):
 
 
 @runtime_checkable
+class StreamedReward(ShardableReward, Protocol):
+    """A ShardableReward whose weights go to a gang tensor by tensor, so that no process ever holds all of them.
+
+    Its constructor takes `empty`, a bool, beside its options. With it no weights are read: `module` is built on the
+    meta device (but for buffers that no file holds), and gets what `read_weights` gives on the first rank alone.
+    """
+
+    def read_weights(self) -> Iterator[tuple[str, torch.Tensor]]:
+        """The tensors of the empty module's state dict by name on the CPU, in the dtype that it has in the end, each
+        read when it is asked for, and copied before the next is. Raises ValueError, naming the file, when they are not
+        all there.
+        """
+        ...
+
+
+@runtime_checkable
 class CheckableReward(Protocol):
     """The class of a reward that can tell from its files alone whether it can be made; asked before anything starts.
 
@@ -186,6 +220,26 @@ class Algorithm(Protocol):
 
     def loss(self, policy: Policy, batch: TrainBatch, samples: slice, step_index: int) -> LossOutput:
         """The loss of some samples of one group at one trained sampler step."""
+        ...
+
+
+class Encoder(Protocol):
+    """Turns prompts into text conditions."""
+
+    def prepare(self, texts: list[str]) -> int:
+        """Make ready for these texts to be asked for; returns how many had to be encoded."""
+        ...
+
+    def encode(self, text: str) -> TextCondition:
+        """The condition of one text."""
+        ...
+
+
+class Movable(Protocol):
+    """An actor whose frozen weights can leave its device while it has nothing to do."""
+
+    def move_frozen(self, on_device: bool) -> None:
+        """Have them on the device, or else in the host's memory; what is trained stays on the device."""
         ...
 
 
@@ -229,7 +283,7 @@ class Learner(Protocol):
         ...
 
     def save(self, folder: str) -> None:
-        """Write all that a resumed run needs."""
+        """Write all that a resumed run needs; asked of every rank, and the first writes."""
         ...
 
     def load(self, folder: str) -> None:
@@ -237,7 +291,7 @@ class Learner(Protocol):
         ...
 
     def export(self, folder: str) -> None:
-        """Write the adapter as the family's own pipeline loads it."""
+        """Write the adapter as the family's own pipeline loads it; asked of every rank, and the first writes."""
         ...
 
     def load_adapter(self, folder: str) -> None:

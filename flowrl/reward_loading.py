@@ -86,12 +86,15 @@ def preflight(spec: RewardSpec, device: str = "cpu") -> TrainedOn | None:
     return trained
 
 
-def make_reward(spec: RewardSpec, device: str = "cpu") -> Reward:
+def make_reward(spec: RewardSpec, device: str = "cpu", *, empty: bool = False) -> Reward:
     """Make one reward for no policy in particular; raises ConfigError when its options do not fit.
 
-    Its preflight is left to the caller, who has most often run it before.
+    With `empty` a `flowrl.protocols.StreamedReward` is made without its weights; others have no such choice. Its
+    preflight is left to the caller, who has most often run it before.
     """
     factory, bound = _bind(spec, device)
+    if empty and _can_be_empty(factory):
+        bound.arguments["empty"] = True
     if bound.arguments.get("device") == "cuda":
         pick_device("cuda", key=_device_key(spec))
     with _named(spec):
@@ -99,9 +102,10 @@ def make_reward(spec: RewardSpec, device: str = "cpu") -> Reward:
     return reward
 
 
-def load_reward(spec: RewardSpec, policy_space: str, device: str) -> Reward:
-    """Make one reward; raises ConfigError when its options do not fit, or when it reads other latents."""
-    reward = make_reward(spec, device)
+def load_reward(spec: RewardSpec, policy_space: str, device: str, *, empty: bool = False) -> Reward:
+    """Make one reward, as `make_reward` does; raises ConfigError when its options do not fit, or when it reads other
+    latents."""
+    reward = make_reward(spec, device, empty=empty)
     check_made(spec.name, reward, LatentSource(latent_space=policy_space))
     return reward
 
@@ -148,6 +152,8 @@ def _bind(spec: RewardSpec, device: str) -> tuple[Any, inspect.BoundArguments]:
     Raises ConfigError when they do not fit, or when one that means the same in all rewards has no value of its kind.
     """
     factory, options = resolve("reward", spec.name)
+    if "empty" in spec.options and _can_be_empty(factory):
+        raise ConfigError(f"rewards: {spec.name!r} takes no option empty; its scorers decide how it gets its weights")
     given = {"device": device, **options, **spec.options}
     try:
         bound = inspect.signature(factory).bind(**given)
@@ -163,6 +169,11 @@ def _bind(spec: RewardSpec, device: str) -> tuple[Any, inspect.BoundArguments]:
         bound.arguments["device"] = pick_device(bound.arguments["device"], key=_device_key(spec))
     _check_texts(spec, inspect.signature(factory))
     return factory, bound
+
+
+def _can_be_empty(factory: Any) -> bool:
+    """Whether the class of a reward is that of a `flowrl.protocols.StreamedReward`."""
+    return hasattr(factory, "read_weights") and "empty" in inspect.signature(factory).parameters
 
 
 def _device_key(spec: RewardSpec) -> str:

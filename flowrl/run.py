@@ -7,7 +7,7 @@ from pathlib import Path
 
 from flowrl.actors.encoder import Encoder
 from flowrl.actors.fused import Fused
-from flowrl.actors.group import LocalRuntime, RayRuntime, Runtime
+from flowrl.actors.group import RayRuntime
 from flowrl.actors.learner import Learner
 from flowrl.actors.roles import (
     Actors,
@@ -17,11 +17,12 @@ from flowrl.actors.roles import (
     Scorers,
 )
 from flowrl.actors.rollout import Rollout
+from flowrl.actors.runtime import LocalRuntime, Runtime
 from flowrl.actors.scorer import Scorer
+from flowrl.actors.turns import Turns
 from flowrl.base import checkpoint
 from flowrl.base.devices import pick_device
 from flowrl.base.embedded import POCKET, folder_of
-from flowrl.base.errors import CheckpointError
 from flowrl.base.signals import StopRequest, stop_at_once
 from flowrl.config import ConfigError, RunConfig, diff, dump, load
 from flowrl.console import Console
@@ -36,6 +37,7 @@ from flowrl.registry import resolve
 from flowrl.report.run_report import write_report
 from flowrl.reward_loading import LatentSource, check_rewards
 from flowrl.run_dir import RunDir, begin, claim, release
+from flowrl.seating import seating
 from flowrl.trainer import Trainer
 from flowrl.types import Prompt
 
@@ -45,6 +47,9 @@ _MAY_CHANGE = (
     *("placement.mode", "placement.num_rollouts", "placement.num_scorers", "placement.shard_scorer"),
     "placement.num_learners",  # as long as the number at work is the same
     *("placement.ray_address", "placement.timeout_s"),
+    "placement.offload",
+    "data.condition_cache",
+    "data.encode_ahead",
     "model.gradient_checkpointing",
 )
 
@@ -162,7 +167,7 @@ def _num_learners(config: RunConfig) -> int:
 
 
 def model_spec(config: RunConfig) -> ModelSpec:
-    """Which model the actors load; raises CheckpointError, naming the key and the file, when its folder is not one."""
+    """Which model the actors load; raises UserError, naming the key, when its folder is not one or a package lacks."""
     path = folder_of(config.model.path, "sd35")
     spec = ModelSpec(
         section=config.model,
@@ -171,10 +176,7 @@ def model_spec(config: RunConfig) -> ModelSpec:
         device=config.placement.device,
         threads=config.placement.threads,
     )
-    try:
-        spec.family.check(path)
-    except ValueError as error:
-        raise CheckpointError(f"model.path: {error}") from error
+    spec.check()
     return spec
 
 
@@ -186,15 +188,17 @@ def start_runtime(config: RunConfig) -> Runtime:
     return RayRuntime(
         address=placement.ray_address,
         threads=placement.threads,
-        gpus_per_actor=1.0 if placement.device == "cuda" else 0.0,
+        on_gpus=placement.device == "cuda",
         timeout_s=placement.timeout_s,
     )
 
 
 def start_actors(config: RunConfig, model: ModelSpec, runtime: Runtime) -> Actors:
     """Start every role and wait until all are ready."""
-    placement, part = config.placement, config.rollout.samples_per_forward
-    encoder = runtime.start("encoder", partial(Encoder, model=model), size=1, gang=False)
+    placement, part, seats = config.placement, config.rollout.samples_per_forward, seating(config.placement)
+    runtime.reserve(seats.shares)
+    encode = partial(Encoder, model=model, cache=config.data.condition_cache, stays=config.data.encode_ahead == 0)
+    encoder = runtime.start("encoder", encode, size=1, gang=False, devices=seats.encoder)
     sharded = placement.shard_scorer and placement.mode != "local"
     scorer = partial(
         Scorer,
@@ -204,27 +208,32 @@ def start_actors(config: RunConfig, model: ModelSpec, runtime: Runtime) -> Actor
         sharded=sharded,
         timeout_s=placement.timeout_s,
     )
-    scorers = runtime.start("scorer", scorer, size=placement.num_scorers, gang=sharded)
+    scorers = runtime.start("scorer", scorer, size=placement.num_scorers, gang=sharded, devices=seats.scorers)
     learner = partial(
-        Fused if placement.mode == "fused" else Learner,
+        Fused if placement.learners_sample else Learner,
         model=model,
         algorithm=config.algorithm,
         optim=config.optim,
         gate=config.gate,
         samples_per_forward=part,
+        strategy=placement.learner_strategy,
+        timeout_s=placement.timeout_s,
     )
-    learners = runtime.start("learner", learner, size=placement.num_learners, gang=placement.num_learners > 1)
+    size, gang = placement.num_learners, placement.num_learners > 1 or placement.learner_strategy != "ddp"
+    learners = runtime.start("learner", learner, size=size, gang=gang, devices=seats.learners)
     rollouts = learners
-    if placement.mode != "fused":
+    if not placement.learners_sample:
         rollout = partial(Rollout, model=model, samples_per_forward=part)
-        rollouts = runtime.start("rollout", rollout, size=placement.num_rollouts, gang=False)
+        size = placement.num_rollouts
+        rollouts = runtime.start("rollout", rollout, size=size, gang=False, devices=seats.rollouts)
     runtime.ready()
+    turns = Turns(runtime, (learners, rollouts, scorers) if placement.offload else ())
     return Actors(
         runtime=runtime,
         encoder=Encoders(runtime, encoder),
-        rollouts=Rollouts(runtime, rollouts),
-        scorers=Scorers(runtime, scorers, lockstep=sharded),
-        learners=Learners(runtime, learners),
+        rollouts=Rollouts(runtime, rollouts, turns),
+        scorers=Scorers(runtime, scorers, turns, lockstep=sharded),
+        learners=Learners(runtime, learners, turns),
     )
 
 

@@ -63,7 +63,8 @@ class Trainer:
         config, clock = self.config, Clock()
         with clock.phase("step"):
             plan = self.algorithm.plan(step, config.rollout.num_steps)
-            groups = self.actors.sample_and_score(self._requests(step, plan))
+            soon = self.prompts.texts_ahead(step, config.data.encode_ahead)
+            groups = self.actors.sample_and_score(self._requests(step, plan), texts=soon)
             clock.add("encode", groups.encode_s)
             clock.add("rollout", groups.rollout_s)
             clock.add("score", groups.score_s)

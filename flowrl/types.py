@@ -16,6 +16,7 @@ import torch
 
 StepKind = Literal["sde", "cps", "ode"]
 Reduction = Literal["mean", "max", "sum", "last"]
+Quantisation = Literal["none", "int8", "int4"]  # of frozen weights; int4 is NormalFloat
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -50,18 +51,23 @@ def read_shards(folder: Path, stem: str) -> dict[str, torch.Tensor]:
     return tensors
 
 
-def load_strict(module: torch.nn.Module, tensors: dict[str, torch.Tensor], source: Path, dtype: torch.dtype) -> None:
-    """Put `tensors` in `module` as `dtype`; every key and shape must agree, else CheckpointError."""
+def check_tensors(module: torch.nn.Module, shapes: Mapping[str, tuple[int, ...]], source: Path) -> None:
+    """Raise CheckpointError unless tensors of these names and shapes are just those of the module's state dict."""
     wanted = {key: tuple(value.shape) for key, value in module.state_dict().items()}
-    missing, unexpected = sorted(wanted.keys() - tensors.keys()), sorted(tensors.keys() - wanted.keys())
+    missing, unexpected = sorted(wanted.keys() - shapes.keys()), sorted(shapes.keys() - wanted.keys())
     if missing or unexpected:
         raise CheckpointError(
             f"{source}: its tensors are not those of the model: missing {_first(missing)}, "
             f"unexpected {_first(unexpected)}"
         )
     for key, shape in wanted.items():
-        if tuple(tensors[key].shape) != shape:
-            raise CheckpointError(f"{source}: {key} must have shape {list(shape)}, got {list(tensors[key].shape)}")
+        if tuple(shapes[key]) != shape:
+            raise CheckpointError(f"{source}: {key} must have shape {list(shape)}, got {list(shapes[key])}")
+
+
+def load_strict(module: torch.nn.Module, tensors: dict[str, torch.Tensor], source: Path, dtype: torch.dtype) -> None:
+    """Put `tensors` in `module` as `dtype`; every key and shape must agree, else CheckpointError."""
+    check_tensors(module, {key: tuple(value.shape) for key, value in tensors.items()}, source)
     # Assigning lets the module be built on the meta device. Copying moves the weights from where they happen to lie in
     # the file to aligned memory, as they have it when sharded: products round differently by that.
     weights = {key: value.to(dtype, copy=True) for key, value in tensors.items()}

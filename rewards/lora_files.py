@@ -68,8 +68,26 @@ def lora_shapes(module: torch.nn.Module, settings: LoraSettings) -> dict[str, tu
     return shapes
 
 
-def merge_lora(module: torch.nn.Module, folder: Path) -> None:
-    """Add (alpha / r) B A to each targeted weight, in float32; every key and shape must agree, else CheckpointError."""
+@dataclass(frozen=True, kw_only=True)
+class LoraFactors:
+    """What an adapter adds to the weights of a module.
+
+    Example: ``LoraFactors(scale=2.0, factors={"blocks.0.attn.to_q.weight": (down, up)})``
+    """
+
+    scale: float
+    factors: Mapping[str, tuple[torch.Tensor, torch.Tensor]]  # A [r, in] and B [out, r] by the key of the weight
+
+    def merged(self, key: str, weight: torch.Tensor) -> torch.Tensor:
+        """The weight of a key with (alpha / r) B A added in float32, as its own dtype; itself where nothing is."""
+        if key not in self.factors:
+            return weight
+        down, up = self.factors[key]
+        return (weight.float() + self.scale * (up.float() @ down.float())).to(weight.dtype)
+
+
+def read_lora(module: torch.nn.Module, folder: Path) -> LoraFactors:
+    """The adapter of a module, which may be empty; every key and shape must agree, else CheckpointError."""
     settings, source = load_settings(folder), folder / WEIGHTS
     tensors = read_tensors(source)
     wanted = lora_shapes(module, settings)
@@ -80,11 +98,20 @@ def merge_lora(module: torch.nn.Module, folder: Path) -> None:
             f"{source}: its tensors are not those of this LoRA: {key} must be {wanted.get(key, 'absent')}, "
             f"is {found.get(key, 'missing')}"
         )
-    scale = settings.alpha / settings.rank
+    factors = {
+        f"{name}.weight": (tensors[_KEY.format(name=name, side="A")], tensors[_KEY.format(name=name, side="B")])
+        for name in _targeted(module, settings)
+    }
+    return LoraFactors(scale=settings.alpha / settings.rank, factors=factors)
+
+
+def merge_lora(module: torch.nn.Module, folder: Path) -> None:
+    """Add (alpha / r) B A to each targeted weight, in float32; every key and shape must agree, else CheckpointError."""
+    lora = read_lora(module, folder)
     with torch.no_grad():
-        for name, layer in _targeted(module, settings).items():
-            down, up = (tensors[_KEY.format(name=name, side=side)].float() for side in "AB")
-            layer.weight.copy_(layer.weight.float() + scale * (up @ down))
+        for key in lora.factors:
+            weight = module.get_parameter(key)
+            weight.copy_(lora.merged(key, weight))
 
 
 def save_lora(

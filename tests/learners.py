@@ -10,8 +10,10 @@ import torch
 
 from flowrl.actors.fused import Fused
 from flowrl.actors.learner import Learner
+from flowrl.actors.strategies.whole_adapter import WholeAdapter
 from flowrl.algorithms.configs import FlowGRPOConfig
-from flowrl.config import GateSection, OptimSection
+from flowrl.config import GateSection, LearnerStrategy, OptimSection
+from flowrl.model_spec import ModelSpec
 from flowrl.models.sd3 import SD3Policy
 from flowrl.types import Metric, Trajectory
 from tests import tiny
@@ -20,10 +22,22 @@ EXACT = GateSection(max_ratio_absdev=0.0)
 LOOSE = GateSection(max_ratio_absdev=1.0)
 
 
-def learner(folder: Path, *, part: int = 0, gate: GateSection = EXACT, **options: Any) -> Learner:
+def learner(
+    folder: Path,
+    *,
+    part: int = 0,
+    gate: GateSection = EXACT,
+    strategy: LearnerStrategy = "ddp",
+    model: ModelSpec | None = None,
+    **options: Any,
+) -> Learner:
+    algorithm, optim = sections(**options)
+    return Learner(model or tiny.model_spec(folder), algorithm, optim, gate, part, strategy=strategy)
+
+
+def sections(**options: Any) -> tuple[FlowGRPOConfig, OptimSection]:
     optim = {key: options.pop(key) for key in list(options) if key in OptimSection.__dataclass_fields__}
-    algorithm = FlowGRPOConfig(**{"inner_steps": 1, "kl_beta": 0.05, **options})
-    return Learner(tiny.model_spec(folder), algorithm, OptimSection(**optim), gate, part)
+    return FlowGRPOConfig(**{"inner_steps": 1, "kl_beta": 0.05, **options}), OptimSection(**optim)
 
 
 def groups(policy: SD3Policy, count: int = 2, **options: Any) -> list[Trajectory]:
@@ -36,6 +50,11 @@ def advantages(count: int = 2) -> list[torch.Tensor]:
 
 def weights(trained: Learner | Fused, *, ema: bool = False) -> torch.Tensor:
     return torch.from_numpy(trained.weights(ema=ema).payload.view("float32").copy())
+
+
+def optimizer_of(trained: Learner) -> torch.optim.AdamW:
+    assert isinstance(trained._strategy, WholeAdapter)
+    return trained._strategy.optimizer
 
 
 def metric(metrics: list[Metric], key: str) -> list[float]:

@@ -6,7 +6,7 @@ import random
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from flowrl.actors.group import ActorGroup, Ref
+from flowrl.actors.runtime import ActorGroup, Ref
 
 
 class Later:
@@ -48,7 +48,12 @@ class ScrambledRuntime:
         self._order = order
         self.most_waiting = 0
 
-    def start(self, name: str, make: Callable[[], Any], *, size: int, gang: bool) -> ActorGroup:
+    def reserve(self, shares: Sequence[int]) -> None:
+        pass
+
+    def start(
+        self, name: str, make: Callable[[], Any], *, size: int, gang: bool, devices: Sequence[int] = ()
+    ) -> ActorGroup:
         return ScrambledActors(name, [make() for _ in range(size)])
 
     def ready(self) -> None:

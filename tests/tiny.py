@@ -88,7 +88,7 @@ def _pipeline(scaling: float, shift: float) -> StableDiffusion3Pipeline:
     )
 
 
-def write_reward(folder: Path, policy_folder: Path) -> Path:
+def write_reward(folder: Path, policy_folder: Path, *, shard_size: str = "5GB") -> Path:
     """Save a DiT-Reward of random weights that reads the latents and texts of the policy of `policy_folder`."""
     with torch.random.fork_rng():
         torch.manual_seed(21)
@@ -96,14 +96,14 @@ def write_reward(folder: Path, policy_folder: Path) -> Path:
         config = DiTRewardConfig(
             text_length=28, layers=(0, 1), head_dims=(32,), latent_space=SD3.latent_space(policy_folder), base="tiny"
         )
-        save_reward(DiTRewardModel(net, config), folder, dtype=torch.float32)
+        save_reward(DiTRewardModel(net, config), folder, dtype=torch.float32, shard_size=shard_size)
     return folder
 
 
-def model_spec(folder: Path, seed: int = 0) -> ModelSpec:
+def model_spec(folder: Path, seed: int = 0, device: str = "cpu") -> ModelSpec:
     """What the actors of a run on the folder load."""
     section = ModelSection(path=str(folder), image_size=IMAGE_SIZE, lora_rank=RANK, lora_alpha=ALPHA)
-    return ModelSpec(section=section, path=folder, seed=seed, device="cpu", threads=1)
+    return ModelSpec(section=section, path=folder, seed=seed, device=device, threads=1)
 
 
 def bare_policy(folder: Path) -> SD3Policy:

@@ -8,7 +8,7 @@ from flowrl.actors.learner import Learner
 from flowrl.actors.rollout import Rollout
 from flowrl.actors.weights import unpack
 from flowrl.algorithms.configs import FlowGRPOConfig
-from flowrl.config import GateSection, OptimSection
+from flowrl.config import GateSection, LearnerStrategy, OptimSection
 from flowrl.model_spec import ModelSpec
 from flowrl.types import (
     PolicyWeights,
@@ -29,15 +29,31 @@ class Fused:
         optim: OptimSection,
         gate: GateSection,
         samples_per_forward: int,
+        *,
+        strategy: LearnerStrategy = "ddp",
+        timeout_s: float = 300.0,
     ) -> None:
         self._policy = model.load_policy()
-        self._learner = Learner(model, algorithm, optim, gate, samples_per_forward, self._policy)
+        self._learner = Learner(
+            model,
+            algorithm,
+            optim,
+            gate,
+            samples_per_forward,
+            self._policy,
+            strategy=strategy,
+            timeout_s=timeout_s,
+        )
         self._rollout = Rollout(model, samples_per_forward, self._policy)
         self._live: PolicyWeights | None = None  # the learner's weights while the rollout samples with others
 
     def generate(self, request: RolloutRequest, condition: TextCondition, negative: TextCondition) -> Trajectory:
         """Sample one group."""
         return self._rollout.generate(request, condition, negative)
+
+    def move_frozen(self, on_device: bool) -> None:
+        """Have the frozen weights, which both share, on the device, or else in the host's memory."""
+        self._rollout.move_frozen(on_device)
 
     def load_weights(self, weights: PolicyWeights) -> int:
         """Sample with these weights from now on; those of the learner are set aside while they are an average."""

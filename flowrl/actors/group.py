@@ -1,9 +1,4 @@
-"""The actors of a role, on Ray or in this process, behind one API: the only module that knows Ray.
-
-`Runtime.start(...)` makes the actors of one role. `ActorGroup.submit` calls a method of one of them and returns a
-reference at once; a reference passed as an argument reaches the method as its value, without passing through the
-driver. The in-process runtime does everything at the call, which is the debug mode and the fastest test.
-"""
+"""Actors as processes on Ray, in groups that may share devices: the only module that knows Ray."""
 
 from __future__ import annotations
 
@@ -12,120 +7,14 @@ import secrets
 import shutil
 import socket
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 from flowrl.actors import socket_folder
-from flowrl.base.errors import UserError
+from flowrl.actors.runtime import ActorError, ActorGroup, Ref
 from flowrl.memory import process_bytes
 
 _OBJECT_STORE_BYTES = 512 * 2**20
-
-
-class ActorError(UserError, RuntimeError):
-    """An actor that died or did not answer; errors of the called method come through as they are."""
-
-
-class Ref(Protocol):
-    """A value that exists, or will, in some actor or in the object store."""
-
-
-@dataclass(frozen=True, eq=False)  # a reference is itself, whatever it holds
-class _Value:
-    """A reference of the in-process runtime: the value itself."""
-
-    value: Any
-
-
-class ActorGroup(Protocol):
-    """The actors of one role."""
-
-    name: str
-    size: int
-
-    def submit(self, index: int, method: Callable[..., Any], *args: Any) -> Ref:
-        """Call a method, given as that of any class which has it, of actor `index`; returns at once."""
-        ...
-
-
-class Runtime(Protocol):
-    """Where actors live."""
-
-    def start(self, name: str, make: Callable[[], Any], *, size: int, gang: bool) -> ActorGroup:
-        """Begin to make `size` actors, each by calling `make` where it lives; a gang shares one process group."""
-        ...
-
-    def ready(self) -> None:
-        """Wait until every actor is made; raises the error of the first that could not be."""
-        ...
-
-    def get(self, refs: Sequence[Ref]) -> list[Any]:
-        """The values, once they exist; raises ActorError."""
-        ...
-
-    def wait(self, refs: Sequence[Ref]) -> Ref:
-        """The first of the references whose value exists."""
-        ...
-
-    def put(self, value: Any) -> Ref:
-        """Make a value that many calls take into one object."""
-        ...
-
-    def memory_bytes(self) -> int:
-        """The resident memory of all actors together."""
-        ...
-
-    def close(self) -> None:
-        """End every actor; safe to call twice."""
-        ...
-
-
-class LocalActors:
-    """One instance of a role in this process."""
-
-    def __init__(self, name: str, instance: Any) -> None:
-        self.name = name
-        self.size = 1
-        self._instance = instance
-
-    def submit(self, index: int, method: Callable[..., Any], *args: Any) -> Ref:
-        """Run the method now."""
-        values = [arg.value if isinstance(arg, _Value) else arg for arg in args]
-        return _Value(getattr(self._instance, method.__name__)(*values))
-
-
-class LocalRuntime:
-    """Every role once, in this process, one call after the other."""
-
-    def start(self, name: str, make: Callable[[], Any], *, size: int, gang: bool) -> ActorGroup:
-        """Make the one instance; `size` does not matter to results."""
-        return LocalActors(name, make())
-
-    def ready(self) -> None:
-        """Nothing to wait for."""
-
-    def get(self, refs: Sequence[Ref]) -> list[Any]:
-        """The values."""
-        values = []
-        for ref in refs:
-            assert isinstance(ref, _Value), ref
-            values.append(ref.value)
-        return values
-
-    def wait(self, refs: Sequence[Ref]) -> Ref:
-        """The first reference: all values exist."""
-        return refs[0]
-
-    def put(self, value: Any) -> Ref:
-        """The value as a reference."""
-        return _Value(value)
-
-    def memory_bytes(self) -> int:
-        """Nothing beside the driver's own memory."""
-        return 0
-
-    def close(self) -> None:
-        """Nothing to end."""
+_SOME_CPU = 0.001
 
 
 class _Host:
@@ -171,9 +60,11 @@ class RayActors:
 class RayRuntime:
     """Actors as processes on Ray, started for this run or joined at an address."""
 
-    def __init__(self, *, address: str, threads: int, gpus_per_actor: float, timeout_s: float) -> None:
+    def __init__(self, *, address: str, threads: int, on_gpus: bool, timeout_s: float) -> None:
         self._timeout_s = timeout_s
-        self._gpus, self._asked = gpus_per_actor, 0.0  # asked for by the groups that were started
+        self._on_gpus = on_gpus
+        self._shares: list[int] = []  # how many actors use each reserved device
+        self._reserved: Any = None
         self._groups: list[RayActors] = []
         self._built: list[Ref] = []
         self._folder: str | None = None
@@ -200,23 +91,43 @@ class RayRuntime:
                 include_dashboard=False,
                 log_to_driver=False,
                 logging_level="ERROR",
-                object_store_memory=_OBJECT_STORE_BYTES,
+                # Of a run on GPUs the trajectories are larger by orders: there Ray takes its share of the memory.
+                object_store_memory=None if on_gpus else _OBJECT_STORE_BYTES,
                 _temp_dir=self._folder,
             )
         except BaseException:
             self.close()
             raise
 
-    def start(self, name: str, make: Callable[[], Any], *, size: int, gang: bool) -> ActorGroup:
+    def reserve(self, shares: Sequence[int]) -> None:
+        """Set devices aside: GPUs on as few nodes as there can be, or places on the CPUs of all nodes in turn.
+
+        Raises ActorError when the cluster has too few GPUs, or others hold them longer than the timeout.
+        """
+        import ray
+
+        there = ray.cluster_resources().get("GPU", 0)
+        if self._on_gpus and len(shares) > there:
+            raise ActorError(f"placement: the actors need {len(shares)} GPUs, but Ray has {there:g}")
+        # Hardly any CPU is reserved: an idle role would keep others from starting on a small machine.
+        bundle = {"GPU": 1.0} if self._on_gpus else {"CPU": _SOME_CPU}
+        self._reserved = ray.util.placement_group([bundle] * len(shares), "PACK" if self._on_gpus else "SPREAD")
+        self._shares = list(shares)
+        if not self._reserved.wait(self._timeout_s):
+            raise ActorError(
+                f"placement: {len(shares)} devices were not free within placement.timeout_s = {self._timeout_s:g} s; "
+                f"available resources: {ray.available_resources()}"
+            )
+
+    def start(
+        self, name: str, make: Callable[[], Any], *, size: int, gang: bool, devices: Sequence[int] = ()
+    ) -> ActorGroup:
         """Start the processes and have each build the role; groups started one after another come up together."""
         import ray
 
-        self._asked += size * self._gpus
-        if self._asked > (there := ray.cluster_resources().get("GPU", 0)):
-            raise ActorError(f"placement: each actor takes a GPU, {self._asked:g} with {name}, but Ray has {there:g}")
-        # No CPU is reserved: an idle role would keep others from starting on a small machine.
-        host = ray.remote(_Host).options(num_cpus=0, num_gpus=self._gpus, max_restarts=0)
-        group = RayActors(name, [host.remote() for _ in range(size)])
+        host = ray.remote(_Host)
+        seats: list[int | None] = [*devices] or [None] * size
+        group = RayActors(name, [self._seat(host, seat).remote() for seat in seats])
         self._groups.append(group)
         environments: list[dict[str, str]] = [{} for _ in range(size)]
         if gang:
@@ -233,6 +144,19 @@ class RayRuntime:
             ]
         self._built += [h.build.remote(make, e) for h, e in zip(group.hosts, environments, strict=True)]
         return group
+
+    def _seat(self, host: Any, device: int | None) -> Any:
+        """The actor class at a reserved device, or anywhere. No CPU is set aside for it, and nothing restarts it."""
+        from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
+
+        if device is None:
+            return host.options(num_cpus=0, num_gpus=0, max_restarts=0)
+        return host.options(
+            num_cpus=0,
+            max_restarts=0,
+            num_gpus=1 / self._shares[device] if self._on_gpus else 0,
+            scheduling_strategy=PlacementGroupSchedulingStrategy(self._reserved, device),
+        )
 
     def ready(self) -> None:
         """Wait until every role is built; raises the error of the first that could not be, or ActorError."""
@@ -291,8 +215,39 @@ class RayRuntime:
             for group in self._groups:
                 for host in group.hosts:
                     ray.kill(host)
+            if self._reserved is not None:
+                ray.util.remove_placement_group(self._reserved)
+                self._reserved = None
         ray.shutdown()  # also when starting it was cut short
         self._groups = []
         if self._folder is not None:
             shutil.rmtree(self._folder, ignore_errors=True)
             self._folder = None
+
+
+def ask_each_node(call: Callable[[], Any], *, address: str, timeout_s: float) -> list[tuple[str, Any]]:
+    """What `call` returns on every live node of the Ray cluster at `address`, each after the node's address.
+
+    In place of what it raised on a node stands an ActorError. Raises what Ray does when it cannot be joined.
+    """
+    runtime = RayRuntime(address=address, threads=1, on_gpus=False, timeout_s=timeout_s)
+    import ray
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+    def answer_there() -> Any:
+        return call()
+
+    try:
+        nodes = [node for node in ray.nodes() if node["Alive"]]
+        there = [NodeAffinitySchedulingStrategy(node["NodeID"], soft=False) for node in nodes]
+        refs = [ray.remote(answer_there).options(num_cpus=0, scheduling_strategy=one).remote() for one in there]
+        answers: list[tuple[str, Any]] = []
+        for node, ref in zip(nodes, refs, strict=True):
+            try:
+                answer = ray.get(ref, timeout=timeout_s)
+            except ray.exceptions.RayError as error:
+                answer = ActorError(str(error))
+            answers.append((node["NodeManagerAddress"], answer))
+        return answers
+    finally:
+        runtime.close()

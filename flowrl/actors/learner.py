@@ -5,19 +5,18 @@ from __future__ import annotations
 import io
 import math
 from collections.abc import Iterator, Sequence
-from contextlib import nullcontext
 from pathlib import Path
 
 import torch
-from accelerate import Accelerator
-from accelerate.utils import DistributedDataParallelKwargs
 from safetensors.torch import load_file
 from safetensors.torch import save as serialize
 
+from flowrl.actors.strategies.strategy import is_first_rank, join, largest_over_ranks, share
+from flowrl.actors.turns import move_frozen
 from flowrl.actors.weights import pack
 from flowrl.algorithms.configs import FlowGRPOConfig
 from flowrl.base.errors import UserError
-from flowrl.config import GateSection, OptimSection
+from flowrl.config import GateSection, LearnerStrategy, OptimSection
 from flowrl.model_spec import ModelSpec
 from flowrl.protocols import Algorithm, Policy
 from flowrl.registry import resolve
@@ -40,7 +39,10 @@ class TrainingError(UserError, RuntimeError):
 
 
 class Learner:
-    """One rank of the learner group; the ranks hold equal weights and sum their gradients."""
+    """One rank of the learner group; the ranks train equal weights on their gradients' sum.
+
+    How they share the model is `strategy`. Where it is not ddp, all but `weights` must be called on every rank.
+    """
 
     def __init__(
         self,
@@ -50,28 +52,20 @@ class Learner:
         gate: GateSection,
         samples_per_forward: int,
         policy: Policy | None = None,
+        *,
+        strategy: LearnerStrategy = "ddp",
+        timeout_s: float = 300.0,
     ) -> None:
-        self._accelerator = Accelerator(
-            cpu=model.device == "cpu",
-            mixed_precision="no",  # whatever the environment of the launch says: the dtype is model.dtype's
-            kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False, gradient_as_bucket_view=True)],
-        )
+        join(strategy, model.device, timeout_s)
         model.prepare_process()
         self._policy = policy or model.load_policy()
         self._algorithm: Algorithm = resolve("algorithm", algorithm.name)[0](algorithm, model.seed)
         self._optim = optim
         self._gate = gate
         self._samples_per_forward = samples_per_forward
-        self._named = list(self._policy.trainable())
-        self._policy.module = self._accelerator.prepare_model(self._policy.module)
-        self._optimizer = torch.optim.AdamW(
-            [parameter for _, parameter in self._named],
-            lr=optim.lr,
-            betas=optim.betas,
-            eps=optim.eps,
-            weight_decay=optim.weight_decay,
-        )
-        self._ema = {name: parameter.detach().clone() for name, parameter in self._named}
+        self._device = model.device
+        self._strategy = share(strategy, self._policy, optim, model.device)
+        self._ema = self._copy()
         self._step = 0
         self._version = 0  # optimizer steps taken
 
@@ -105,24 +99,21 @@ class Learner:
         ]
         metrics: list[Metric] = []
         deviations: list[float] = []
-        self._optimizer.zero_grad(set_to_none=True)  # an attempt that was stopped leaves its gradients
+        self._strategy.forget()  # an attempt that was stopped leaves its gradients
         for i, (batch, samples, step_index) in enumerate(micro_batches):
-            last = i == len(micro_batches) - 1
-            with nullcontext() if last else self._accelerator.no_sync(self._policy.module):
+            with self._strategy.micro_batch(last=i == len(micro_batches) - 1):
                 output: LossOutput = self._algorithm.loss(self._policy, batch, samples, step_index)
-                self._accelerator.backward(output.loss / len(micro_batches))
+                self._strategy.backward(output.loss / len(micro_batches))
             deviations.append(output.ratio_absdev)
             metrics += [m for m in output.metrics if first or not m.key.startswith(_FIRST_INNER_STEP_ONLY)]
         if first:
             self._check_ratio(deviations)
-        norm = float(self._accelerator.clip_grad_norm_([p for _, p in self._named], self._optim.clip_norm))
-        if not math.isfinite(norm):
-            # The gradients are summed over the ranks by now, so every rank sees this and stops here.
+        norm = self._strategy.step()
+        if not math.isfinite(norm):  # which it then is on every rank
             raise TrainingError(
                 f"learner: the gradient norm is {norm}; the optimizer step after the {self._version}th was not taken. "
                 "Lower optim.lr or algorithm.noise_level, or use model.dtype=float32"
             )
-        self._optimizer.step()
         self._version += 1
         self._average()
         return [*metrics, Metric(key="policy/grad_norm", value=norm)]
@@ -142,8 +133,7 @@ class Learner:
 
     def _check_ratio(self, deviations: list[float]) -> None:
         """Raise on every rank when a ratio of any rank is off; a NaN is."""
-        mine = torch.tensor(deviations, device=self._accelerator.device).max().reshape(1)
-        worst = self._accelerator.gather(mine).max().item()
+        worst = largest_over_ranks(torch.tensor(deviations).max().item(), self._device)
         if not worst <= self._gate.max_ratio_absdev:
             raise TrainingError(
                 f"learner: before the first update of a step the ratio must be 1, but deviates by {worst:.3g} (gate."
@@ -156,22 +146,32 @@ class Learner:
         if self._version % self._optim.ema_every:
             return
         decay = min(self._optim.ema_decay, (1 + self._version) / (10 + self._version))
-        for name, parameter in self._named:
-            self._ema[name].lerp_(parameter.detach(), 1 - decay)
+        for name, value in self._strategy.adapter().items():
+            self._ema[name].lerp_(value, 1 - decay)
+
+    def _copy(self) -> dict[str, torch.Tensor]:
+        return {name: value.clone() for name, value in self._strategy.adapter().items()}
 
     def weights(self, ema: bool) -> PolicyWeights:
         """The current weights, or their moving average."""
-        return pack(self._ema.items() if ema else self._named, self._version, is_average=ema)
+        adapter = self._ema if ema else self._strategy.adapter()
+        return pack(adapter.items(), self._version, is_average=ema)
 
     def save(self, folder: str) -> None:
-        """Write all that a resumed run needs of a learner; the ranks are equal, one of them is enough."""
+        """Write all that a resumed run needs of the learners: whole tensors, so that any strategy can go on from them.
+
+        The first rank writes.
+        """
+        moments = self._strategy.moments()
+        if not is_first_rank():
+            return
         path = Path(folder)
-        adapter = {name: p.detach().cpu().contiguous() for name, p in self._named}
         optimizer = io.BytesIO()
-        torch.save({"optimizer": self._optimizer.state_dict(), "step": self._step, "version": self._version}, optimizer)
+        torch.save({"optimizer": moments, "step": self._step, "version": self._version}, optimizer)
         # Written by Python, because the libraries' own writers do not say when it was the disk that was full.
-        (path / "adapter.safetensors").write_bytes(serialize(adapter))
-        (path / "ema.safetensors").write_bytes(serialize({name: value.cpu() for name, value in self._ema.items()}))
+        for file, values in (("adapter", self._strategy.adapter()), ("ema", self._ema)):
+            tensors = {name: value.cpu().contiguous() for name, value in values.items()}
+            (path / f"{file}.safetensors").write_bytes(serialize(tensors))
         (path / "optimizer.pt").write_bytes(optimizer.getvalue())
 
     def load(self, folder: str) -> None:
@@ -179,19 +179,26 @@ class Learner:
         path = Path(folder)
         adapter = load_file(path / "adapter.safetensors")
         ema = load_file(path / "ema.safetensors")
-        with torch.no_grad():
-            for name, parameter in self._named:
+        with self._strategy.whole(), torch.no_grad():
+            for name, parameter in self._policy.trainable():
                 parameter.copy_(adapter[name])
                 self._ema[name].copy_(ema[name])
-        state = torch.load(path / "optimizer.pt", weights_only=True)
-        self._optimizer.load_state_dict(state["optimizer"])
+        state = torch.load(path / "optimizer.pt", weights_only=True, map_location="cpu")
+        self._strategy.load_moments(state["optimizer"])
         self._step, self._version = state["step"], state["version"]
 
+    def move_frozen(self, on_device: bool) -> None:
+        """Have the frozen weights on the device, or else in the host's memory."""
+        move_frozen(self._policy.module, self._device if on_device else "cpu")
+
     def export(self, folder: str) -> None:
-        """Write the adapter as the family's own pipeline loads it."""
-        self._policy.save_adapter(Path(folder))
+        """Write the adapter as the family's own pipeline loads it; the first rank writes."""
+        with self._strategy.whole():
+            if is_first_rank():
+                self._policy.save_adapter(Path(folder))
 
     def load_adapter(self, folder: str) -> None:
         """Start from an exported adapter; the moving average starts there too."""
-        self._policy.load_adapter(Path(folder))
-        self._ema = {name: parameter.detach().clone() for name, parameter in self._named}
+        with self._strategy.whole():
+            self._policy.load_adapter(Path(folder))
+        self._ema = self._copy()

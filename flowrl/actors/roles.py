@@ -14,11 +14,12 @@ from pathlib import Path
 
 import torch
 
-from flowrl.actors.group import ActorGroup, Ref, Runtime
-from flowrl.protocols import Learner, PromptEncoder, Rollout, Scorer
+from flowrl.actors.runtime import ActorGroup, Ref, Runtime
+from flowrl.actors.turns import Turns
+from flowrl.protocols import Encoder, Learner, Rollout, Scorer
 from flowrl.types import Metric, RolloutRequest, Scores, UpdateResult
 
-_MAX_CONDITIONS = 4096
+_MAX_CONDITIONS = 512  # of SD3.5 each is 2.7 MB in the object store
 _QUEUED_PER_ROLLOUT = 2  # one at work, one waiting, so that no rollout idles while the driver looks elsewhere
 
 
@@ -29,13 +30,21 @@ class Encoders:
         self._runtime = runtime
         self._group = group
         self._known: OrderedDict[str, Ref] = OrderedDict()
+        self._prepared: set[str] = set()
+
+    def prepare(self, texts: Sequence[str]) -> None:
+        """Have the conditions of texts that will be asked for made at once and kept on disk, if the encoder does so."""
+        new = sorted(set(texts) - self._prepared)
+        if new:
+            self._runtime.get([self._group.submit(0, Encoder.prepare, new)])
+            self._prepared.update(new)
 
     def conditions(self, texts: Sequence[str]) -> list[Ref]:
         """One reference to a TextCondition per text, once those that are new have been encoded."""
         new = []
         for text in texts:
             if text not in self._known:
-                self._known[text] = self._group.submit(0, PromptEncoder.encode, text)
+                self._known[text] = self._group.submit(0, Encoder.encode, text)
                 new.append(self._known[text])
             self._known.move_to_end(text)
         for ref in new:
@@ -49,15 +58,17 @@ class Encoders:
 class Rollouts:
     """The rollout actors; any of them can sample any group, with the same result."""
 
-    def __init__(self, runtime: Runtime, group: ActorGroup) -> None:
+    def __init__(self, runtime: Runtime, group: ActorGroup, turns: Turns) -> None:
         self._runtime = runtime
         self._group = group
+        self._turns = turns
         self.size = group.size
 
     def stream(
         self, requests: Sequence[RolloutRequest], conditions: Sequence[Ref], negative: Ref
     ) -> Iterator[tuple[int, Ref]]:
         """Have the groups sampled; yields (place in requests, reference to its Trajectory) as each is done."""
+        self._turns.take(self._group)
         queue = list(zip(range(len(requests)), requests, conditions, strict=True))[::-1]
         sampling: dict[Ref, tuple[int, int]] = {}  # reference -> (place, actor)
         load = [0] * self.size
@@ -80,11 +91,17 @@ class Rollouts:
 class Scorers:
     """The scorer actors. With a sharded reward they are a gang, and score one group each, all at the same time."""
 
-    def __init__(self, runtime: Runtime, group: ActorGroup, *, lockstep: bool) -> None:
+    def __init__(self, runtime: Runtime, group: ActorGroup, turns: Turns, *, lockstep: bool) -> None:
         self._runtime = runtime
         self._group = group
+        self._turns = turns
         self._lockstep = lockstep and group.size > 1
         self._next = 0
+
+    @property
+    def waits(self) -> bool:
+        """Whether all groups must have been sampled before the first is scored."""
+        return self._turns.taken
 
     @property
     def round_size(self) -> int:
@@ -93,6 +110,7 @@ class Scorers:
 
     def submit(self, trajectories: Sequence[Ref], num_images: int | None) -> list[Ref]:
         """Score up to `round_size` groups; with `num_images` as an evaluation. One reference to Scores per group."""
+        self._turns.take(self._group)
         method: Callable[..., Scores] = Scorer.score if num_images is None else Scorer.evaluate
         extra = [] if num_images is None else [num_images]
         if not self._lockstep:
@@ -107,13 +125,15 @@ class Scorers:
 class Learners:
     """The learner actors: equal weights on each, gradients summed over all."""
 
-    def __init__(self, runtime: Runtime, group: ActorGroup) -> None:
+    def __init__(self, runtime: Runtime, group: ActorGroup, turns: Turns) -> None:
         self._runtime = runtime
         self._group = group
+        self._turns = turns
         self.size = group.size
 
     def update(self, step: int, trajectories: Sequence[Ref], advantages: Sequence[torch.Tensor]) -> list[Metric]:
         """Train on the groups of a step; rank r takes groups r, r + size, ..., whole groups only."""
+        self._turns.take(self._group)
         refs = [
             self._group.submit(
                 rank, Learner.update, step, list(advantages[rank :: self.size]), *trajectories[rank :: self.size]
@@ -129,7 +149,7 @@ class Learners:
 
     def save(self, folder: Path) -> None:
         """Write the resumable state of the learners into an existing folder."""
-        self._runtime.get([self._group.submit(0, Learner.save, str(folder))])
+        self._runtime.get([self._group.submit(rank, Learner.save, str(folder)) for rank in range(self.size)])
 
     def load(self, folder: Path) -> None:
         """Have every learner continue from a saved state."""
@@ -141,7 +161,7 @@ class Learners:
 
     def export(self, folder: Path) -> None:
         """Write the adapter in the format of the family's pipeline."""
-        self._runtime.get([self._group.submit(0, Learner.export, str(folder))])
+        self._runtime.get([self._group.submit(rank, Learner.export, str(folder)) for rank in range(self.size)])
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -165,7 +185,7 @@ def rollout_and_score(
     *,
     num_images: int | None = None,
 ) -> ScoredGroups:
-    """Sample and score groups; a group is scored when it is there, while others are still being sampled."""
+    """Sample and score groups; a group is scored as soon as it and the scorers are there."""
     began = time.perf_counter()
     trajectories: dict[int, Ref] = {}  # place in requests -> reference
     scored: dict[int, Ref] = {}
@@ -173,10 +193,11 @@ def rollout_and_score(
     for place, trajectory in rollouts.stream(requests, conditions, negative):
         trajectories[place] = trajectory
         waiting.append(place)
-        if len(waiting) == scorers.round_size or len(trajectories) == len(requests):
-            refs = scorers.submit([trajectories[i] for i in waiting], num_images)
-            scored.update(zip(waiting, refs, strict=True))
-            waiting = []
+        last = len(trajectories) == len(requests)
+        while waiting and (last or (len(waiting) >= scorers.round_size and not scorers.waits)):
+            together, waiting = waiting[: scorers.round_size], waiting[scorers.round_size :]
+            refs = scorers.submit([trajectories[i] for i in together], num_images)
+            scored.update(zip(together, refs, strict=True))
     sampled = time.perf_counter()
     scores = runtime.get([scored[i] for i in range(len(requests))])
     return ScoredGroups(
@@ -197,9 +218,15 @@ class Actors:
     scorers: Scorers
     learners: Learners
 
-    def sample_and_score(self, requests: Sequence[RolloutRequest], *, num_images: int | None = None) -> ScoredGroups:
-        """Encode what is new, sample and score; with `num_images` every reward scores and images come back."""
+    def sample_and_score(
+        self, requests: Sequence[RolloutRequest], *, texts: Sequence[str] = (), num_images: int | None = None
+    ) -> ScoredGroups:
+        """Encode what is new, sample and score; with `num_images` every reward scores and images come back.
+
+        `texts` are those that will be asked for soon, to be encoded together with these.
+        """
         began = time.perf_counter()
+        self.encoder.prepare([*(request.prompt.text for request in requests), *texts, ""])
         *conditions, negative = self.encoder.conditions([*(request.prompt.text for request in requests), ""])
         encode_s = time.perf_counter() - began
         groups = rollout_and_score(

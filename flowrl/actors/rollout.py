@@ -7,6 +7,7 @@ from dataclasses import replace
 
 import torch
 
+from flowrl.actors.turns import move_frozen
 from flowrl.actors.weights import unpack
 from flowrl.base.errors import UserError
 from flowrl.core.sampler import sample
@@ -47,6 +48,10 @@ class Rollout:
                 "damaged, the adapter has diverged, or model.dtype is too narrow for them"
             )
         return replace(trajectory, seconds=time.perf_counter() - began)
+
+    def move_frozen(self, on_device: bool) -> None:
+        """Have the frozen weights on the device, or else in the host's memory."""
+        move_frozen(self._policy.module, self._device.type if on_device else "cpu")
 
     def load_weights(self, weights: PolicyWeights) -> int:
         """Sample with these weights from now on; returns their bytes. Raises WeightsError when they do not fit."""

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import time
 from dataclasses import replace
+from functools import partial
 
 import torch
 
-from flowrl.actors.sharding import join_gang, shard
+from flowrl.actors.sharding import join_gang, on_all_ranks, shard, shard_empty
+from flowrl.actors.turns import move_frozen
+from flowrl.base.empty_module import is_empty
 from flowrl.config import RewardSpec
 from flowrl.core.reward_call import RewardInputError, score_in_parts
 from flowrl.core.reward_sum import Term, unnormalised_sum, weighted_sum
 from flowrl.model_spec import ModelSpec
-from flowrl.protocols import Reward, ShardableReward
+from flowrl.protocols import Reward, ShardableReward, StreamedReward
 from flowrl.reward_loading import load_reward
 from flowrl.types import RewardInput, Scores, TextCondition, Trajectory
 
@@ -30,6 +33,7 @@ class Scorer:
         timeout_s: float,
     ) -> None:
         model.prepare_process()
+        self._device, self._sharded = model.device, sharded
         if sharded:
             join_gang(model.device, timeout_s)
         self._terms = {
@@ -38,11 +42,19 @@ class Scorer:
         }
         self._rewards: dict[str, Reward] = {}
         for spec in [*train, *watch]:
-            reward = load_reward(spec, model.latent_space, model.device)
-            if sharded and isinstance(reward, ShardableReward):
-                reward.module = shard(reward.module)
+            make = partial(load_reward, spec, model.latent_space, model.device, empty=sharded)
+            reward = _spread(on_all_ranks(make), torch.device(model.device)) if sharded else make()
             self._rewards[spec.metric_name] = reward
         self._decoder = model.family.load_decoder(model.path, device=model.device)
+
+    def move_frozen(self, on_device: bool) -> None:
+        """Have the networks of the rewards on the device, or else in the host's memory.
+
+        Those spread over a gang stay, as do those of rewards that do not show them, and the decoder.
+        """
+        for reward in self._rewards.values():
+            if isinstance(reward, ShardableReward) and not self._sharded:
+                move_frozen(reward.module.requires_grad_(False), self._device if on_device else "cpu")
 
     def score(self, trajectory: Trajectory) -> Scores:
         """Score one group with the rewards that are trained on."""
@@ -80,6 +92,15 @@ class Scorer:
                 "score": time.perf_counter() - decoded,
             },
         )
+
+
+def _spread(reward: Reward, device: torch.device) -> Reward:
+    """The reward with its network, if it shows one, spread over the gang."""
+    if isinstance(reward, StreamedReward) and is_empty(reward.module):
+        reward.module = shard_empty(reward.module, reward.read_weights, device)
+    elif isinstance(reward, ShardableReward):
+        reward.module = shard(reward.module)
+    return reward
 
 
 def _apply(reward: Reward, trajectory: Trajectory, pixels: torch.Tensor | None) -> torch.Tensor:

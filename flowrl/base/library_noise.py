@@ -14,6 +14,8 @@ def hush_before_imports() -> None:
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")  # also decides for transformers
     # Importing diffusers makes transformers speak of an optional package that no part of flowrl uses.
     logging.getLogger("transformers.utils.import_utils").setLevel(logging.ERROR)
+    # Where bitsandbytes is installed peft imports it, and it asks for kernels that nothing here uses.
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
 
 
 def hide_progress_bars() -> None:

@@ -14,6 +14,8 @@ from flowrl import __version__
 from flowrl.base.errors import UserError
 from flowrl.base.library_noise import hush_before_imports
 from flowrl.base.signals import Stopped
+from flowrl.cli.doctor import DOCTOR_VERBS
+from flowrl.cli.fetch import FETCH_VERBS
 from flowrl.cli.plan import PLAN_VERBS
 from flowrl.cli.pocket import POCKET_VERBS
 from flowrl.cli.reward_eval import REWARD_EVAL_VERBS
@@ -114,6 +116,8 @@ def _overview(family: str = "") -> str:
 VERBS = {
     **RUN_VERBS,
     **PLAN_VERBS,
+    **FETCH_VERBS,
+    **DOCTOR_VERBS,
     **REWARD_VERBS,
     **PROBE_VERBS,
     **REWARD_EVAL_VERBS,

@@ -2,41 +2,95 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
 from transformers import PreTrainedModel
 
+from flowrl.base.empty_module import fill
 from flowrl.base.errors import CheckpointError
 from flowrl.base.library_noise import hide_progress_bars
+from flowrl.base.tensor_files import TensorFiles
+from flowrl.base.weight_files import weight_files
 
 # Buffers that files of older libraries hold; a network makes its own.
 _BUFFERS = ("position_ids",)
+_DIFFUSERS_STEM = "diffusion_pytorch_model"
 
 
-def load_part(kind: Any, folder: Path, dtype: torch.dtype) -> Any:
-    """The network of the class `kind`, of diffusers or transformers, in `folder`, on the CPU as `dtype`.
+def load_part(kind: Any, folder: Path, dtype: torch.dtype, device: str = "cpu") -> Any:
+    """The network of the class `kind`, of diffusers or transformers, in `folder`, on the device as `dtype`.
 
-    A library fills what a file lacks with random numbers and says so in a warning at most; here it is a CheckpointError
-    with the folder and the first such tensor. So is a tensor of another shape, or one that the network does not have,
-    since then its config.json is that of another network. Weights that are tied need to be there once.
+    On the CPU weights that the file has as `dtype` are its pages, the same memory in all processes; to another device
+    they go one by one. A library fills what a file lacks with random numbers and says so in a warning at most; here it
+    is a CheckpointError with the folder and the first such tensor. So is a tensor of another shape, or one that the
+    network does not have, since then its config.json is that of another network. Weights that are tied need to be there
+    once.
     """
+    if issubclass(kind, PreTrainedModel):
+        return _of_transformers(kind, folder, dtype, device)
+    network = empty_part(kind, folder)
+    fill(network, read_part(network, folder, dtype, share=device == "cpu"), torch.device(device))
+    return network
+
+
+def empty_part(kind: Any, folder: Path) -> Any:
+    """The network of a class of diffusers on the meta device, in evaluation mode; of the folder config.json is read."""
+    # Not by from_pretrained, which computes tables of positions that the file holds, gigabytes of them for a moment.
+    with torch.device("meta"):
+        return kind.from_config(kind.load_config(folder)).eval()
+
+
+def read_part(
+    network: torch.nn.Module, folder: Path, dtype: torch.dtype, *, share: bool = False
+) -> Iterator[tuple[str, torch.Tensor]]:
+    """The weights of what `empty_part` gave, on the CPU as `dtype`, by name, each read when it is asked for.
+
+    With `share` they are for keeping, and those that can are pages of the files that other processes have as well.
+    Without it they are for copying: to hold one is to hold its pages. Raises CheckpointError as `load_part` does,
+    before the first.
+    """
+    stored = TensorFiles(weight_files(folder, _DIFFUSERS_STEM))
+    wanted = {key: tuple(value.shape) for key, value in network.state_dict().items()}
+    _check(
+        folder,
+        missing=wanted.keys() - stored.shapes.keys(),
+        misshapen={key for key, shape in wanted.items() if stored.shapes.get(key, shape) != shape},
+        unknown=stored.shapes.keys() - wanted.keys(),
+    )
+    for key in wanted:
+        yield key, stored.share(key, dtype) if share else stored.convert(key, dtype)
+
+
+def _of_transformers(kind: Any, folder: Path, dtype: torch.dtype, device: str) -> Any:
+    """The network of a class of transformers, which knows which weights are tied."""
     hide_progress_bars()
-    # transformers names no tensor when it refuses a shape; told to go on, it does.
-    lenient = {"ignore_mismatched_sizes": True} if issubclass(kind, PreTrainedModel) else {}
-    try:
-        network, info = kind.from_pretrained(folder, dtype=dtype, output_loading_info=True, **lenient)
-    except ValueError as error:  # diffusers' of a shape, with advice for programmers after its first sentence
-        raise CheckpointError(f"{folder}: {str(error).partition('. ')[0]}; copy the folder again") from None
-    unknown = [key for key in info["unexpected_keys"] if not key.endswith(_BUFFERS)]
+    network, info = kind.from_pretrained(
+        folder,
+        dtype=dtype,
+        device_map={"": device},
+        output_loading_info=True,
+        ignore_mismatched_sizes=True,  # when it refuses a shape, it names no tensor
+    )
+    _check(
+        folder,
+        missing=set(info["missing_keys"]),
+        misshapen={key for key, *_ in info["mismatched_keys"]},
+        unknown={key for key in info["unexpected_keys"] if not key.endswith(_BUFFERS)},
+    )
+    return network
+
+
+def _check(folder: Path, *, missing: set[str], misshapen: set[str], unknown: set[str]) -> None:
+    """Raise CheckpointError when the tensors of a folder are not those of its network."""
     for keys, fault in (
-        (info["missing_keys"], "is missing"),
-        ([key for key, *_ in info["mismatched_keys"]], "has another shape than config.json says"),
+        (missing, "is missing"),
+        (misshapen, "has another shape than config.json says"),
         (unknown, "is not one of the network that config.json describes"),
     ):
         if keys:
             raise CheckpointError(
                 f"{folder}: {min(keys)} {fault} ({len(keys)} such); copy the folder again, or export it whole"
             )
-    return network

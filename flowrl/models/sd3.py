@@ -21,10 +21,10 @@ from flowrl.base.errors import CheckpointError
 from flowrl.base.weight_files import read_json
 from flowrl.core.latent_space import factor_of, latent_space_of
 from flowrl.core.schedule import flow_match_sigmas
-from flowrl.models import lora
+from flowrl.models import lora, quantised, sd3_attention
 from flowrl.models.load_part import load_part
-from flowrl.models.sd3_folder import TOKENIZERS, check_folder, listed_parts
-from flowrl.types import TextCondition
+from flowrl.models.sd3_folder import TOKENIZERS, check_folder, listed_parts, text_digest
+from flowrl.types import Quantisation, TextCondition
 
 _TEXT_ENCODERS = {
     "text_encoder": CLIPTextModelWithProjection,
@@ -208,9 +208,36 @@ class SD3:
         return int(clip) + max_sequence_length
 
     @staticmethod
-    def load_policy(path: Path, *, image_size: int, dtype: torch.dtype, device: str) -> SD3Policy:
-        """The transformer without an adapter; raises CheckpointError on weights that are not all there, and on a
-        schedule or an image size that it cannot have.
+    def text_encoders(path: Path) -> str:
+        """A digest of the text encoders' weights and settings and of the tokenizers' files."""
+        return text_digest(path)
+
+    @staticmethod
+    def check_options(*, quantisation: Quantisation, attention: str, dtype: torch.dtype, device: str) -> None:
+        """Raise UserError when a package that `load_policy` would need is not installed, or the CPU cannot do it.
+
+        No GPU is touched: memory of it would be taken as long as the process lives.
+        """
+        quantised.check_installed(quantisation)
+        if device == "cpu":
+            sd3_attention.check_backend(attention, dtype=dtype, device=device)
+        else:
+            sd3_attention.check_package(attention)
+
+    @staticmethod
+    def load_policy(
+        path: Path,
+        *,
+        image_size: int,
+        dtype: torch.dtype,
+        device: str,
+        quantisation: Quantisation = "none",
+        attention: str = sd3_attention.NATIVE,
+    ) -> SD3Policy:
+        """The transformer without an adapter, by `quantised.quantise` and `sd3_attention.use_backend`.
+
+        Raises CheckpointError on weights that are not all there, and on a schedule or an image size that it cannot
+        have; UserError when the device cannot do what the options ask for.
         """
         scheduler = FlowMatchEulerDiscreteScheduler.load_config(path / "scheduler")
         if scheduler.get("use_dynamic_shifting"):
@@ -220,13 +247,18 @@ class SD3:
             )
         vae = AutoencoderKL.load_config(path / "vae")
         factor = factor_of(vae)
-        transformer = load_part(SD3Transformer2DModel, path / "transformer", dtype).to(device).eval()
+        at_once = device if quantisation == "none" else "cpu"  # what is quantised first would not fit
+        transformer = load_part(SD3Transformer2DModel, path / "transformer", dtype, at_once)
+        quantised.quantise(transformer, quantisation, device=device)
+        transformer = transformer.to(device).eval()
         step = factor * transformer.config.patch_size
         largest = transformer.config.pos_embed_max_size * step
         if image_size % step or image_size > largest:
             raise CheckpointError(
                 f"model.image_size must be a multiple of {step} and at most {largest} for {path}, got {image_size}"
             )
+        with _silent():  # the switch says at each use that it may change
+            sd3_attention.use_backend(transformer, attention)
         return SD3Policy(
             transformer,
             shift=scheduler["shift"],
@@ -239,7 +271,7 @@ class SD3:
         """Tokenizers and text encoders only; raises CheckpointError on weights that are not all there."""
         listed = listed_parts(path, (*_TEXT_ENCODERS, *TOKENIZERS))
         encoders = {
-            part: load_part(kind, path / part, dtype) for part, kind in _TEXT_ENCODERS.items() if part in listed
+            part: load_part(kind, path / part, dtype, device) for part, kind in _TEXT_ENCODERS.items() if part in listed
         }
         left_out = {part: None for part in (*_TEXT_ENCODERS, *TOKENIZERS) if part not in listed}
         pipeline = StableDiffusion3Pipeline.from_pretrained(
@@ -254,13 +286,12 @@ class SD3:
     @staticmethod
     def load_decoder(path: Path, *, device: str) -> SD3Decoder:
         """The VAE, in float32 whatever the policy's dtype: half precision shows in its images."""
-        vae = load_part(AutoencoderKL, path / "vae", torch.float32)
-        return SD3Decoder(vae.to(device).eval())
+        return SD3Decoder(load_part(AutoencoderKL, path / "vae", torch.float32, device))
 
     @staticmethod
     def load_image_encoder(path: Path, *, device: str) -> SD3ImageEncoder:
         """The VAE, in float32 as for decoding."""
-        vae = load_part(AutoencoderKL, path / "vae", torch.float32)
+        vae = load_part(AutoencoderKL, path / "vae", torch.float32, device)
         factor = factor_of(vae.config)
         patch = SD3Transformer2DModel.load_config(path / "transformer")["patch_size"]
-        return SD3ImageEncoder(vae.to(device).eval(), factor * patch)
+        return SD3ImageEncoder(vae, factor * patch)

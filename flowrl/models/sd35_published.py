@@ -62,7 +62,7 @@ def _transformer(*, layers: int, heads: int, positions: int, dual: int) -> dict[
 
 PUBLISHED: dict[str, PublishedPipeline] = {
     repository: PublishedPipeline(
-        repository=repository, transformer=transformer, vae=_VAE, text_encoder_parameters=5_580_000_000
+        repository=repository, transformer=transformer, vae=_VAE, text_encoder_parameters=5_580_620_800
     )
     for repository, transformer in {
         "stabilityai/stable-diffusion-3.5-large": _transformer(layers=38, heads=38, positions=192, dual=0),

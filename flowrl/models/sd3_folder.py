@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Iterable
 from pathlib import Path
 
 from flowrl.base.errors import CheckpointError
+from flowrl.base.fingerprint import fingerprint
 from flowrl.base.weight_files import check_model_folder, read_json
 
 _WEIGHTS = {
@@ -44,6 +47,23 @@ def listed_parts(path: Path, parts: Iterable[str]) -> list[str]:
     """Those of the parts that the pipeline has: it may be saved without T5."""
     listed = read_json(path / "model_index.json")
     return [part for part in parts if (listed.get(part) or [None])[0] is not None]
+
+
+def text_digest(path: Path) -> str:
+    """A digest of what makes text conditions: weights and settings of the text encoders, files of the tokenizers.
+
+    It does not read all weights. Raises CheckpointError when a file of weights is missing or torn.
+    """
+    digest = hashlib.blake2b(digest_size=20)
+    for part in listed_parts(path, (*(name for name in _WEIGHTS if name.startswith("text_")), *TOKENIZERS)):
+        digest.update(part.encode())
+        if part in _WEIGHTS:
+            digest.update(fingerprint(path / part, _WEIGHTS[part]).encode())
+            digest.update(json.dumps(read_json(path / part / "config.json"), sort_keys=True).encode())
+            continue
+        for file in sorted((path / part).iterdir()):
+            digest.update(file.name.encode() + file.read_bytes())
+    return digest.hexdigest()
 
 
 def _check_text_parts(path: Path) -> None:

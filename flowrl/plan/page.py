@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from flowrl.plan.gpus import Gpu
-from flowrl.plan.run_plan import RoleMemory, RunPlan, room
+from flowrl.plan.memory import DeviceMemory, RoleMemory, room
+from flowrl.plan.run_plan import RunPlan
 
 _GIGA = 10**9
 
@@ -20,10 +21,12 @@ def page(plan: RunPlan, gpu: Gpu, share: float) -> str:
         f"The policy: {plan.policy.num_parameters:,} parameters, an adapter of {plan.policy.num_adapter_layers} layers "
         f"with {plan.policy.num_adapter_parameters:,}.",
         "",
-        f"{plan.gpus} x {gpu.title}, one for each actor; memory in GB, of which {room(gpu) / _GIGA:.1f} can be filled",
+        "Memory of each actor, GB",
     ]
     for role in plan.roles:
-        lines += _memory(role, gpu)
+        lines += _memory(role)
+    lines += ["", f"{plan.gpus} x {gpu.title}, of whose memory {room(gpu) / _GIGA:.1f} GB can be filled"]
+    lines += [_device(kind, gpu) for kind in plan.devices]
     rate = gpu.flops * share
     lines += ["", f"Time, if {100 * share:.0f} % of {gpu.flops / 1e12:.0f} TFLOP/s are reached; without rewards"]
     total = 0.0
@@ -44,15 +47,20 @@ def page(plan: RunPlan, gpu: Gpu, share: float) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _memory(role: RoleMemory, gpu: Gpu) -> Iterable[str]:
+def _device(kind: DeviceMemory, gpu: Gpu) -> str:
+    roles = ", ".join(role.role for role in kind.roles) + (", in turn" if kind.in_turn else "")
+    fits = "fits" if kind.peak <= room(gpu) else "DOES NOT FIT"
+    return _row(f"{kind.devices} with {roles}", f"{kind.peak / _GIGA:.2f}  {fits}")
+
+
+def _memory(role: RoleMemory) -> Iterable[str]:
     yield f"  {role.role}, {role.actors} of them"
     for part in role.held:
         yield _row(f"  {part.name}", f"{part.size / _GIGA:.2f}")
     for part in role.in_turn:
         yield _row(f"  {part.name}, at its peak", f"{part.size / _GIGA:.2f}")
-    fits = "fits" if role.peak <= room(gpu) else "DOES NOT FIT"
     more = f", without {role.not_counted}" if role.not_counted else ""
-    yield _row("  in all", f"{role.peak / _GIGA:.2f}  {fits}{more}")
+    yield _row("  in all", f"{role.peak / _GIGA:.2f}{more}")
 
 
 def _row(name: str, value: str) -> str:

@@ -1,71 +1,22 @@
-"""What the policy of a run takes: its sampler step and its update, done on fake tensors of the real shapes.
+"""What the policy of a run takes, measured on a few of its blocks and continued to all of them.
 
-The code that runs is that of a run, so a figure changes when the code does. Attention is counted as a fused kernel,
-which is what torch picks for these shapes: it keeps its inputs, its output and one number per row.
+Blocks of a kind are alike, so each adds the same bytes and FLOPs, and so does each sample of a forward: two depths and
+two numbers of samples tell all others exactly. Kinds differ in whether a block has a second attention of image tokens.
 """
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, replace
+from functools import cache
 from typing import Any
 
-import torch
-from diffusers import SD3Transformer2DModel
-from torch._subclasses.fake_tensor import FakeTensorMode
+from flowrl.plan.policy_measure import AdapterShape, Geometry, PolicyCost, measure_policy
 
-from flowrl.core import sde
-from flowrl.core.sampler import policy_step, replay
-from flowrl.models.sd3 import SD3Policy
-from flowrl.plan.meter import Meter, materialise
-from flowrl.types import DenoisePath, Prompt, SamplingPlan, TextCondition, Trajectory
-
-_SHIFT = 3.0  # of the schedule; shapes do not depend on it
-_PLAN = SamplingPlan(kinds=("sde", "sde"), noise_level=0.7, start=0, stop=1)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Geometry:
-    """The shapes of one forward pass.
-
-    Example: SD3.5-Large at 512 pixels, 4 samples of a group at a time with guidance:
-    ``Geometry(latent_shape=(16, 64, 64), text_length=333, samples=4, guided=True, dtype=torch.bfloat16)``
-    """
-
-    latent_shape: tuple[int, ...]
-    text_length: int
-    samples: int  # of a group in one forward; guidance doubles the batch
-    guided: bool
-    dtype: torch.dtype  # of the frozen weights
-
-
-@dataclass(frozen=True, kw_only=True)
-class AdapterShape:
-    """A LoRA on the layers whose names end in `targets`."""
-
-    rank: int
-    alpha: int
-    targets: tuple[str, ...]
-
-
-@dataclass(frozen=True, kw_only=True)
-class PolicyCost:
-    """Bytes and FLOPs of one role's work on one device; rises are peaks above the weights."""
-
-    num_parameters: int  # of the frozen model
-    num_adapter_layers: int
-    num_adapter_parameters: int
-    weight_bytes: int  # of the frozen model and its buffers
-    adapter_bytes: int  # float32; the gradient and each of AdamW's two moments and the average take as much again
-    sample_rise: int  # of one sampler step
-    sample_flops: int
-    update_rise: int  # of one loss and its backward pass, the gradients left out
-    update_flops: int
-
-    @property
-    def training_bytes(self) -> int:
-        """What a learner holds beside the frozen weights: adapter, gradients, two moments, moving average."""
-        return 5 * self.adapter_bytes
+_DUAL = "dual_attention_layers"  # of a config.json: the numbers of the blocks with a second attention
+_FEW = 2  # blocks of a kind of which one more is like any other: the first and the last one differ
+_SAMPLES = 2  # one sample alone can save a copy
 
 
 def policy_cost(
@@ -80,94 +31,76 @@ def policy_cost(
 
     `with_reference` computes the KL's reference velocity in the update.
     """
-    mode, meter = FakeTensorMode(allow_non_fake_inputs=True), Meter()
-    policy = _hollow(transformer, geometry, adapter, gradient_checkpointing=gradient_checkpointing)
-    with meter:
-        materialise(policy.transformer, mode)
-    weights = meter.live
-    trainable = [parameter for _, parameter in policy.trainable()]
-    adapter_bytes = sum(parameter.numel() * parameter.element_size() for parameter in trainable)
-    condition = _condition(policy, geometry, mode)
-    with mode:
-        noise = torch.empty(geometry.samples, *geometry.latent_shape)
-        stored = torch.empty(geometry.samples, 2, *geometry.latent_shape)
-    guidance_scale = 4.5 if geometry.guided else 1.0
-    # The mode itself is off: fake tensors carry it, and the few real ones, such as sigmas, keep their numbers.
-    with meter.stretch() as sampling, torch.no_grad():
-        step = policy_step(
-            policy,
-            noise,
-            sigmas=policy.sigmas(2),
-            step_index=0,
-            plan=_PLAN,
-            condition=condition,
-            negative=condition,
-            guidance_scale=guidance_scale,
-        )
-        sde.log_prob(step, sde.draw(step, torch.empty_like(noise)))
-    del step
-    trajectory = _trajectory(stored, condition, guidance_scale)
-    with meter.stretch() as update:
-        _loss(policy, trajectory, with_reference=with_reference).backward()
-    return PolicyCost(
-        num_parameters=sum(p.numel() for p in policy.transformer.parameters() if not p.requires_grad),
-        num_adapter_layers=len(trainable) // 2,
-        num_adapter_parameters=sum(parameter.numel() for parameter in trainable),
-        weight_bytes=weights - adapter_bytes,
-        adapter_bytes=adapter_bytes,
-        sample_rise=sampling.rise,
-        sample_flops=sampling.flops,
-        update_rise=update.rise - adapter_bytes,
-        update_flops=update.flops,
-    )
+    blocks, settings = int(transformer["num_layers"]), json.dumps(dict(transformer), sort_keys=True)
+    dual = list(transformer.get(_DUAL) or [])
 
-
-def _hollow(
-    settings: Mapping[str, Any], geometry: Geometry, adapter: AdapterShape, *, gradient_checkpointing: bool
-) -> SD3Policy:
-    """The policy on the meta device, its frozen weights of the dtype that they have in a run."""
-    with torch.device("meta"):
-        transformer = SD3Transformer2DModel.from_config(dict(settings))
-    torch.nn.Module.to(transformer, geometry.dtype)  # diffusers' own `to` warns of what loading takes care of
-    transformer.eval()
-    policy = SD3Policy(transformer, shift=_SHIFT, latent_space="", latent_shape=geometry.latent_shape)
-    policy.attach_adapter(rank=adapter.rank, alpha=adapter.alpha, targets=list(adapter.targets), seed=0)
-    if gradient_checkpointing:
-        policy.checkpoint_activations()
-    return policy
-
-
-def _condition(policy: SD3Policy, geometry: Geometry, mode: FakeTensorMode) -> TextCondition:
-    config = policy.transformer.config
-    with mode:
-        return TextCondition(
-            embeds=torch.empty(1, geometry.text_length, config.joint_attention_dim, dtype=geometry.dtype),
-            pooled=torch.empty(1, config.pooled_projection_dim, dtype=geometry.dtype),
+    def stack(samples: int, dual: int, plain: int) -> PolicyCost:
+        return _measured(
+            settings,
+            dual,
+            plain,
+            replace(geometry, samples=samples),
+            adapter,
+            with_reference,
+            gradient_checkpointing,
         )
 
+    def of_plain(samples: int) -> PolicyCost:
+        if blocks <= _FEW:
+            return stack(samples, 0, blocks)
+        few = stack(samples, 0, _FEW)
+        return _more(few, (stack(samples, 0, _FEW + 1), blocks - _FEW))
 
-def _trajectory(stored: torch.Tensor, condition: TextCondition, guidance_scale: float) -> Trajectory:
-    return Trajectory(
-        prompt=Prompt(id=0, text=""),
-        seeds=torch.zeros(len(stored), dtype=torch.int64),
-        condition=condition,
-        negative=condition,
-        final_latents=stored[:, -1],
-        plan=_PLAN,
-        guidance_scale=guidance_scale,
-        path=DenoisePath(latents=stored, log_probs=torch.zeros(len(stored), 1)),
-        policy_version=0,
+    def of_both(samples: int) -> PolicyCost:
+        few = stack(samples, _FEW, _FEW)
+        another = (stack(samples, _FEW + 1, _FEW), len(dual) - _FEW), (stack(samples, _FEW, _FEW + 1), plain - _FEW)
+        return _more(few, *another)
+
+    def for_samples(first: PolicyCost, second: PolicyCost) -> PolicyCost:
+        return _more(first, (second, geometry.samples - _SAMPLES))
+
+    if not dual:
+        return for_samples(of_plain(_SAMPLES), of_plain(_SAMPLES + 1))
+    plain = blocks - len(dual)
+    if dual != list(range(len(dual))) or min(len(dual), plain) < _FEW:
+        return measure_policy(
+            transformer,
+            geometry,
+            adapter,
+            with_reference=with_reference,
+            gradient_checkpointing=gradient_checkpointing,
+        )
+    cost = for_samples(of_both(_SAMPLES), of_both(_SAMPLES + 1))
+    # When activations are computed again, the peak is in one block: the last of the larger kind, or of all.
+    at_the_end = for_samples(of_plain(_SAMPLES), of_plain(_SAMPLES + 1))
+    return replace(cost, update_rise=max(cost.update_rise, at_the_end.update_rise))
+
+
+def _more(few: PolicyCost, *others: tuple[PolicyCost, int]) -> PolicyCost:
+    """The cost of `few`, and so many times what each of the others has more than it."""
+    base = asdict(few)
+    total = dict(base)
+    for other, times in others:
+        for name, value in asdict(other).items():
+            total[name] += times * (value - base[name])
+    return PolicyCost(**total)
+
+
+@cache
+def _measured(
+    settings: str,
+    dual: int,
+    plain: int,
+    geometry: Geometry,
+    adapter: AdapterShape,
+    with_reference: bool,
+    gradient_checkpointing: bool,
+) -> PolicyCost:
+    """The cost of a stack of so many blocks of each kind, those with two attentions first."""
+    return measure_policy(
+        {**json.loads(settings), "num_layers": dual + plain, _DUAL: list(range(dual))},
+        geometry,
+        adapter,
+        with_reference=with_reference,
+        gradient_checkpointing=gradient_checkpointing,
     )
-
-
-def _loss(policy: SD3Policy, trajectory: Trajectory, *, with_reference: bool) -> torch.Tensor:
-    """What an algorithm's loss does to memory: the step replayed, its log-probability, and the KL's reference."""
-    everything = slice(0, trajectory.num_samples)
-    device = trajectory.final_latents.device
-    step, following = replay(policy, trajectory, everything, 0, device)
-    loss = torch.exp(sde.log_prob(step, following)).mean()
-    if with_reference:
-        with torch.no_grad(), policy.reference():
-            reference, _ = replay(policy, trajectory, everything, 0, device)
-        loss = loss + sde.gaussian_kl(step, reference).mean()
-    return loss

@@ -6,12 +6,13 @@ from dataclasses import replace
 
 from flowrl.config import RunConfig
 from flowrl.plan.gpus import GPUS, Gpu
-from flowrl.plan.run_plan import RoleMemory, RunPlan, room, run_plan
+from flowrl.plan.memory import DeviceMemory, room
+from flowrl.plan.run_plan import RunPlan, run_plan
 
 
-def too_large(plan: RunPlan, gpu: Gpu) -> list[RoleMemory]:
-    """The roles that do not fit on such a GPU."""
-    return [role for role in plan.roles if role.peak > room(gpu)]
+def too_large(plan: RunPlan, gpu: Gpu) -> list[DeviceMemory]:
+    """The kinds of devices whose roles do not fit on such a GPU."""
+    return [kind for kind in plan.devices if kind.peak > room(gpu)]
 
 
 def proposals(config: RunConfig, gpu: Gpu) -> list[str]:
@@ -46,4 +47,4 @@ def _most_samples(config: RunConfig, gpu: Gpu) -> int:
 
 def _peaks(config: RunConfig, samples: int) -> list[int]:
     rollout = replace(config.rollout, samples_per_forward=samples)
-    return [role.peak for role in run_plan(replace(config, rollout=rollout)).roles]
+    return [kind.peak for kind in run_plan(replace(config, rollout=rollout)).devices]

@@ -44,7 +44,6 @@ def step_work(config: RunConfig) -> StepWork:
     algorithm: Algorithm = resolve("algorithm", config.algorithm.name)[0](config.algorithm, config.run.seed)
     alone = placement.mode == "local"
     learners = 1 if alone else placement.num_learners
-    rollouts = 1 if alone else placement.num_rollouts
     return StepWork(
         groups=rollout.prompts_per_step,
         samples=rollout.prompts_per_step * rollout.group_size,
@@ -52,7 +51,7 @@ def step_work(config: RunConfig) -> StepWork:
         inner_steps=algorithm.inner_steps,
         sampler_steps=rollout.num_steps,
         trained_steps=len(algorithm.plan(1, rollout.num_steps).trained),
-        rollouts=learners if placement.mode == "fused" else rollouts,
+        rollouts=learners if placement.learners_sample else placement.num_rollouts,
         scorers=1 if alone else placement.num_scorers,
         learners=learners,
     )

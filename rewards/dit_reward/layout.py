@@ -20,11 +20,11 @@ from safetensors.torch import save_file
 
 from flowrl.base.embedded import folder_of
 from flowrl.base.errors import CheckpointError
+from flowrl.base.fingerprint import fingerprint
 from flowrl.base.weight_files import check_model_folder, check_safetensors, read_json
-from rewards.dit_reward.fingerprint import fingerprint
 from rewards.dit_reward.model import DiTRewardConfig, DiTRewardModel
-from rewards.files import load_strict, read_shards, read_tensors, sd3_settings
-from rewards.lora_files import LoraSettings, check_lora, merge_lora, save_lora
+from rewards.files import sd3_settings
+from rewards.lora_files import LoraSettings, check_lora, save_lora
 
 FORMAT = "dit_reward"
 # Whose weights the backbone has: those in the folder, those of the base, or these with the LoRA in the folder.
@@ -169,6 +169,11 @@ class RewardFolder:
     kind: str  # whose weights the backbone has, one of _BACKBONES
     backbone: Path  # a transformer as diffusers saves it
 
+    @property
+    def has_lora(self) -> bool:
+        """Whether the folder holds a LoRA that belongs on the backbone."""
+        return self.kind == _BASE_AND_LORA
+
 
 def read_folder(path: Path, base: str = "") -> RewardFolder:
     """Read config.json and find the backbone, of which nothing is looked at; raises CheckpointError when the folder is
@@ -196,35 +201,19 @@ def open_folder(path: Path, base: str = "") -> RewardFolder:
     file that is at fault.
     """
     folder = read_folder(path, base)
+    check_weights(folder)
+    return folder
+
+
+def check_weights(folder: RewardFolder) -> None:
+    """Raise CheckpointError, naming the file, unless all weights are there and the backbone is that of the training."""
     sd3_settings(folder.backbone)
     check_model_folder(folder.backbone, STEM)
     if folder.kind != _OWN:
         _check_base(folder)
-    if folder.kind == _BASE_AND_LORA:
-        check_lora(path / LORA)
-    check_safetensors(path / HEAD)
-    return folder
-
-
-def load(path: Path, *, dtype: torch.dtype, base: str = "") -> DiTRewardModel:
-    """Read the folder as `dtype`, in evaluation mode; raises CheckpointError naming the file that is at fault.
-
-    `base` is the diffusers folder of the backbone where the folder holds none, by default the one in its config.json.
-    """
-    folder = open_folder(path, base)
-    tensors = read_shards(folder.backbone, STEM)
-    head = read_tensors(path / HEAD)
-    with torch.device("meta"):
-        try:
-            transformer = SD3Transformer2DModel.from_config(sd3_settings(folder.backbone))
-            model = DiTRewardModel(transformer, folder.config)
-        except ValueError as error:
-            raise CheckpointError(f"{path}: {error}") from None
-    load_strict(model.transformer, tensors, folder.backbone, dtype)
-    load_strict(model.head, head, path / HEAD, dtype)
-    if folder.kind == _BASE_AND_LORA:
-        merge_lora(model.transformer, path / LORA)
-    return model.eval().requires_grad_(False)
+    if folder.has_lora:
+        check_lora(folder.path / LORA)
+    check_safetensors(folder.path / HEAD)
 
 
 def text_shape(path: Path) -> tuple[int, int, int]:

@@ -38,6 +38,7 @@ _TEXT_OUTPUT = (
     "attn.add_q_proj.",
     "attn.norm_added_q.",
 )  # makes the text that leaves
+_OUTPUT = ("norm_out.", "proj_out.")
 _STREAM = "dit_reward"
 _ACTIVATIONS: dict[str, type[nn.Module]] = {"gelu": nn.GELU, "silu": nn.SiLU}
 
@@ -177,7 +178,7 @@ class DiTRewardModel(nn.Module):
         forward (arXiv 2606.23626 eqs. 1-3).
         """
         net = self.transformer
-        dtype = net.proj_out.weight.dtype
+        dtype = net.context_embedder.weight.dtype
         noisy = ((1 - sigma) * latents.float() + sigma * noise.float()).to(dtype)
         timestep = torch.full((len(latents),), 1000 * sigma, device=latents.device, dtype=torch.float32)
         hidden = net.pos_embed(noisy).contiguous()
@@ -235,9 +236,20 @@ class DiTRewardModel(nn.Module):
                 )
             )
 
+    @property
+    def unused(self) -> tuple[str, ...]:
+        """How the names begin of what is never computed: the blocks after the last tap, and the transformer's output."""
+        later = range(self.config.layers[-1] + 1, int(self.transformer.config.num_layers))
+        return (*(f"transformer_blocks.{index}." for index in later), *_OUTPUT)
+
+    def leave_out_unused(self) -> None:
+        """Drop what is never computed, for scoring alone: such a transformer is not one that can be saved."""
+        self.transformer.transformer_blocks = self.transformer.transformer_blocks[: self.config.layers[-1] + 1]
+        self.transformer.norm_out = self.transformer.proj_out = nn.Identity()
+
     def _matters(self, name: str) -> bool:
         """Whether a score depends on this parameter of the transformer."""
-        if name.startswith(("norm_out.", "proj_out.")):
+        if name.startswith(_OUTPUT):
             return False
         if not name.startswith("transformer_blocks."):
             return True

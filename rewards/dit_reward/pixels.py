@@ -5,6 +5,7 @@ The pixel interface of arXiv 2606.23626 (Table 2): slower, and for images that d
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Literal
 
 import torch
@@ -25,7 +26,7 @@ from rewards.files import checkpoint_folder
 
 
 class DiTRewardPixels:
-    """Scores images with a DiT-Reward folder; fits `flowrl.protocols.ShardableReward`.
+    """Scores images with a DiT-Reward folder; fits `flowrl.protocols.StreamedReward`.
 
     `encoders` is the diffusers folder with the VAE and the text encoders, by default the reward's base. Images are
     brought to the nearest aspect-ratio bucket, of those of the reward's training unless `image_size`, `bucket_step` or
@@ -48,9 +49,15 @@ class DiTRewardPixels:
         image_size: int | None = None,
         bucket_step: int | None = None,
         max_aspect: float | None = None,
+        empty: bool = False,
     ) -> None:
         self._latent_reward = DiTReward(
-            path=path, device=device, dtype=dtype, batch_size=batch_size, base=_backbone_base(path, encoders, base)
+            path=path,
+            device=device,
+            dtype=dtype,
+            batch_size=batch_size,
+            base=_backbone_base(path, encoders, base),
+            empty=empty,
         )
         self.batch_size = batch_size
         choice = ImageChoice(image_size=image_size, bucket_step=bucket_step, max_aspect=max_aspect)
@@ -67,6 +74,10 @@ class DiTRewardPixels:
     def module(self, module: torch.nn.Module) -> None:
         """Score with this network from now on."""
         self._latent_reward.module = module
+
+    def read_weights(self) -> Iterator[tuple[str, torch.Tensor]]:
+        """The weights of `module`, as those of the reward on latents."""
+        return self._latent_reward.read_weights()
 
     @staticmethod
     def preflight(

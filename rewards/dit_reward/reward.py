@@ -2,25 +2,30 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from functools import partial
 from typing import Literal
 
 import torch
 
 from flowrl.base.dtypes import torch_dtype
 from flowrl.base.embedded import POCKET
+from flowrl.base.empty_module import fill
 from flowrl.core.latent_space import channels_and_factor
 from flowrl.types import RewardInput, TrainedOn
 from rewards.batch_inputs import LatentFormat
-from rewards.dit_reward.layout import load, open_folder
+from rewards.dit_reward.layout import open_folder, read_folder
 from rewards.dit_reward.model import sample_noise
+from rewards.dit_reward.stored import empty_model, read_weights
 from rewards.files import checkpoint_folder
 
 
 class DiTReward:
-    """Scores latents with a DiT-Reward folder (arXiv 2606.23626); fits `flowrl.protocols.ShardableReward`.
+    """Scores latents with a DiT-Reward folder (arXiv 2606.23626); fits `flowrl.protocols.StreamedReward`.
 
     `path` is such a folder or "pocket"; `base` the diffusers folder of its backbone, where it holds none and that has
-    moved since the training. Raises `flowrl.base.errors.CheckpointError` when it cannot be loaded.
+    moved since the training. `empty` makes it without weights. Raises `flowrl.base.errors.CheckpointError` when it
+    cannot be loaded.
     """
 
     name = "dit_reward"
@@ -33,8 +38,14 @@ class DiTReward:
         dtype: str = "float32",
         batch_size: int = 16,
         base: str = "",
+        empty: bool = False,
     ) -> None:
-        model = load(checkpoint_folder(path, self.name), dtype=torch_dtype(dtype), base=base)
+        folder = read_folder(checkpoint_folder(path, self.name), base)
+        model = empty_model(folder)
+        self._weights = partial(read_weights, folder, model, torch_dtype(dtype))
+        self.device = torch.device(device)
+        if not empty:
+            fill(model, self._weights(share=device == "cpu"), self.device)
         self.config = model.config
         self.latent_space: str | None = model.config.latent_space
         self._format = LatentFormat(
@@ -46,8 +57,11 @@ class DiTReward:
         )
         self._largest = int(model.transformer.config.pos_embed_max_size) * int(model.transformer.config.patch_size)
         self.batch_size = batch_size
-        self.device = torch.device(device)
-        self.module: torch.nn.Module = model.to(self.device)
+        self.module: torch.nn.Module = model
+
+    def read_weights(self) -> Iterator[tuple[str, torch.Tensor]]:
+        """The weights of `module` by name, each read when it is asked for; raises CheckpointError before the first."""
+        return self._weights()
 
     @staticmethod
     def preflight(path: str, base: str) -> TrainedOn | None:

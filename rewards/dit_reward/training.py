@@ -9,12 +9,12 @@ import torch
 from diffusers import SD3Transformer2DModel
 
 from flowrl.base.errors import CheckpointError
+from flowrl.base.fingerprint import fingerprint
 from flowrl.core.seeds import derive, global_seed
 from flowrl.models.load_part import load_part
 from rewards.data.store import PreferenceStore, StoreInfo
 from rewards.dit_reward import layout
 from rewards.dit_reward.features import FeatureShards
-from rewards.dit_reward.fingerprint import fingerprint
 from rewards.dit_reward.model import DiTRewardConfig, DiTRewardModel, Mode, RewardHead, sample_noise
 from rewards.files import sd3_settings
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +16,10 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase, Qwen2VLConfig
 
 from flowrl.base.errors import CheckpointError
 from flowrl.base.file_mode import apply_umask
+from flowrl.base.tensor_files import TensorFiles
 from flowrl.base.weight_files import check_safetensors, read_json
-from rewards.files import load_strict, read_tensors
-from rewards.hpsv3.model import DROPPED, HPSv3Model, from_published, to_published
+from rewards.files import check_tensors
+from rewards.hpsv3.model import DROPPED, HEAD, HPSv3Model, from_published, to_published
 from rewards.hpsv3.preprocess import PUBLISHED_AREA, PatchSpec
 from rewards.hpsv3.template import IMAGE_TOKEN, REWARD_TOKEN
 
@@ -42,7 +45,7 @@ def save(
     folder.mkdir(parents=True, exist_ok=True)
     tensors = to_published(model.state_dict() if state is None else state) | {DROPPED: lm_head}
     stored = {
-        key: value.detach().to("cpu", torch.float32 if key.startswith("rm_head.") else dtype).contiguous()
+        key: value.detach().to("cpu", torch.float32 if key.startswith(HEAD) else dtype).contiguous()
         for key, value in tensors.items()
     }
     save_file(stored, folder / WEIGHTS, metadata={"format": "pt"})
@@ -81,15 +84,42 @@ def check_folder(folder: Path) -> dict[str, Any]:
     return settings
 
 
-def load(folder: Path, *, dtype: torch.dtype) -> tuple[HPSv3Model, PreTrainedTokenizerBase, PatchSpec]:
-    """The model in evaluation mode with float32 head, its tokenizer, and how images are cut; raises CheckpointError."""
+@dataclass(frozen=True, kw_only=True)
+class StoredHPSv3:
+    """An HPSv3 folder as a network in evaluation mode whose weights are still in their file, and what goes with it.
+
+    Example: ``open_folder(Path("HPSv3")).spec.patch_size`` is 14.
+    """
+
+    model: HPSv3Model  # on the meta device but for its buffers
+    tokenizer: PreTrainedTokenizerBase
+    spec: PatchSpec  # how images are cut
+    file: Path
+
+    def read_weights(self, dtype: torch.dtype, *, share: bool = False) -> Iterator[tuple[str, torch.Tensor]]:
+        """The weights of the empty model on the CPU by name, each read when it is asked for: the head as float32, all
+        else as `dtype`.
+
+        With `share` they are for keeping, and those that can are pages of the file that other processes have as well.
+        Without it they are for copying: to hold one is to hold its pages. Raises CheckpointError before the first.
+        """
+        stored = TensorFiles([self.file])
+        keys = from_published({key: key for key in stored.shapes})
+        check_tensors(self.model, {name: stored.shapes[key] for name, key in keys.items()}, self.file)
+        for name, key in keys.items():
+            wanted = torch.float32 if name.startswith(HEAD) else dtype
+            yield name, stored.share(key, wanted) if share else stored.convert(key, wanted)
+
+
+def open_folder(folder: Path) -> StoredHPSv3:
+    """Everything but the weights, of which the header is read; raises CheckpointError naming the file."""
     settings = check_folder(folder)
-    tensors = from_published(read_tensors(folder / WEIGHTS))
     config = Qwen2VLConfig.from_dict(settings)
-    rows = tensors.get("backbone.language_model.embed_tokens.weight")
+    shapes = TensorFiles([folder / WEIGHTS]).shapes
+    rows = from_published(shapes).get("backbone.language_model.embed_tokens.weight")
     if rows is not None:
         # The published file cuts the embedding to the tokens in use, so the hub's vocab_size does not fit it.
-        config.text_config.vocab_size = len(rows)
+        config.text_config.vocab_size = rows[0]
     tokenizer = _load_tokenizer(folder, config.text_config.vocab_size)
     if config.image_token_id != tokenizer.convert_tokens_to_ids(IMAGE_TOKEN):
         raise CheckpointError(
@@ -98,8 +128,6 @@ def load(folder: Path, *, dtype: torch.dtype) -> tuple[HPSv3Model, PreTrainedTok
         )
     with init_empty_weights(include_buffers=False):  # the rotary frequencies are buffers, and not in the file
         model = HPSv3Model(config)
-    load_strict(model, tensors, folder / WEIGHTS, dtype)
-    model.rm_head.float()
     vision = config.vision_config
     pixels = folder / _PIXELS
     spec = PatchSpec(
@@ -108,7 +136,8 @@ def load(folder: Path, *, dtype: torch.dtype) -> tuple[HPSv3Model, PreTrainedTok
         temporal_patch_size=vision.temporal_patch_size,
         merge_size=vision.spatial_merge_size,
     )
-    return model.eval().requires_grad_(False), tokenizer, spec
+    model.eval().requires_grad_(False)
+    return StoredHPSv3(model=model, tokenizer=tokenizer, spec=spec, file=folder / WEIGHTS)
 
 
 def _load_tokenizer(folder: Path, vocab_size: int) -> PreTrainedTokenizerBase:

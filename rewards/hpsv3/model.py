@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass, fields
+from typing import TypeVar
 
 import torch
 from torch import nn
@@ -13,6 +15,8 @@ from rewards.hpsv3.template import IMAGE_TOKEN, REWARD_TOKEN, render
 
 # The published file has the layout of transformers 4.45; the model here that of 5.x (a bare Qwen2VLModel).
 _RENAME = (("visual.", "backbone.visual."), ("model.", "backbone.language_model."), ("rm_head.", "rm_head."))
+HEAD = "rm_head."  # how the names of the head's weights begin
+_Value = TypeVar("_Value")
 DROPPED = "lm_head.weight"  # of the language model; not used by the reward
 
 
@@ -95,8 +99,8 @@ class HPSv3Model(nn.Module):
         return self.read(self.hidden_states(chats, patches, grid), chats.reward_position)
 
 
-def from_published(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """Rename the keys of HPSv3.safetensors to those of `HPSv3Model`; unknown keys keep their names."""
+def from_published(tensors: Mapping[str, _Value]) -> dict[str, _Value]:
+    """Whatever there is by the keys of HPSv3.safetensors, by those of `HPSv3Model`; unknown keys keep their names."""
     renamed = {}
     for key, value in tensors.items():
         if key == DROPPED:

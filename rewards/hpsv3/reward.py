@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from functools import partial
 from typing import Literal
 
 import torch
 
 from flowrl.base.dtypes import torch_dtype
 from flowrl.base.embedded import POCKET
+from flowrl.base.empty_module import fill
 from flowrl.types import RewardInput, TrainedOn
 from rewards.batch_inputs import pixels_of
 from rewards.files import checkpoint_folder
-from rewards.hpsv3.layout import check_folder, load
+from rewards.hpsv3.layout import check_folder, open_folder
 from rewards.hpsv3.model import tokenize
 from rewards.hpsv3.preprocess import patchify
 
@@ -19,18 +22,34 @@ from rewards.hpsv3.preprocess import patchify
 class HPSv3Reward:
     """Scores images with an HPSv3 folder (arXiv 2508.03789); the score is mu, about -2 to 12 for the published one.
 
-    `path` is such a folder or "pocket". Raises `flowrl.base.errors.CheckpointError` when it cannot be loaded.
+    `path` is such a folder or "pocket". `empty` makes it without weights; it fits `flowrl.protocols.StreamedReward`.
+    Raises `flowrl.base.errors.CheckpointError` when it cannot be loaded.
     """
 
     name = "hpsv3"
     input_kind: Literal["latent", "pixel"] = "pixel"
     latent_space: str | None = None
 
-    def __init__(self, path: str = POCKET, device: str = "cpu", dtype: str = "float32", batch_size: int = 16) -> None:
-        model, self.tokenizer, self.spec = load(checkpoint_folder(path, self.name), dtype=torch_dtype(dtype))
+    def __init__(
+        self,
+        path: str = POCKET,
+        device: str = "cpu",
+        dtype: str = "float32",
+        batch_size: int = 16,
+        empty: bool = False,
+    ) -> None:
+        stored = open_folder(checkpoint_folder(path, self.name))
+        self._weights = partial(stored.read_weights, torch_dtype(dtype))
+        self.tokenizer, self.spec = stored.tokenizer, stored.spec
         self.batch_size = batch_size
         self.device = torch.device(device)
-        self.module: torch.nn.Module = model.to(self.device)
+        self.module: torch.nn.Module = stored.model
+        if not empty:
+            fill(stored.model, self._weights(share=device == "cpu"), self.device)
+
+    def read_weights(self) -> Iterator[tuple[str, torch.Tensor]]:
+        """The weights of `module` by name, each read when it is asked for; raises CheckpointError before the first."""
+        return self._weights()
 
     @staticmethod
     def preflight(path: str) -> TrainedOn | None:

@@ -7,6 +7,7 @@ from pathlib import Path
 import torch
 from transformers import PreTrainedTokenizerBase
 
+from flowrl.base.empty_module import fill
 from flowrl.core.seeds import derive, global_seed
 from rewards.data.store import PreferenceStore
 from rewards.hpsv3 import layout
@@ -27,7 +28,10 @@ class HPSv3Training:
     score_bias: str = "rm_head.5.bias"
 
     def __init__(self, folder: Path, *, seed: int) -> None:
-        model, tokenizer, spec = layout.load(folder, dtype=torch.float32)
+        stored = layout.open_folder(folder)
+        model, tokenizer, spec = stored.model, stored.tokenizer, stored.spec
+        weights = ((name, tensor.clone()) for name, tensor in stored.read_weights(torch.float32))
+        fill(model, weights, torch.device("cpu"))
         with global_seed(derive(seed, "head")):
             model.rm_head = new_head(model.backbone.config.text_config.hidden_size)
         model.requires_grad_(True)

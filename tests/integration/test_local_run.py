@@ -13,7 +13,7 @@ from diffusers import StableDiffusion3Pipeline
 from safetensors.torch import load_file, save_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from flowrl.actors.group import LocalRuntime
+from flowrl.actors.runtime import LocalRuntime
 from flowrl.base.errors import UserError
 from flowrl.config import ConfigError, RewardSpec
 from flowrl.core import seeds
@@ -91,6 +91,15 @@ def test_a_gpu_gives_the_numbers_of_the_cpu_to_rounding(runs: TinyRuns) -> None:
         for key in (f"reward/{LATENT_KEY}/mean", f"eval/{LATENT_KEY}/mean", f"eval/{BRIGHT_KEY}/mean", "policy/kl"):
             if key in row:
                 assert other[key] == pytest.approx(row[key], rel=1e-2, abs=1e-5)
+
+
+def test_conditions_that_were_made_ahead_change_nothing(runs: TinyRuns, tmp_path: Path) -> None:
+    plain = runs.run()
+    ahead = runs.run(data__condition_cache=str(tmp_path / "conditions"), data__encode_ahead=3)
+    assert same(ahead.adapter, plain.adapter)
+    assert unequal(ahead, plain) == []
+    # The prompts of both files, and the empty one.
+    assert len(list((tmp_path / "conditions").glob("*/*.safetensors"))) == len({*tiny.TEXTS, ""})
 
 
 def test_a_run_of_no_steps_evaluates_and_no_more(runs: TinyRuns) -> None:

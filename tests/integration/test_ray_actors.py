@@ -11,8 +11,9 @@ import pytest
 import torch
 
 from flowrl.actors.fused import Fused
-from flowrl.actors.group import ActorError, LocalRuntime, RayRuntime, Runtime
+from flowrl.actors.group import RayRuntime
 from flowrl.actors.learner import TrainingError
+from flowrl.actors.runtime import ActorError, LocalRuntime, Runtime
 from flowrl.algorithms.configs import FlowGRPOConfig
 from flowrl.config import GateSection, OptimSection, RewardSpec
 from flowrl.types import PolicyWeights, Scores, Trajectory
@@ -30,7 +31,7 @@ DIT, HALF = "dit_reward", "half"
 @pytest.fixture(scope="module")
 def ray() -> Iterator[RayRuntime]:
     """One Ray for all tests here."""
-    runtime = RayRuntime(address="local", threads=1, gpus_per_actor=0.0, timeout_s=120.0)
+    runtime = RayRuntime(address="local", threads=1, on_gpus=False, timeout_s=120.0)
     yield runtime
     runtime.close()
 
@@ -44,13 +45,6 @@ def scores_of(runtime: Runtime, arguments: dict[str, Any], groups: list[Trajecto
     scores = runtime.get(refs)
     scores[0].seconds["held"] = float(max(held))
     return scores
-
-
-def test_more_gpus_than_there_are_is_an_error_at_once(ray: RayRuntime, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(ray, "_gpus", 1.0)
-    monkeypatch.setattr(ray, "_asked", 0.0)
-    with pytest.raises(ActorError, match=r"each actor takes a GPU, 64 with scorer, but Ray has \d"):
-        ray.start("scorer", Unreliable, size=64, gang=False)
 
 
 def test_a_reward_spread_over_two_ranks_scores_as_one_that_is_whole(

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from safetensors.torch import load_file
 
-from flowrl.actors.group import ActorError
+from flowrl.actors.runtime import ActorError
 from flowrl.config import RewardSpec
 from flowrl.run import run_training
 from flowrl.summary import RewardError
@@ -63,13 +63,32 @@ def run_with_reward(runs: TinyRuns, reward: Path, **placement: Any) -> TinyRun:
     return runs.run(rewards__train=train, rewards__watch=[RewardSpec(name=BRIGHT)], **changes)
 
 
+def placement(mode: str, rollouts: int, scorers: int, **more: Any) -> dict[str, Any]:
+    return {"mode": mode, "num_rollouts": rollouts, "num_scorers": scorers, "num_learners": 1, **more}
+
+
+PLACEMENTS = {
+    "split 1+1": placement("split", 1, 1),
+    "split 2+2 sharded": placement("split", 2, 2),
+    "colocated 0+1 in turn": placement("colocated", 0, 1, offload=True, shard_scorer=False),
+}
+MORE_PLACEMENTS = {
+    "split 3+1 replica": placement("split", 3, 1, shard_scorer=False),
+    "split 1+2 replicas": placement("split", 1, 2, shard_scorer=False),
+    "split 1+2 sharded": placement("split", 1, 2),
+    "fused 2 sharded": placement("fused", 1, 2),
+    "fused 2 replicas": placement("fused", 1, 2, shard_scorer=False),
+    "colocated 0+2 sharded": placement("colocated", 0, 2),
+    "colocated 1+1": placement("colocated", 1, 1),
+    "colocated 2+1 in turn": placement("colocated", 2, 1, offload=True),
+    "colocated 3+2 replicas in turn": placement("colocated", 3, 2, offload=True, shard_scorer=False),
+}
+
+
 @pytest.mark.parametrize(
     "placement",
-    [
-        {"mode": "split", "num_rollouts": 1, "num_scorers": 1, "num_learners": 1},
-        {"mode": "split", "num_rollouts": 2, "num_scorers": 2, "num_learners": 1},
-    ],
-    ids=["split 1+1", "split 2+2 sharded"],
+    [*PLACEMENTS.values(), *(pytest.param(one, marks=pytest.mark.slow) for one in MORE_PLACEMENTS.values())],
+    ids=[*PLACEMENTS, *MORE_PLACEMENTS],
 )
 def test_a_run_is_the_same_bit_for_bit_wherever_its_actors_are(
     runs: TinyRuns, tiny_reward: Path, placement: dict[str, Any]

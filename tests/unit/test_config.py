@@ -153,7 +153,7 @@ def test_unknown_keys_in_a_file_name_the_file(tmp_path: Path) -> None:
         ("optim.lr=.nan", "optim.lr must be a finite number, got nan"),
         ("rewards.max_invalid_fraction=.inf", "rewards.max_invalid_fraction must be a finite number, got inf"),
         ("run.overwrite=maybe", "run.overwrite must be true or false, got 'maybe'"),
-        ("placement.mode=foo", "placement.mode must be one of local, split, fused, got 'foo'"),
+        ("placement.mode=foo", "placement.mode must be one of local, split, fused, colocated, got 'foo'"),
         ("algorithm.name=grpo", "algorithm.name must be one of flow_grpo, got 'grpo'"),
         ("optim.betas=[0.9]", "optim.betas must be a list of 2, each a finite number, got [0.9]"),
         ("optim.betas=[0.9, x]", "optim.betas[1] must be a finite number, got 'x'"),
@@ -239,6 +239,7 @@ BROKEN: dict[str, tuple[list[str], str]] = {
     "shares_are_shares": (["optim.ema_decay=1.0"], "optim.ema_decay must lie in [0, 1), got 1.0"),
     "run_name_is_a_folder_name": (["run.name=a/b"], "run.name must be usable as the name of a folder, got 'a/b'"),
     "plugins_are_known": (["model.family=sd4"], "model.family: unknown policy 'sd4'; did you mean 'sd3'?"),
+    "attention_is_known": (["model.attention=flahs"], "model.attention: unknown 'flahs'; did you mean 'flash'?"),
     "image_size_fits_patches": (
         ["model.image_size=70"],
         "model.image_size must be a multiple of 16 with model.family sd3, got 70; use 64 or 80",
@@ -268,6 +269,25 @@ BROKEN: dict[str, tuple[list[str], str]] = {
         "2 * 2 = 4, got 10; use 8 or 12",
     ),
     "trained_steps_fit": (["algorithm.kl_beta=-0.1"], "algorithm.kl_beta must not be negative, got -0.1"),
+    "learners_that_share_weights_only_train": (
+        ["placement.mode=fused", "placement.learner_strategy=zero3"],
+        "placement.learner_strategy zero3 cuts the model over the learners, so that none can sample alone: it needs "
+        "placement.mode split, got fused; use split, or ddp or zero2",
+    ),
+    "rounded_weights_are_whole": (
+        ["model.quantisation=int8", "placement.learner_strategy=fsdp2"],
+        "model.quantisation int8 needs placement.learner_strategy ddp or zero2, which leave the model whole on each "
+        "learner, got fsdp2",
+    ),
+    "somebody_samples": (["placement.num_rollouts=0"], "placement.num_rollouts must be at least 1 with"),
+    "only_shared_devices_are_left": (
+        ["placement.offload=true"],
+        "placement.offload needs placement.mode colocated, where roles share devices, or local, got split",
+    ),
+    "conditions_made_ahead_are_kept": (
+        ["data.encode_ahead=3"],
+        "data.encode_ahead = 3 needs a folder in data.condition_cache, such as",
+    ),
     "half_precision_needs_cuda": (["model.dtype=float16"], "model.dtype float16 needs placement.device cuda"),
     "grid_fits_evaluation": (["eval.num_prompts=4"], "eval.grid_prompts must be at most eval.num_prompts = 4, got 8"),
 }
@@ -298,6 +318,10 @@ def test_rule(minimal: Path, monkeypatch: pytest.MonkeyPatch, rule: config_rules
         ),
         (["run.dir= "], "run.dir must name a folder, got ' '"),
         (["rollout.prompts_per_step=3", "placement.num_learners=3"], "rollout.prompts_per_step must be a multiple"),
+        (
+            ["placement.mode=local", "placement.learner_strategy=zero2"],
+            "placement.learner_strategy must be ddp with placement.mode local, which has one learner, got zero2",
+        ),
         (
             ["rewards.train=[{name: dit_rewrad}]"],
             "rewards.train[0].name: unknown reward 'dit_rewrad'; did you mean 'dit_r",

@@ -10,9 +10,10 @@ import pytest
 import yaml
 
 from flowrl.base.config_tree import ConfigError
-from flowrl.config import diff, load
+from flowrl.config import RunConfig, diff, load
 from flowrl.config_kinds import KINDS, RUN, kind_of, load_any
 from flowrl.registry import Plugin
+from flowrl.seating import seating
 
 ROOT = Path(__file__).parents[2]
 CONFIGS = sorted((ROOT / "configs").glob("**/*.yaml"))
@@ -66,9 +67,29 @@ def test_config_holds_only_what_differs_from_the_defaults(path: Path, tmp_path: 
     assert sorted(written) == sorted(different)
 
 
-def test_the_two_runs_of_sd35_large_differ_in_the_reward_alone() -> None:
-    arms = [load(ROOT / "configs" / "sd35-large" / f"{arm}.yaml", ["run.name=same"]) for arm in ("ditreward", "hpsv3")]
-    assert set(diff(*arms)) == {"rewards.train"}
+PROFILES = [path.name for path in sorted((ROOT / "configs").glob("sd35-*"))]
+
+
+def arm_of(profile: str, arm: str) -> RunConfig:
+    return load(ROOT / "configs" / profile / f"{arm}.yaml", ["run.name=same"])
+
+
+@pytest.mark.parametrize("profile", PROFILES)
+def test_the_two_runs_of_a_profile_differ_in_the_reward_alone(profile: str) -> None:
+    assert set(diff(arm_of(profile, "ditreward"), arm_of(profile, "hpsv3"))) == {"rewards.train"}
+
+
+def test_profiles_of_a_model_differ_in_where_it_runs_alone() -> None:
+    assert PROFILES == [f"sd35-{model}{size}" for model in ("large", "medium") for size in ("", "-1gpu", "-8gpu")]
+    devices = {"": 16, "-1gpu": 1, "-8gpu": 8}
+    for profile in PROFILES:
+        family, size = (profile.removesuffix(one), one) if (one := profile[-5:]) in devices else (profile, "")
+        config = arm_of(profile, "ditreward")
+        assert len(seating(config.placement).shares) == devices[size]
+        changed = diff(arm_of(family, "ditreward"), config)
+        assert {key for key in changed if not key.startswith("placement.")} <= {"rollout.samples_per_forward"}
+    models = set(diff(arm_of("sd35-large", "hpsv3"), arm_of("sd35-medium", "hpsv3")))
+    assert models == {"model.path", "rollout.samples_per_forward"}
 
 
 def test_the_two_pocket_runs_differ_in_the_reward_alone() -> None:

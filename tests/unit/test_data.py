@@ -91,6 +91,15 @@ def test_a_pass_takes_every_prompt_and_the_next_one_in_another_order() -> None:
     assert first != second
 
 
+def test_the_texts_ahead_are_those_of_the_later_steps_of_a_block() -> None:
+    order = PromptOrder(prompts(20), per_step=4, seed=3)
+    for step in range(1, 13):
+        last = 4 * -(-step // 4)  # blocks of steps 1 to 4, 5 to 8, 9 to 12
+        expected = [prompt.text for later in range(step + 1, last + 1) for prompt in order.take(later)]
+        assert order.texts_ahead(step, 4) == expected
+        assert order.texts_ahead(step, 0) == order.texts_ahead(step, 1) == []
+
+
 def test_prompts_that_a_pass_leaves_over_come_in_others() -> None:
     order = PromptOrder(prompts(7), per_step=3, seed=0)
     assert {prompt.id for step in range(1, 13) for prompt in order.take(step)} == set(range(7))

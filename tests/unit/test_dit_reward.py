@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -316,12 +317,12 @@ def test_a_saved_folder_gives_the_same_scores(tmp_path: Path) -> None:
     layout.save(model, tmp_path, dtype=torch.float32, shard_size="100KB")
     assert (tmp_path / "transformer" / "diffusion_pytorch_model.safetensors.index.json").is_file()
     assert "latent" in (tmp_path / "README.md").read_text()
-    loaded = layout.load(tmp_path, dtype=torch.float32)
+    loaded = DiTReward(path=str(tmp_path)).module
     assert loaded.config == model.config
     assert torch.equal(loaded(*inputs()), model(*inputs()))
     assert not any(p.requires_grad for p in loaded.parameters())
-    half = layout.load(tmp_path, dtype=torch.bfloat16)
-    assert half.transformer.proj_out.weight.dtype == torch.bfloat16
+    half = DiTReward(path=str(tmp_path), dtype="bfloat16").module
+    assert half.transformer.pos_embed.proj.weight.dtype == torch.bfloat16
     assert half(*inputs()).dtype == torch.float32
 
 
@@ -338,13 +339,24 @@ def test_a_lora_is_merged_when_saved(tmp_path: Path) -> None:
             if ".lora_B." in name:
                 parameter.normal_(generator=torch.Generator().manual_seed(3))
     layout.save(model, tmp_path, dtype=torch.float32)
-    loaded = layout.load(tmp_path, dtype=torch.float32)
+    loaded = DiTReward(path=str(tmp_path)).module
     torch.testing.assert_close(loaded(*inputs()), model(*inputs()).detach(), rtol=1e-4, atol=1e-5)
     assert not torch.allclose(loaded(*inputs()), tiny_model()(*inputs()).detach(), atol=1e-3)
 
 
+def test_what_no_score_depends_on_is_not_loaded(tmp_path: Path) -> None:
+    model = tiny_model(tiny_config(layers=(0,)))
+    assert len(model.transformer.transformer_blocks) > 1
+    layout.save(model, tmp_path, dtype=torch.float32)
+    loaded = DiTReward(path=str(tmp_path)).module
+    assert torch.equal(loaded(*inputs()), model(*inputs()))
+    kept = {key.removeprefix("transformer.").partition(".")[0] for key in loaded.state_dict() if "head." not in key}
+    assert kept == {"pos_embed", "time_text_embed", "context_embedder", "transformer_blocks"}
+    assert len(loaded.transformer.transformer_blocks) == 1
+
+
 def _copy(folder: Path, to: Path) -> Path:
-    layout.save(layout.load(folder, dtype=torch.float32), to, dtype=torch.float32)
+    shutil.copytree(folder, to)
     return to
 
 

@@ -13,6 +13,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from flowrl.base.errors import CheckpointError
+from flowrl.base.fingerprint import fingerprint
 from flowrl.config import ConfigError, RewardSpec
 from flowrl.core.buckets import cover
 from flowrl.models.sd3 import SD3
@@ -20,7 +21,6 @@ from flowrl.protocols import ShardableReward
 from flowrl.reward_loading import make_reward, preflight
 from flowrl.types import RewardInput, TextCondition, TrainedOn
 from rewards.dit_reward import DiTReward, layout
-from rewards.dit_reward.fingerprint import fingerprint
 from rewards.dit_reward.model import DiTRewardConfig
 from rewards.dit_reward.pixels import DiTRewardPixels
 from rewards.dit_reward.training import DiTRewardTraining, new_model

@@ -209,13 +209,14 @@ def test_key_map_is_that_of_transformers_own_layout_change() -> None:
 def test_the_file_holds_the_language_head_and_is_loaded_strictly(folder: Path, tmp_path: Path) -> None:
     stored = load_file(folder / layout.WEIGHTS)
     assert stored["lm_head.weight"].shape == stored["model.embed_tokens.weight"].shape
-    model, _, spec = layout.load(folder, dtype=torch.float32)
+    loaded = HPSv3Reward(str(folder))
+    model, spec = loaded.module, loaded.spec
     assert spec == PatchSpec(area=4096, patch_size=8)
     for key, value in tiny().model.state_dict().items():
         assert torch.equal(model.state_dict()[key], value), key
-    half, _, _ = layout.load(folder, dtype=torch.bfloat16)
+    half = HPSv3Reward(str(folder), dtype="bfloat16").module
     assert half.backbone.language_model.norm.weight.dtype == torch.bfloat16
-    assert half.rm_head[0].weight.dtype == torch.float32
+    assert torch.equal(half.rm_head[0].weight, tiny().model.rm_head[0].weight)  # float32, and never rounded
 
 
 def copy_with(folder: Path, to: Path, tensors: dict[str, torch.Tensor]) -> Path:
@@ -274,7 +275,7 @@ def test_no_weights_are_drawn_that_the_file_replaces(folder: Path, monkeypatch: 
         devices.extend(parameter.device.type for parameter in self.parameters())
 
     monkeypatch.setattr(HPSv3Model, "__init__", counting)
-    model, _, _ = layout.load(folder, dtype=torch.float32)
+    model = HPSv3Reward(str(folder)).module
     assert set(devices) == {"meta"}
     assert all(not tensor.is_meta for tensor in (*model.parameters(), *model.buffers()))
 

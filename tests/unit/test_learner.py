@@ -14,16 +14,16 @@ from flowrl.algorithms.configs import FlowGRPOConfig
 from flowrl.algorithms.flow_grpo import FlowGRPO
 from flowrl.types import TrainBatch, Trajectory
 from tests import tiny
-from tests.learners import LOOSE, advantages, learner, metric, rolled, weights
+from tests.learners import LOOSE, advantages, learner, metric, optimizer_of, rolled, weights
 
 
 def gradients_of_update(trained: Learner, batch: list[Trajectory]) -> torch.Tensor:
     captured: list[torch.Tensor] = []
 
     def capture(*_: Any) -> None:
-        captured.append(torch.cat([p.grad.flatten() for _, p in trained._named if p.grad is not None]))
+        captured.append(torch.cat([p.grad.flatten() for _, p in trained._policy.trainable() if p.grad is not None]))
 
-    trained._optimizer.register_step_pre_hook(capture)
+    optimizer_of(trained).register_step_pre_hook(capture)
     trained.update(1, advantages(len(batch)), *batch)
     [gradient] = captured
     return gradient.clone()
@@ -77,9 +77,14 @@ def test_two_optimizer_steps_are_adamw_by_hand_on_the_clipped_gradient(sd3_folde
     seen: list[tuple[torch.Tensor, torch.Tensor]] = []
 
     def capture(*_: Any) -> None:
-        seen.append((weights(trained), torch.cat([p.grad.flatten() for _, p in trained._named if p.grad is not None])))
+        seen.append(
+            (
+                weights(trained),
+                torch.cat([p.grad.flatten() for _, p in trained._policy.trainable() if p.grad is not None]),
+            )
+        )
 
-    trained._optimizer.register_step_pre_hook(capture)
+    optimizer_of(trained).register_step_pre_hook(capture)
     norms = metric(trained.update(1, advantages(), *batch).metrics, "policy/grad_norm")
     assert len(seen) == len(norms) == 2
     first_moment, second_moment = torch.zeros(()), torch.zeros(())

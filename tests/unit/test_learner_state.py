@@ -127,7 +127,7 @@ def test_precision_is_that_of_the_configuration_and_not_of_the_environment(
     monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "bf16")
     AcceleratorState._reset_state(reset_partial_state=True)
     trained = learner(sd3_folder)
-    assert trained._accelerator.mixed_precision == "no"
+    assert AcceleratorState().mixed_precision == "no"
     result = trained.update(1, advantages(), *groups(tiny.policy(sd3_folder)))
     assert metric(result.metrics, "policy/ratio_absdev_max") == [0.0] * 6
 

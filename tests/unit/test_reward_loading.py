@@ -7,11 +7,13 @@ from typing import Any
 import pytest
 import torch
 
+from flowrl.base.empty_module import is_empty
 from flowrl.base.errors import CheckpointError, UserError
 from flowrl.config import ConfigError, RewardSpec
+from flowrl.protocols import StreamedReward
 from flowrl.reward_loading import LatentSource, check_rewards, make_reward, preflight
 from flowrl.types import TrainedOn
-from tests.cheap_rewards import LatentNorm
+from tests.cheap_rewards import LATENT, LatentNorm
 
 NAME = "tests.unit.test_reward_loading:Trained"
 
@@ -123,6 +125,22 @@ def test_an_option_that_a_reward_refuses_is_one_line_wherever_it_is_found() -> N
         make_reward(RewardSpec(name=name, options={"error": "not so"}))
     with pytest.raises(CheckpointError, match=r"^weights: torn$"):
         make_reward(RewardSpec(name=name, options={"error": "weights: torn"}))
+
+
+def test_a_reward_that_can_be_is_made_empty_for_a_gang_and_by_no_option() -> None:
+    for name in ("dit_reward", "dit_reward_pixels", "hpsv3"):
+        spec = RewardSpec(name=name)
+        made = make_reward(spec, empty=True)
+        assert isinstance(made, StreamedReward)
+        assert is_empty(made.module)
+        whole = make_reward(spec)
+        assert isinstance(whole, StreamedReward)
+        weights = dict(made.read_weights())
+        assert weights.keys() == whole.module.state_dict().keys()
+        assert all(torch.equal(value, weights[key]) for key, value in whole.module.state_dict().items())
+        with pytest.raises(ConfigError, match=rf"^rewards: '{name}' takes no option empty"):
+            make_reward(RewardSpec(name=name, options={"empty": True}))
+    assert not isinstance(make_reward(RewardSpec(name=LATENT), empty=True), StreamedReward)
 
 
 class Faulty(LatentNorm):

@@ -12,11 +12,12 @@ import pytest
 import torch
 
 from flowrl.actors.encoder import Encoder
-from flowrl.actors.group import LocalRuntime, Runtime
 from flowrl.actors.learner import Learner
 from flowrl.actors.roles import Encoders, Learners, Rollouts, ScoredGroups, Scorers, rollout_and_score
 from flowrl.actors.rollout import Rollout
+from flowrl.actors.runtime import LocalRuntime, Runtime
 from flowrl.actors.scorer import Scorer
+from flowrl.actors.turns import Turns
 from flowrl.actors.weights import WeightsError, pack
 from flowrl.algorithms.configs import FlowGRPOConfig
 from flowrl.config import GateSection, OptimSection, RewardSpec
@@ -30,7 +31,16 @@ REWARD = "tests.cheap_rewards:LatentNorm"
 class Parts:
     """The groups of a run, on some runtime."""
 
-    def __init__(self, folder: Path, runtime: Runtime, *, rollouts: int, scorers: int, lockstep: bool = False) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        runtime: Runtime,
+        *,
+        rollouts: int,
+        scorers: int,
+        lockstep: bool = False,
+        in_turn: bool = False,
+    ) -> None:
         model = tiny.model_spec(folder)
         self.runtime = runtime
         scoring = {"model": model, "train": [RewardSpec(name=REWARD)], "watch": [], "sharded": False, "timeout_s": 9.0}
@@ -39,8 +49,9 @@ class Parts:
         self.scorer_group = runtime.start("scorer", partial(Scorer, **scoring), size=scorers, gang=False)
         self.encoder_group = runtime.start("encoder", partial(Encoder, model=model), size=1, gang=False)
         self.encoder = Encoders(runtime, self.encoder_group)
-        self.rollouts = Rollouts(runtime, self.rollout_group)
-        self.scorers = Scorers(runtime, self.scorer_group, lockstep=lockstep)
+        turns = Turns(runtime, (self.rollout_group, self.scorer_group) if in_turn else ())
+        self.rollouts = Rollouts(runtime, self.rollout_group, turns)
+        self.scorers = Scorers(runtime, self.scorer_group, turns, lockstep=lockstep)
 
     def run(self, count: int, num_images: int | None = None) -> ScoredGroups:
         requests = [
@@ -135,6 +146,33 @@ def test_without_lockstep_the_scorers_take_turns_and_each_group_is_scored_once(s
     assert {method for _, method, _ in calls} == {"score"}
 
 
+@pytest.mark.parametrize("order", ORDERS)
+@pytest.mark.parametrize(("scorers", "lockstep"), [(1, False), (3, False), (2, True)])
+def test_in_turns_the_roles_have_the_devices_one_after_the_other_and_the_numbers_are_the_same(
+    sd3_folder: Path, expected: tuple[list[Trajectory], list[Scores]], order: str, scorers: int, lockstep: bool
+) -> None:
+    runtime = ScrambledRuntime(ORDERS[order]())
+    parts = Parts(sd3_folder, runtime, rollouts=2, scorers=scorers, lockstep=lockstep, in_turn=True)
+    for _ in range(2):
+        found = parts.run(7)
+        for scored, wanted in zip(found.scores, expected[1], strict=True):
+            assert torch.equal(scored.total, wanted.total)
+    for group, work, turns in (
+        (parts.rollout_group, "generate", [False, True, False]),
+        (parts.scorer_group, "score", [False, True, False, True]),
+    ):
+        for index in range(group.size):
+            there, moves = True, []  # at the start all are on their devices
+            for _, name, args in (call for call in log(group) if call[0] == index):
+                if name == "move_frozen":
+                    there = args[0]
+                    moves.append(there)
+                else:
+                    assert name == work
+                    assert there
+            assert moves == turns
+
+
 def test_a_text_is_encoded_once_while_it_is_remembered(sd3_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     parts = Parts(sd3_folder, ScrambledRuntime(ORDERS["first"]()), rollouts=1, scorers=1)
     parts.run(3)
@@ -156,7 +194,7 @@ def learners(folder: Path, runtime: Runtime, size: int) -> tuple[Learners, Any]:
         "samples_per_forward": 0,
     }
     group = runtime.start("learner", partial(Learner, **arguments), size=size, gang=False)
-    return Learners(runtime, group), group
+    return Learners(runtime, group, Turns(runtime)), group
 
 
 def test_learners_share_the_groups_of_a_step_without_loss_or_overlap(sd3_folder: Path) -> None:

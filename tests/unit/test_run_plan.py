@@ -12,8 +12,9 @@ from flowrl.cli.main import main
 from flowrl.config import RunConfig, load
 from flowrl.core.sampler import sample
 from flowrl.plan.gpus import Gpu
+from flowrl.plan.memory import RoleMemory, room
 from flowrl.plan.proposals import proposals, too_large
-from flowrl.plan.run_plan import RunPlan, room, run_plan
+from flowrl.plan.run_plan import RunPlan, run_plan
 from flowrl.plan.work import step_work
 from flowrl.protocols import Policy
 from flowrl.types import Prompt, RolloutRequest, SamplingPlan
@@ -43,7 +44,7 @@ def test_the_paper_s_step_is_two_updates_of_384_samples() -> None:
     assert (work.samples, work.samples // work.inner_steps, work.trained_steps) == (768, 384, 9)
     assert work.forwards == 768 // 4 * 10
     assert work.losses == 768 // 4 * 9
-    assert (work.rollouts, work.learners, work.scorers) == (12, 12, 3)
+    assert (work.rollouts, work.learners, work.scorers) == (12, 12, 4)
 
 
 def test_a_local_run_has_one_of_each(sd3_folder: Path) -> None:
@@ -67,12 +68,46 @@ def test_only_a_reward_on_images_has_them_decoded_in_a_step(sd3_folder: Path) ->
     assert [phase.name for phase in pixel.phases] == ["rollout", "decode", "update"]
 
 
+def held(*roles: RoleMemory) -> int:
+    return sum(part.size for role in roles for part in role.held)
+
+
 def test_in_one_process_all_is_held_at_once(sd3_folder: Path) -> None:
-    split, local = (run_plan(tiny_config(sd3_folder, f"placement.mode={mode}")) for mode in ("split", "local"))
-    [one] = local.roles
-    held = [sum(part.size for part in role.held) for role in (*split.roles, one)]
-    assert held[-1] == sum(held[:-1])
-    assert (split.gpus, local.gpus) == (1 + 2 + 2 + 2, 1)
+    fused, local = (run_plan(tiny_config(sd3_folder, f"placement.mode={mode}")) for mode in ("fused", "local"))
+    [one] = local.devices
+    work = [part.size for role in local.roles for part in role.in_turn]
+    assert one.peak == held(*fused.roles) + max(work) == held(*one.roles) + max(work)
+    assert (fused.gpus, local.gpus) == (2 + 2, 1)
+
+
+def test_the_encoder_sits_with_a_scorer(sd3_folder: Path) -> None:
+    plan = run_plan(tiny_config(sd3_folder, "placement.num_scorers=3"))
+    assert plan.gpus == 2 + 2 + 3
+    kinds = {tuple(role.role for role in kind.roles): kind for kind in plan.devices}
+    assert {roles: kind.devices for roles, kind in kinds.items()} == {
+        ("encoder", "scorer"): 1,
+        ("scorer",): 2,
+        ("rollout",): 2,
+        ("learner",): 2,
+    }
+    both = kinds["encoder", "scorer"]
+    assert both.peak == sum(role.peak for role in both.roles) + 500 * 10**6  # the context of a second process
+
+
+def test_in_turns_only_one_role_has_its_frozen_weights_on_a_shared_device(sd3_folder: Path) -> None:
+    shared = ["placement.mode=colocated", "placement.num_rollouts=1", "placement.num_learners=1"]
+    shared += ["placement.num_scorers=1", "data.condition_cache=c", "data.encode_ahead=4"]
+    [together] = run_plan(tiny_config(sd3_folder, *shared)).devices
+    [in_turn] = run_plan(tiny_config(sd3_folder, *shared, "placement.offload=true")).devices
+    assert [role.role for role in in_turn.roles] == ["encoder", "rollout", "scorer", "learner"]
+    encoder, rollout, scorer, learner = in_turn.roles
+    assert encoder.stays == 0 < encoder.peak
+    contexts = 3 * 500 * 10**6
+    assert together.peak == contexts + sum(role.peak for role in together.roles)
+    stays = rollout.stays + scorer.stays + learner.stays
+    assert stays == held(rollout, scorer, learner) - 2 * learner.held[0].size
+    most = max(role.peak - role.stays for role in (encoder, rollout, scorer, learner))
+    assert in_turn.peak == contexts + stays + most
 
 
 def test_the_text_encoders_are_counted(sd3_folder: Path) -> None:
@@ -99,13 +134,13 @@ def test_trajectories_are_as_large_as_those_that_are_sampled(sd3_folder: Path, p
 
 
 def test_what_does_not_fit_is_told_and_what_is_proposed_fits(sd3_folder: Path) -> None:
-    config = tiny_config(sd3_folder, "rollout.samples_per_forward=4", "placement.mode=fused")
+    config = tiny_config(sd3_folder, "rollout.samples_per_forward=4", "placement.mode=local")
     plan = run_plan(config)
-    fewer = run_plan(tiny_config(sd3_folder, "rollout.samples_per_forward=2", "placement.mode=fused"))
-    between = (peaks(plan)["learner that samples"] + peaks(fewer)["learner that samples"]) / 2
+    fewer = run_plan(tiny_config(sd3_folder, "rollout.samples_per_forward=2", "placement.mode=local"))
+    between = (plan.devices[0].peak + fewer.devices[0].peak) / 2
     small = gpu(int(between / 0.92))
     assert room(small) == pytest.approx(between, abs=2)
-    assert [role.role for role in too_large(plan, small)] == ["learner that samples"]
+    assert too_large(plan, small) == list(plan.devices)
     assert "rollout.samples_per_forward=2" in proposals(config, small)
     assert any("checkpointing" in one for one in proposals(config, small))
     assert not too_large(fewer, small)

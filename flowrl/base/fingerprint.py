@@ -1,4 +1,4 @@
-"""Tells the weights of one transformer from those of another of the same layout, without reading them all."""
+"""Tells the weights of one network from those of another of the same layout, without reading them all."""
 
 from __future__ import annotations
 

@@ -1,0 +1,174 @@
+"""DeepSpeed ZeRO: gradients and moments spread over the ranks (stage 2), and all weights as well (stage 3)."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import Any
+
+import torch
+from torch import distributed
+
+from flowrl.actors.strategies.whole_adapter import adamw
+from flowrl.config import OptimSection
+from flowrl.protocols import Policy
+
+_MOMENTS = ("exp_avg", "exp_avg_sq")
+# Of stage 3: weights below this many elements stay whole on every rank.
+_PERSISTENT_BELOW = 4096
+
+
+class Zero:
+    """By DeepSpeed itself: below accelerate each process on the CPU takes itself for the only one, and `backward`
+    would also step, before anyone has looked at the numbers.
+
+    Half precision stays off, since it would cast the adapter too: frozen weights keep the dtype they were loaded in.
+    """
+
+    def __init__(self, policy: Policy, optim: OptimSection, *, stage: int) -> None:
+        import deepspeed
+
+        # DeepSpeed calls collectives by names that torch is about to change; hundreds of times per step.
+        warnings.filterwarnings("ignore", message="`torch.distributed", category=FutureWarning)
+        self._stage = stage
+        self._named = dict(policy.trainable())
+        size = sum(parameter.numel() for parameter in self._named.values())
+        self._adamw = adamw(self._named.values(), optim)
+        self._settings = self._adamw.state_dict()["param_groups"]
+        config = {
+            "train_micro_batch_size_per_gpu": 1,
+            "managed_gradient_accumulation": False,  # a step comes when it is asked for
+            "gradient_clipping": optim.clip_norm,
+            "zero_optimization": {
+                "stage": stage,
+                "reduce_bucket_size": size,  # a buffer of so many numbers; the default is 2 GB
+                "stage3_param_persistence_threshold": _PERSISTENT_BELOW,
+                # Else torch's linear is replaced in the whole process by one that rounds differently from that of the
+                # rollouts. Torch's own keeps each gathered weight from the forward to the backward pass, unless
+                # activations are checkpointed.
+                "memory_efficient_linear": False,
+            },
+        }
+        if stage == 3:
+            _cut(policy.module, config)
+        self._wrapped, *_ = deepspeed.initialize(model=policy.module, optimizer=self._adamw, config=config)
+        self._optimizer = self._wrapped.optimizer
+        self._wrapped.eval()  # returns nothing
+        policy.module = self._wrapped
+        self._copy: dict[str, torch.Tensor] = {}
+        self._keep()
+
+    def micro_batch(self, *, last: bool) -> AbstractContextManager[None]:
+        """Gradients are exchanged in every backward pass, as each rank keeps a part of them alone."""
+        return nullcontext()
+
+    def backward(self, loss: torch.Tensor) -> None:
+        """Add the gradient of a loss."""
+        self._wrapped.backward(loss)
+
+    def step(self) -> float:
+        """Clip the gradient and step; DeepSpeed itself takes no step when the norm over all ranks is not finite."""
+        self._wrapped.step()
+        if not self._wrapped.was_step_applied():
+            return math.nan
+        self._keep()
+        return float(self._wrapped.get_global_grad_norm())
+
+    def forget(self) -> None:
+        """Drop the gradients, which DeepSpeed does by itself only in a step."""
+        self._optimizer.zero_grad()
+        if self._stage == 2:
+            self._optimizer.all_grad_tensors.clear()
+
+    def adapter(self) -> dict[str, torch.Tensor]:
+        """The parameters themselves, or of stage 3 a copy that each rank keeps."""
+        return self._copy
+
+    @contextmanager
+    def whole(self) -> Iterator[None]:
+        """Weights that changed take the place of those that the optimizer has."""
+        import deepspeed
+
+        with deepspeed.zero.GatheredParameters(list(self._named.values()), modifier_rank=0):
+            yield
+        self._optimizer.refresh_fp32_params()
+        self._keep()
+
+    def moments(self) -> dict[str, Any]:
+        """Gathered from all ranks, on the CPU."""
+        from deepspeed.utils import safe_get_full_optimizer_state
+
+        state: dict[int, dict[str, torch.Tensor]] = {}
+        for part in self._parts():
+            if self._adamw.state[part]:  # there is none before the first step
+                for index, parameter in enumerate(self._named.values()):
+                    full = {key: safe_get_full_optimizer_state(parameter, key).cpu() for key in _MOMENTS}
+                    state[index] = {"step": self._adamw.state[part]["step"].cpu(), **full}
+            break
+        return {"state": state, "param_groups": self._settings}
+
+    def load_moments(self, state: dict[str, Any]) -> None:
+        """Each rank takes its part of them."""
+        from deepspeed.utils import safe_set_full_optimizer_state, safe_set_local_optimizer_state
+
+        self._adamw.state.clear()
+        saved = state["state"]
+        if not saved:
+            return
+        for part in self._parts():
+            zeros = {key: torch.zeros_like(part) for key in _MOMENTS}
+            self._adamw.state[part] = {"step": saved[0]["step"].clone(), **zeros}
+        if self._stage == 2:  # which DeepSpeed does in its first step
+            self._optimizer._hp_optimizer_states_linked = False
+            self._optimizer._lazy_init_hp_params_optimizer_state()
+        for index, parameter in enumerate(self._named.values()):
+            for key in _MOMENTS:
+                value = saved[index][key]
+                if self._stage == 2:
+                    safe_set_full_optimizer_state(parameter, value, key)
+                else:
+                    held: torch.Tensor = parameter.ds_tensor  # type: ignore[attr-defined]  # added by DeepSpeed
+                    safe_set_local_optimizer_state(parameter, _part_of_rank(value, held.numel()), key)
+
+    def _parts(self) -> list[torch.Tensor]:
+        """This rank's parts of the adapter as DeepSpeed holds them: flat, and what its optimizer works on."""
+        flat: list[torch.Tensor] = (
+            self._optimizer.single_partition_of_fp32_groups
+            if self._stage == 2
+            else self._optimizer.fp32_partitioned_groups_flat
+        )
+        return flat
+
+    def _keep(self) -> None:
+        """Have the whole adapter at hand."""
+        if self._stage == 2:
+            self._copy = {name: parameter.detach() for name, parameter in self._named.items()}
+            return
+        import deepspeed
+
+        with deepspeed.zero.GatheredParameters(list(self._named.values())):
+            self._copy = {name: parameter.detach().clone() for name, parameter in self._named.items()}
+
+
+def _cut(module: torch.nn.Module, config: dict[str, Any]) -> None:
+    """Have every rank keep its part of each parameter, one parameter after the other.
+
+    DeepSpeed does so by itself, but receives what the first rank sends in place: weights that are pages of a file would
+    become a copy of the whole model on every other rank.
+    """
+    import deepspeed
+
+    first, *others = module.parameters()
+    first.data = first.data.clone()
+    deepspeed.zero.Init(module=torch.nn.ParameterList([first]), config_dict_or_path=config)
+    for parameter in others:
+        parameter.data = parameter.data.clone()
+        first.convert_to_zero_parameters([parameter])  # type: ignore[attr-defined]  # added by DeepSpeed
+
+
+def _part_of_rank(value: torch.Tensor, size: int) -> torch.Tensor:
+    """The part [size] of a tensor that this rank holds; the last ones are filled up with zeros."""
+    padded = torch.nn.functional.pad(value.flatten(), (0, size * distributed.get_world_size() - value.numel()))
+    return padded.narrow(0, size * distributed.get_rank(), size)

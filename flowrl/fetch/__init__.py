@@ -1,0 +1,1 @@
+"""Getting ready: what a configuration needs that does not come with flowrl, and how it is downloaded and verified."""

@@ -1,0 +1,422 @@
+"""The parts of the examination: reading the machine, checks that fail, reports of nodes, fitting a run, the page."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from flowrl.base.errors import UserError
+from flowrl.cli.main import main
+from flowrl.config import RunConfig, load
+from flowrl.doctor.collect import collect, disk, packages
+from flowrl.doctor.examination import Request, examination
+from flowrl.doctor.finding import Check, Entry, examine, fine, note, problem
+from flowrl.doctor.machine import GpuState, Machine
+from flowrl.doctor.node_checks import ask_by_ssh, equal_versions, node_checks, node_state, own_name, reachable
+from flowrl.doctor.nvidia import SmiError, ask_smi, graphics
+from flowrl.doctor.page import as_json, lines, verdict
+from flowrl.doctor.run_checks import file_checks, fit_checks
+from flowrl.doctor.versions import VersionReport, differences, version_report
+from tests import tiny
+from tests.unit.test_doctor_machine import GOOD, with_gpus
+
+ROOT = Path(__file__).parents[2]
+POCKET = ROOT / "configs" / "pocket" / "ditreward.yaml"
+MIB = 2**20
+
+
+def program(folder: Path, name: str, script: str) -> None:
+    """Put a program in a folder that is searched first."""
+    folder.mkdir(exist_ok=True)
+    file = folder / name
+    file.write_text(f"#!/bin/bash\n{script}\n")
+    file.chmod(0o755)
+
+
+@pytest.fixture
+def programs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder whose programs are found before others."""
+    folder = tmp_path / "bin"
+    folder.mkdir()
+    monkeypatch.setenv("PATH", f"{folder}{os.pathsep}{os.environ['PATH']}")
+    return folder
+
+
+def test_this_machine_is_read_whole(tmp_path: Path) -> None:
+    machine = collect({"runs": tmp_path / "a" / "b"}, shm=tmp_path)
+    assert machine.cpus == len(os.sched_getaffinity(0))
+    assert 0 < machine.memory_free <= machine.memory_total
+    assert machine.shm_total is not None
+    assert machine.shm_total >= machine.shm_free > 0
+    assert machine.torch is not None
+    assert machine.disks[0].writable
+    assert not (tmp_path / "a").exists()
+    assert collect({}, shm=tmp_path / "none").shm_total is None
+
+
+def test_what_flowrl_needs_is_what_its_package_says() -> None:
+    needed = {package.name: package for package in packages()}
+    assert needed["torch"].wanted == ">=2.6"
+    assert needed["torch"].version
+    assert "pytest" not in needed
+
+
+def test_a_file_in_the_way_of_a_folder_leads_to_its_disk(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    assert disk("runs", tmp_path / "file").free > 0
+
+
+_SMI = r"""
+case "$1" in
+  *index*) printf '0, GPU-a, 580.65.06, 81559, 20000, NVIDIA H100 80GB, HBM3\n1, GPU-b, 580.65.06, [N/A], 5, L4\n';;
+  *compute_cap*) CAPABILITIES;;
+  *compute-apps*) printf 'GPU-a, 77, 61000, /usr/bin/python3, an argument\n';;
+esac"""
+
+
+def test_the_tables_of_the_driver_are_read(programs: Path, tmp_path: Path) -> None:
+    program(programs, "nvidia-smi", _SMI.replace("CAPABILITIES", r"printf 'GPU-a, 9.0\nGPU-b, 8.9\n'"))
+    read = graphics(bus=tmp_path)
+    first, second = read.gpus
+    assert (first.name, first.total, first.free) == ("NVIDIA H100 80GB, HBM3", 81559 * MIB, 20000 * MIB)
+    assert (first.capability, second.capability) == ((9, 0), (8, 9))
+    [process] = first.processes
+    assert (process.pid, process.memory, process.name) == (77, 61000 * MIB, "/usr/bin/python3, an argument")
+    assert (second.total, second.processes) == (0, ())
+    assert (read.driver, read.on_bus) == ("580.65.06", 2)
+
+
+def test_an_old_driver_that_knows_less_is_read_all_the_same(programs: Path, tmp_path: Path) -> None:
+    refusal = "echo 'Field \"compute_cap\" is not a valid field to query.'; exit 2"
+    program(programs, "nvidia-smi", _SMI.replace("CAPABILITIES", refusal))
+    assert [gpu.capability for gpu in graphics(bus=tmp_path).gpus] == [(0, 0), (0, 0)]
+
+
+def test_gpus_without_a_driver_are_on_the_bus(tmp_path: Path) -> None:
+    for name, vendor, kind in (("a", "0x10de", "0x030200"), ("b", "0x10de", "0x040300"), ("c", "0x8086", "0x0300")):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "vendor").write_text(f"{vendor}\n")
+        (tmp_path / name / "class").write_text(f"{kind}\n")
+
+    def absent(words: object) -> str:
+        raise FileNotFoundError
+
+    assert graphics(absent, tmp_path).on_bus == 1
+
+
+def test_a_driver_that_fails_is_quoted(programs: Path, tmp_path: Path) -> None:
+    program(programs, "nvidia-smi", "echo 'Failed to initialize NVML: Driver/library version mismatch'; exit 18")
+    with pytest.raises(SmiError, match=r"nvidia-smi failed: Failed to initialize NVML"):
+        ask_smi(["-L"])
+    read = graphics(bus=tmp_path)
+    assert read.complaint.startswith("nvidia-smi failed: Failed to initialize NVML")
+    assert read.gpus == ()
+
+
+def test_an_error_is_a_finding_and_the_others_are_made() -> None:
+    def raises() -> object:
+        raise ZeroDivisionError("of what\nmore")
+
+    def refuses() -> object:
+        raise UserError("model.path: cut off; copy it again")
+
+    checks = [Check(subject="s", name=one.__name__, look=one) for one in (raises, refuses)]  # type: ignore[arg-type]
+    first, second, third = examine([*checks, Check(subject="s", name="last", look=lambda: fine("good"))])
+    assert first.finding.found == "this could not be examined: ZeroDivisionError: of what"
+    assert (second.finding.found, second.finding.advice) == ("model.path: cut off", "copy it again")
+    assert [one.finding.verdict for one in (first, second, third)] == ["problem", "problem", "ok"]
+
+
+def test_an_error_between_checks_is_a_finding() -> None:
+    def checks() -> Iterator[Check]:
+        yield Check(subject="s", name="one", look=lambda: fine("good"))
+        raise KeyError("gone")
+
+    entries = list(examine(checks()))
+    assert [entry.finding.verdict for entry in entries] == ["ok", "problem"]
+    assert "KeyError: 'gone'" in entries[1].finding.found
+
+
+def test_a_machine_that_cannot_be_read_is_one_finding() -> None:
+    def broken(disks: Mapping[str, Path]) -> Machine:
+        raise PermissionError("/proc is closed")
+
+    [entry] = examination(Request(collect=broken, step=False))
+    assert entry.finding.found == "this could not be examined: PermissionError: /proc is closed"
+
+
+def test_what_cannot_go_on_does_not_stop_the_rest(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("flowrl.doctor.versions.graphics", lambda: 1 / 0)  # of the report that nodes are compared with
+    request = Request(config=load(POCKET), hosts=("no-such-host.invalid",), collect=lambda disks: GOOD, step=False)
+    entries = list(examination(request))
+    subjects = list(dict.fromkeys(entry.subject for entry in entries))
+    assert subjects == [
+        *("Machine", "GPUs", "Python and packages", "Other nodes", "The examination itself"),
+        *("Files of the run", "Does the run fit"),
+    ]
+    assert [entry.finding.found for entry in entries if entry.finding.verdict == "problem"] == [
+        "this could not be examined: ZeroDivisionError: division by zero"
+    ]
+
+
+N1 = VersionReport(
+    host="n1", versions=(("Python", "3.11.7"), ("torch", "2.13.0+cu130"), ("ray", "2.60.0")), gpus=("A",)
+)
+N2 = replace(N1, host="n2")
+N3 = replace(N1, host="n3", versions=(("Python", "3.11.7"), ("torch", "2.12.1+cu126")))
+
+
+def test_what_differs_is_said_with_the_nodes() -> None:
+    assert differences([N1, N2]) == []
+    assert differences([N1, N2, N3]) == [
+        "torch is 2.13.0+cu130 on n1, n2 and 2.12.1+cu126 on n3",
+        "ray is 2.60.0 on n1, n2 and not installed on n3",
+    ]
+
+
+def test_two_nodes_with_different_versions_are_a_problem() -> None:
+    told = equal_versions([N1, N3])
+    assert told.verdict == "problem"
+    assert "torch is 2.13.0+cu130 on n1 and 2.12.1+cu126 on n3" in told.found
+    assert "pip install --constraint constraints.txt --editable ." in told.advice
+    assert equal_versions([N1, N2]).verdict == "ok"
+
+
+def test_a_report_survives_being_sent() -> None:
+    report = version_report(["/nowhere", str(ROOT)])
+    assert VersionReport.from_json(report.to_json()) == report
+    assert report.missing == ("/nowhere",)
+    assert dict(report.versions)["flowrl"].endswith(")")
+    for wrong in ("", "[]", '{"host": "n1"}'):
+        with pytest.raises(ValueError):  # noqa: PT011
+            VersionReport.from_json(wrong)
+
+
+def test_a_node_without_the_files_is_told() -> None:
+    told = node_state(replace(N2, missing=("/models/sd35",)))
+    assert told.verdict == "problem"
+    assert "not there: /models/sd35" in told.found
+    assert "rsync -a /models/sd35/ n2:/models/sd35/" in told.advice
+
+
+def test_a_node_answers_over_ssh_with_its_own_versions(
+    programs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    other = tmp_path / "other" / "peft-0.1.2.dist-info"
+    other.mkdir(parents=True)
+    (other / "METADATA").write_text("Metadata-Version: 2.1\nName: peft\nVersion: 0.1.2\n")
+    monkeypatch.chdir(ROOT)
+    program(programs, "ssh", f'[ "$6" = n2 ] || exit 9\nexport PYTHONPATH={other.parent}\nexec bash -c "$7"')
+    reports: list[VersionReport] = []
+    entries = list(examine(node_checks(GOOD, ["n2"], ["/nowhere"], reports)))
+    assert [report.missing for report in reports] == [(), ("/nowhere",)]
+    assert [entry.name for entry in entries] == ["own name", "n2", "versions"]
+    assert "not there: /nowhere" in entries[1].finding.found
+    here = dict(version_report().versions)["peft"]
+    host = socket.gethostname()
+    assert entries[2].finding.found == f"peft is {here} on {host} and 0.1.2 on {host}"
+
+
+@pytest.mark.parametrize(
+    ("script", "found", "advice"),
+    [
+        ("echo 'me@n2: Permission denied (publickey).' >&2; exit 255", "refuses", "ssh-copy-id n2"),
+        ("echo 'ssh: connect to host n2 port 22: No route' >&2; exit 255", "cannot be reached", "ssh n2 true"),
+        (
+            "echo 'No module named flowrl' >&2; exit 1",
+            "flowrl does not answer there: No module",
+            "install it on n2",
+        ),
+        ("echo hello", "which is no report", "install the same flowrl"),
+    ],
+)
+def test_a_node_that_gives_no_report_says_why(programs: Path, script: str, found: str, advice: str) -> None:
+    program(programs, "ssh", script)
+    told = ask_by_ssh("n2", [])
+    assert not isinstance(told, VersionReport)
+    assert (told.verdict, found in told.found, advice in told.advice) == ("problem", True, True), told
+
+
+def test_an_address_is_tried() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+        assert reachable(f"127.0.0.1:{port}").verdict == "ok"
+    refused = reachable(f"127.0.0.1:{port}")
+    assert refused.found == f"127.0.0.1 is up, but nothing listens at port {port}"
+    assert refused.advice.endswith(f"ray start --head --port={port}")
+    assert "HOST:PORT" in reachable("node1").found
+    assert reachable("no-such-host.invalid:1").verdict == "problem"
+
+
+def test_a_name_that_leads_home_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("GLOO_SOCKET_IFNAME")
+    assert own_name(GOOD).found == "n1 is 10.0.0.1"
+    told = own_name(replace(GOOD, address="127.0.1.1"))
+    assert (told.verdict, "export GLOO_SOCKET_IFNAME=eth0" in told.advice) == ("note", True)
+
+
+def tiny_config(folder: Path, *more: str) -> RunConfig:
+    sizes = ["rollout.prompts_per_step=4", "rollout.group_size=4", "rollout.samples_per_forward=4"]
+    sizes += ["rollout.num_steps=3", "algorithm.trained_steps=all", f"model.image_size={tiny.IMAGE_SIZE}"]
+    return load(POCKET, [f"model.path={folder}", "rewards.watch=[]", "placement.mode=fused", *sizes, *more])
+
+
+def fit(config: RunConfig, *gpus: GpuState, machine_free: int = 500 * 10**9) -> dict[str, Entry]:
+    machine = replace(with_gpus(GOOD, *gpus), memory_free=machine_free, memory_total=machine_free)
+    return {entry.name: entry for entry in examine(fit_checks(config, machine, len(gpus)))}
+
+
+def test_a_gpu_too_small_gets_proposals(sd3_folder: Path) -> None:
+    config = tiny_config(sd3_folder, "placement.device=cuda", "placement.mode=local")
+    small = GpuState(index=0, name="Small", total=10**6, free=10**6, capability=(9, 0))
+    told = fit(config, small)["GPU memory"].finding
+    assert told.verdict == "problem"
+    assert "; the GPU is Small with 1 MB, of which 1 MB can be filled" in told.found
+    assert told.advice == "use a GPU with 24 GB, such as RTX 4090 24 GB"
+    large = replace(small, total=80 * 10**9, free=79 * 10**9)
+    assert fit(config, large)["GPU memory"].finding.verdict == "ok"
+    taken = fit(config, replace(large, free=10**6))["GPU memory"].finding
+    assert (taken.verdict, taken.found.endswith("; but GPU 0 has 1 MB free")) == ("problem", True)
+
+
+def test_too_few_gpus_are_counted(sd3_folder: Path) -> None:
+    config = tiny_config(sd3_folder, "placement.device=cuda", "placement.num_learners=2", "placement.num_scorers=1")
+    one = GpuState(index=0, name="Some", total=80 * 10**9, free=0, capability=(9, 0))
+    told = {count: fit(config, *[one] * count)["GPUs"].finding for count in (0, 1, 2, 3)}
+    assert told[0].found == "the run takes 3, here is none"
+    assert told[1].found == "the run takes 3, here is 1"
+    assert "placement.mode=local" in told[1].advice
+    assert told[2].found == "the run takes 3, here are 2"
+    assert "placement.num_learners" in told[2].advice
+    assert told[3].found == "the run takes 3 of 3"
+
+
+def test_memory_and_disk_are_weighed(sd3_folder: Path) -> None:
+    config = tiny_config(sd3_folder)
+    assert fit(config)["memory"].finding.verdict == "ok"
+    told = fit(config, machine_free=10**9)["memory"].finding
+    assert (told.verdict, "placement.mode=local" in told.advice) == ("problem", True)
+    full = replace(GOOD, disks=(replace(GOOD.disks[0], free=10**6),))
+    entries = {entry.name: entry.finding for entry in examine(fit_checks(config, full, 0))}
+    assert entries["disk"].verdict == "problem"
+    assert "run.dir=" in entries["disk"].advice
+
+
+def test_a_model_of_unknown_size_is_one_problem() -> None:
+    entries = fit(tiny_config(Path("/nowhere/unknown")))
+    assert list(entries) == ["plan"]
+    assert entries["plan"].finding.found.startswith("model.path: /nowhere/unknown")
+
+
+def files(config: RunConfig) -> list[Entry]:
+    return list(examine(file_checks(config, "my.yaml")))
+
+
+def test_gated_weights_that_are_missing_say_how_to_get_them(tmp_path: Path) -> None:
+    path = tmp_path / "stable-diffusion-3.5-large"
+    [policy, reward] = files(tiny_config(path, "rewards.train=[{name: dit_reward}]"))
+    assert policy.finding.found == f"model.path: {path}: no such folder"
+    steps = policy.finding.advice.splitlines()
+    assert "https://huggingface.co/stabilityai/stable-diffusion-3.5-large" in steps[1]
+    assert "hf auth login" in steps[2]
+    assert steps[3] == "3. flowrl fetch my.yaml"
+    assert reward.finding.verdict == "ok"
+
+
+def test_a_truncated_shard_is_named(sd3_folder: Path, tmp_path: Path) -> None:
+    from diffusers import SD3Transformer2DModel
+
+    folder = tiny.write_folder(tmp_path / "sd3")
+    (folder / "transformer" / "diffusion_pytorch_model.safetensors").unlink()
+    SD3Transformer2DModel.from_pretrained(sd3_folder / "transformer").save_pretrained(
+        folder / "transformer", max_shard_size="60KB"
+    )
+    whole = tiny_config(folder, "rewards.train=[{name: oracle}]", "model.max_sequence_length=14")
+    assert [entry.finding.verdict for entry in files(whole)] == ["ok", "ok"]
+    shard = sorted((folder / "transformer").glob("*.safetensors"))[1]
+    content = shard.read_bytes()
+    shard.write_bytes(content[:-100])
+    policy, reward = (entry.finding for entry in files(whole))
+    assert reward.verdict == "ok"
+    assert policy.verdict == "problem"
+    assert f"{shard}: truncated or damaged: it holds {len(content) - 100} bytes of {len(content)}" in policy.found
+    assert policy.advice == "copy it again"
+
+
+def test_a_damaged_download_is_fetched_again(sd3_folder: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "stable-diffusion-3.5-medium"
+    shutil.copytree(sd3_folder, folder)
+    weights = folder / "vae" / "diffusion_pytorch_model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-1])
+    [policy, _] = files(tiny_config(folder, "rewards.train=[{name: oracle}]"))
+    assert f"{weights}: truncated or damaged" in policy.finding.found
+    assert policy.finding.advice == "flowrl fetch my.yaml    # gets again what is missing or damaged"
+
+
+def test_prompts_are_read(sd3_folder: Path, tmp_path: Path) -> None:
+    file = tmp_path / "mine.txt"
+    file.write_text("a\nb\n")
+    entries = files(tiny_config(sd3_folder, "rewards.train=[{name: oracle}]", f"data.train_prompts={file}"))
+    assert entries[-1].finding.found == f"2 prompts in {file}, data.train_prompts"
+    file.unlink()
+    entries = files(tiny_config(sd3_folder, "rewards.train=[{name: oracle}]", f"data.train_prompts={file}"))
+    assert [entry.finding.verdict for entry in entries if entry.name == "prompts"] == ["problem"]
+
+
+ENTRIES = (
+    Entry(subject="Machine", name="memory", finding=fine("8 GB")),
+    Entry(subject="Machine", name="a name that is long", finding=note("slow", "buy\nanother")),
+    Entry(subject="GPUs", name="GPU", finding=problem("gone " * 40, "look under the table")),
+)
+
+
+def test_lines_are_aligned_and_advice_stands_below() -> None:
+    before = [None, *ENTRIES]
+    text = [lines(entry, earlier) for entry, earlier in zip(ENTRIES, before, strict=False)]
+    assert text[0] == "Machine\n  ok       memory           8 GB"
+    assert text[1].splitlines() == [
+        "  note     a name that is long",
+        "                            slow",
+        "                            -> buy",
+        "                               another",
+    ]
+    third = text[2].splitlines()
+    assert third[:2] == ["", "GPUs"]
+    assert third[2].startswith("  PROBLEM  GPU              gone gone")
+    assert max(map(len, third)) <= 120
+    assert third[-1].endswith("-> look under the table")
+
+
+def test_the_verdict_counts() -> None:
+    assert verdict(ENTRIES, "my.yaml") == "1 problem: each arrow (->) says what to do. 1 note."
+    ready = "No problem found. 1 note. This machine is ready for my.yaml: flowrl train my.yaml"
+    assert verdict(ENTRIES[:2], "my.yaml") == ready
+    told = json.loads(as_json(ENTRIES, None))
+    assert (told["verdict"], told["config"], len(told["findings"])) == ("problem", None, 3)
+    assert told["findings"][2]["advice"] == "look under the table"
+
+
+def test_the_command_refuses_what_it_cannot_read(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["doctor", "nowhere.yaml"]) == 2
+    assert main(["doctor", "placement.mode=local"]) == 2
+    assert "name the config before it" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("module", ["torch", "omegaconf", "diffusers"])
+def test_a_broken_installation_is_examined_all_the_same(module: str) -> None:
+    code = f"import sys; sys.modules[{module!r}] = None; from flowrl.cli import main; sys.exit(main(['doctor']))"
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=60, check=False
+    )
+    assert (done.returncode, done.stderr) == (1, "")
+    assert f"the libraries cannot be imported: ModuleNotFoundError: import of {module}" in " ".join(done.stdout.split())
+    assert "pip install --force-reinstall" in done.stdout

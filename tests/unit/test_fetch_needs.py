@@ -1,0 +1,191 @@
+"""What a configuration needs, and that the published files named for a reward are those that the reward demands."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from flowrl import cli
+from flowrl.base.embedded import EMBEDDED
+from flowrl.config import load
+from flowrl.fetch.needs import Need, needs
+from flowrl.fetch.sources import CLIPS, FOLDERS, PROMPTS, REWARDS, Part
+from flowrl.models.sd35_published import PUBLISHED
+from flowrl.registry import BUILT_IN, find
+from rewards.hpsv3.layout import check_folder
+from tests.published import dina_lrm
+from tests.published.clip_family import write_aesthetic, write_clip_score, write_hpsv2, write_pick_score
+from tests.published.image_reward import write_image_reward
+
+ROOT = Path(__file__).parents[2]
+
+
+def needs_of(tmp_path: Path, text: str) -> list[Need]:
+    """What a config of this text needs; it trains on a reward that comes with flowrl unless it says otherwise."""
+    file = tmp_path / "run.yaml"
+    file.write_text(text if "rewards:" in text else f"{text}\nrewards: {{train: [{{name: hpsv3}}]}}", encoding="utf-8")
+    return needs(load(file))
+
+
+@pytest.mark.parametrize("config", sorted((ROOT / "configs" / "pocket").glob("*.yaml")), ids=lambda path: path.stem)
+def test_a_pocket_run_needs_nothing(config: Path) -> None:
+    assert needs(load(config)) == []
+
+
+def test_the_large_run_on_hpsv3_needs_policy_reward_and_prompts(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    found = needs(load(ROOT / "configs" / "sd35-large" / "hpsv3.yaml"))
+    assert [(need.kind, need.key, str(need.path), need.gated, need.present) for need in found] == [
+        ("policy", "model.path", "models/stable-diffusion-3.5-large", True, False),
+        ("reward", "rewards.train[0].options.path", "models/HPSv3", False, False),
+        ("prompts", "data.train_prompts", "data/pickscore/train.txt", False, False),
+        ("prompts", "data.eval_prompts", "data/pickscore/test.txt", False, False),
+    ]
+    assert found[1].source == "huggingface.co/MizzenAI/HPSv3 and huggingface.co/Qwen/Qwen2-VL-7B-Instruct"
+
+
+def test_a_reward_that_is_not_public_says_how_it_is_trained_to_where_it_is_named(tmp_path: Path) -> None:
+    reward = "rewards: {train: [{name: dit_reward, options: {path: runs/reward-mine/reward}}]}"
+    large, medium = (
+        needs_of(tmp_path, f"model: {{path: {tmp_path}/stable-diffusion-3.5-{size}}}\n{reward}")[1]
+        for size in ("large", "medium")
+    )
+    assert large.bundle is None
+    assert large.source == ""
+    assert "flowrl reward train configs/reward/sd35-large-full.yaml run.dir=runs/reward-mine " in large.advice
+    assert "configs/reward/sd35-medium-full.yaml" in medium.advice
+    assert all((ROOT / f"configs/reward/sd35-{size}-full.yaml").is_file() for size in ("large", "medium"))
+
+
+def test_a_reward_without_a_backbone_of_its_own_needs_its_base(tmp_path: Path) -> None:
+    folder = tmp_path / "reward"
+    folder.mkdir()
+    settings = {"format": "dit_reward", "backbone": "base", "base": "models/stable-diffusion-3.5-large"}
+    (folder / "config.json").write_text(json.dumps(settings), encoding="utf-8")
+    (base,) = needs_of(tmp_path, f"rewards: {{train: [{{name: dit_reward, options: {{path: {folder}}}}}]}}")
+    assert (base.kind, base.bundle) == ("base", FOLDERS["stable-diffusion-3.5-large"])
+    moved = "rewards: {train: [{name: dit_reward, options: {path: %s, base: models/stable-diffusion-3.5-medium}}]}"
+    (base,) = needs_of(tmp_path, moved % folder)
+    assert (base.key, base.bundle) == ("rewards.train[0].options.base", FOLDERS["stable-diffusion-3.5-medium"])
+    (folder / "config.json").write_text(json.dumps(settings | {"backbone": "own"}), encoding="utf-8")
+    assert needs_of(tmp_path, f"rewards: {{train: [{{name: dit_reward, options: {{path: {folder}}}}}]}}") == []
+
+
+def test_a_path_that_two_keys_name_is_needed_once(tmp_path: Path) -> None:
+    text = """
+model: {path: models/stable-diffusion-3.5-medium}
+rewards: {watch: [{name: dina_lrm, options: {path: models/DiNa, base: models/stable-diffusion-3.5-medium}}],
+  train: [{name: hpsv3}]}
+"""
+    assert [need.key for need in needs_of(tmp_path, text)] == ["model.path", "rewards.watch[0].options.path"]
+
+
+def test_an_unknown_path_is_a_need_until_something_is_there(tmp_path: Path) -> None:
+    text = f"model: {{path: {tmp_path}/mine}}"
+    (need,) = needs_of(tmp_path, text)
+    assert need.faults == (f"{tmp_path}/mine: not there",)
+    assert "it knows folders called stable-diffusion-3.5-large, stable-diffusion-3.5-medium" in need.advice
+    (tmp_path / "mine").mkdir()
+    assert [need.faults for need in needs_of(tmp_path, text)] == [(f"{tmp_path}/mine: empty",)]
+    (tmp_path / "mine" / "model_index.json").write_text("{}", encoding="utf-8")
+    assert needs_of(tmp_path, text) == []
+
+
+@pytest.mark.parametrize(
+    ("harm", "fault"),
+    [
+        (lambda folder: (folder / "vae/config.json").unlink(), "vae/config.json: missing"),
+        (lambda folder: (folder / "model_index.json").write_text("{"), "model_index.json: not valid JSON"),
+        (
+            lambda folder: (folder / "transformer/diffusion_pytorch_model.safetensors").unlink(),
+            "transformer/diffusion_pytorch_model.safetensors: this file is missing",
+        ),
+        (
+            lambda folder: (folder / "text_encoder/model.safetensors").open("r+b").truncate(9_000),
+            "text_encoder/model.safetensors: truncated",
+        ),
+    ],
+    ids=["file", "json", "weights", "truncated"],
+)
+def test_what_a_folder_lacks_is_seen_without_a_network(
+    tmp_path: Path, harm: Callable[[Path], object], fault: str
+) -> None:
+    folder = tmp_path / "stable-diffusion-3.5-medium"
+    shutil.copytree(EMBEDDED / "sd35", folder)
+    (need,) = needs_of(tmp_path, f"model: {{path: {folder}}}")
+    assert need.present
+    harm(folder)
+    (need,) = needs_of(tmp_path, f"model: {{path: {folder}}}")
+    assert len(need.faults) == 1
+    assert fault in need.faults[0]
+
+
+def test_the_table_names_what_there_is() -> None:
+    assert REWARDS.keys() <= BUILT_IN["reward"].keys()
+    assert {bundle.parts[0].repository for bundle in FOLDERS.values()} == PUBLISHED.keys()
+    assert all(PROMPTS[path].parts[0].files == (f"dataset/{path}",) for path in PROMPTS)
+
+
+def write_hpsv3(folder: Path) -> dict[str, object]:
+    """The files of an HPSv3, which are those that come with flowrl."""
+    shutil.copytree(EMBEDDED / "hpsv3", folder, dirs_exist_ok=True)
+    return {}
+
+
+def write_dina(folder: Path) -> dict[str, object]:
+    """The files of a DiNa-LRM, its base elsewhere."""
+    return dict(dina_lrm.write(folder))
+
+
+WRITERS: dict[str, Callable[[Path], dict[str, object]]] = {
+    "hpsv3": write_hpsv3,
+    "hpsv2": lambda folder: write_hpsv2(folder, "2.0"),
+    "hpsv2_1": lambda folder: write_hpsv2(folder, "2.1"),
+    "pick_score": write_pick_score,
+    "clip_score": write_clip_score,
+    "aesthetic": write_aesthetic,
+    "image_reward": write_image_reward,
+    "dina_lrm": write_dina,
+}
+
+
+@pytest.mark.parametrize("name", WRITERS)
+def test_what_is_fetched_for_a_reward_is_what_it_demands(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A small checkpoint of the published layout is spread over the repositories of the table and fetched from them."""
+    monkeypatch.chdir(tmp_path)
+    bundle = CLIPS["clip-vit-large-patch14"] if name == "clip_score" else REWARDS[name]
+    options = WRITERS[name](tmp_path / "written")
+    whole = Path(str(options.get("path", tmp_path / "written")))
+    for part in bundle.parts:
+        spread(whole, part, tmp_path / "disk" / part.repository)
+    target = Path("models/clip-vit-large-patch14")
+    options = {**find("reward", name).options, **options, "path": str(target)}
+    text = f"rewards: {{train: [{{name: {name}, options: {json.dumps({'path': str(target)})}}}]}}"
+    Path("run.yaml").write_text(text, encoding="utf-8")
+    assert cli.main(["fetch", "run.yaml", "--from", str(tmp_path / "disk")]) == 0
+    if name == "hpsv3":
+        check_folder(target)
+    else:
+        preflight = find("reward", name).load().preflight
+        parameters = preflight.__annotations__.keys() - {"return"}
+        defaults = {"u": 0.4, "text_length": 0}
+        preflight(**{key: value for key, value in {**defaults, **options}.items() if key in parameters})
+    assert cli.main(["fetch", "run.yaml", "--check"]) == 0
+
+
+def spread(whole: Path, part: Part, folder: Path) -> None:
+    """Put the files of a part where its repository is; those of a vocabulary that a small tokenizer lacks are empty."""
+    for name in part.files:
+        file = folder / name
+        file.parent.mkdir(parents=True, exist_ok=True)
+        source = whole / name
+        file.write_bytes(source.read_bytes() if source.is_file() else b"{}")
+        assert source.is_file() or name in ("vocab.json", "merges.txt", "vocab.txt", "tokenizer.json"), name
