@@ -20,7 +20,8 @@ GPU_PACKAGES := $(CURDIR)/build/gpu-packages
 GPU_STAMP := $(GPU_PACKAGES)/.stamp
 # With WHEELS a machine's own Python and torch, and beside them what the folder holds; no network, and no environment.
 GPU_READY = $(if $(WHEELS),$(GPU_STAMP),$(STAMP))
-GPU_PYTHON = $(if $(WHEELS),PYTHONPATH="$(GPU_PACKAGES)" $(firstword $(PYTHON)),$(BIN)/python)
+WHEELS_PATH = PYTHONPATH="$(GPU_PACKAGES)$${PYTHONPATH:+:$$PYTHONPATH}"
+GPU_PYTHON = $(if $(WHEELS),$(WHEELS_PATH) $(firstword $(PYTHON)),$(BIN)/python)
 IS_NEW_ENOUGH := -c 'import sys; sys.exit(sys.version_info < (3, 11))'
 
 .PHONY: help setup rl-ditreward rl-hpsv3 compare report tensorboard pocket reward-table
@@ -123,7 +124,7 @@ lint: $(STAMP) check-configs ## Check style, types, layers, spelling, shell scri
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 	$(BIN)/codespell
-	$(BIN)/shellcheck .ci/run $(wildcard launch/*.sh launch/*.sbatch experiments/*/*.sh)
+	$(BIN)/shellcheck .ci/run $(wildcard launch/*.sh launch/*.sbatch launch/ray/*.sh experiments/*/*.sh)
 
 format: $(STAMP) ## Format the code, and mend what can be mended without thought
 	$(BIN)/ruff check --fix .

@@ -226,15 +226,21 @@ def trained_steps_fit(config: RunConfig) -> None:
 @rule
 def learners_that_share_weights_only_train(config: RunConfig) -> None:
     """Each forward pass of a model that is cut over the learners takes all of them, but they sample apart."""
-    mode, strategy = config.placement.mode, config.placement.learner_strategy
+    placement, strategy = config.placement, config.placement.learner_strategy
     _require(
-        strategy == "ddp" or mode != "local",
+        strategy == "ddp" or placement.mode != "local",
         f"placement.learner_strategy must be ddp with placement.mode local, which has one learner, got {strategy}",
     )
     _require(
-        strategy in ("ddp", "zero2") or mode == "split",
+        strategy in ("ddp", "zero2") or not placement.learners_sample,
         f"placement.learner_strategy {strategy} cuts the model over the learners, so that none can sample alone: it "
-        f"needs placement.mode split, got {mode}; use split, or ddp or zero2",
+        f"needs rollouts of their own, got placement.mode {placement.mode} with {placement.num_rollouts}; use split, "
+        "or colocated with placement.num_rollouts, or ddp or zero2",
+    )
+    _require(
+        strategy in ("ddp", "zero2") or not placement.offload,
+        f"placement.learner_strategy {strategy} keeps its parts of the model on the devices: set "
+        "placement.offload=false, or use ddp or zero2",
     )
 
 

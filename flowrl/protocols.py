@@ -1,11 +1,14 @@
-"""What the parts of flowrl ask of each other. The Protocols share no code; a class fits one by having its members."""
+"""What the parts of flowrl ask of each other. The Protocols share no code; a class fits one by having its members.
+
+What they ask of a reward is in `flowrl.reward_protocols`.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Literal, Protocol, runtime_checkable
+from typing import Protocol
 
 import torch
 
@@ -13,13 +16,11 @@ from flowrl.types import (
     LossOutput,
     PolicyWeights,
     Quantisation,
-    RewardInput,
     RolloutRequest,
     SamplingPlan,
     Scores,
     TextCondition,
     TrainBatch,
-    TrainedOn,
     Trajectory,
     UpdateResult,
 )
@@ -150,58 +151,6 @@ class PolicyFamily(Protocol):
     def load_image_encoder(self, path: Path, *, device: str) -> ImageEncoder:
         """The image encoder, which scores images with latent rewards; sampling and training need none."""
         ...
-
-
-class Reward(Protocol):
-    """Scores samples; higher is better. Deterministic given the batch and its seeds.
-
-    A class that a configuration names is made with `device`, "cpu" or "cuda", and with the options given there. Of
-    these `dtype` (a name in `flowrl.base.dtypes`) and `batch_size` mean the same in all rewards.
-    """
-
-    name: str
-    input_kind: Literal["latent", "pixel"]
-    latent_space: str | None  # which latents it reads; None for a pixel reward
-    batch_size: int  # samples scored in one call
-
-    def __call__(self, batch: RewardInput) -> torch.Tensor:
-        """Scores [B] float32 of a batch [B]; a sample that cannot be scored is NaN."""
-        ...
-
-
-@runtime_checkable
-class ShardableReward(Reward, Protocol):
-    """A reward whose network can be spread over a gang: everything heavy happens in `module.forward`."""
-
-    module: torch.nn.Module
-
-
-@runtime_checkable
-class StreamedReward(ShardableReward, Protocol):
-    """A ShardableReward whose weights go to a gang tensor by tensor, so that no process ever holds all of them.
-
-    Its constructor takes `empty`, a bool, beside its options. With it no weights are read: `module` is built on the
-    meta device (but for buffers that no file holds), and gets what `read_weights` gives on the first rank alone.
-    """
-
-    def read_weights(self) -> Iterator[tuple[str, torch.Tensor]]:
-        """The tensors of the empty module's state dict by name on the CPU, in the dtype that it has in the end, each
-        read when it is asked for, and copied before the next is. Raises ValueError, naming the file, when they are not
-        all there.
-        """
-        ...
-
-
-@runtime_checkable
-class CheckableReward(Protocol):
-    """The class of a reward that can tell from its files alone whether it can be made; asked before anything starts.
-
-    `preflight` is a static method. Its parameters are those of the constructor that it needs, by their names; it gets
-    what the constructor would get, defaults included. It returns what the reward was trained on, a `TrainedOn`, or None
-    for a pixel reward, and raises ValueError, naming the file, when the reward cannot be made.
-    """
-
-    preflight: Callable[..., TrainedOn | None]
 
 
 class Algorithm(Protocol):

@@ -21,7 +21,7 @@ import torch
 from flowrl.base.errors import UserError
 from flowrl.core.latent_space import latent_space_name
 from flowrl.core.reward_call import reason
-from flowrl.protocols import Reward
+from flowrl.reward_protocols import Reward
 from flowrl.types import RewardInput, TextCondition
 
 _logger = logging.getLogger(__name__)
@@ -64,7 +64,7 @@ Check = Callable[[Trial], Finding]
 
 
 def members(reward: object) -> Finding:
-    """The five members are there, and are of the kinds that `flowrl.protocols.Reward` says."""
+    """The five members are there, and are of the kinds that `flowrl.reward_protocols.Reward` says."""
     missing = [name for name in MEMBERS if not hasattr(reward, name)]
     if missing:
         return Finding(verdict="FAIL", found=f"{', '.join(missing)} missing; a reward has {', '.join(MEMBERS)}")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,9 +14,10 @@ from flowrl.base.dtypes import DTYPES
 from flowrl.base.errors import UserError
 from flowrl.config import ConfigError, RewardSpec
 from flowrl.core.reward_call import reason
-from flowrl.protocols import CheckableReward, PolicyFamily, Reward
+from flowrl.protocols import PolicyFamily
 from flowrl.registry import resolve
-from flowrl.types import TrainedOn
+from flowrl.reward_protocols import CheckableReward, MeasurableReward, Reward
+from flowrl.types import HollowReward, SampleShapes, TrainedOn
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,15 +70,7 @@ def preflight(spec: RewardSpec, device: str = "cpu") -> TrainedOn | None:
     factory, bound = _bind(spec, device)
     if not isinstance(factory, CheckableReward):
         return None
-    options = {**bound.arguments, **bound.kwargs}
-    asked = inspect.signature(factory.preflight).parameters
-    if unknown := asked.keys() - options.keys():
-        raise ConfigError(
-            f"rewards: preflight of {spec.name!r} asks for {', '.join(sorted(unknown))}, which its constructor lacks; "
-            "name parameters of the constructor alone"
-        )
-    with _named(spec):
-        trained: object = factory.preflight(**{name: options[name] for name in asked})
+    trained = _ask(spec, factory.preflight, {**bound.arguments, **bound.kwargs}, "preflight")
     if trained is not None and not isinstance(trained, TrainedOn):
         raise ConfigError(
             f"rewards: preflight of {spec.name!r} must return a flowrl.types.TrainedOn, or None for a pixel reward, "
@@ -86,10 +79,36 @@ def preflight(spec: RewardSpec, device: str = "cpu") -> TrainedOn | None:
     return trained
 
 
+def hollow(spec: RewardSpec, shapes: SampleShapes, device: str = "cpu") -> HollowReward | None:
+    """A reward without weights and numbers, for samples of these shapes; None when its class cannot show it.
+
+    Raises ConfigError, or what the class itself raises, when its options do not fit.
+    """
+    factory, bound = _bind(spec, device)
+    if not isinstance(factory, MeasurableReward):
+        return None
+    shown = _ask(spec, factory.hollow, {**bound.arguments, **bound.kwargs, "shapes": shapes}, "hollow")
+    if not isinstance(shown, HollowReward):
+        raise ConfigError(f"rewards: hollow of {spec.name!r} must return a flowrl.types.HollowReward, got {shown!r}")
+    return shown
+
+
+def _ask(spec: RewardSpec, method: Callable[..., object], given: dict[str, Any], name: str) -> object:
+    """What a static method of a reward's class says of what it asks for among the constructor's arguments."""
+    asked = inspect.signature(method).parameters
+    if unknown := asked.keys() - given.keys():
+        raise ConfigError(
+            f"rewards: {name} of {spec.name!r} asks for {', '.join(sorted(unknown))}, which its constructor lacks; "
+            "name parameters of the constructor alone"
+        )
+    with _named(spec):
+        return method(**{key: given[key] for key in asked})
+
+
 def make_reward(spec: RewardSpec, device: str = "cpu", *, empty: bool = False) -> Reward:
     """Make one reward for no policy in particular; raises ConfigError when its options do not fit.
 
-    With `empty` a `flowrl.protocols.StreamedReward` is made without its weights; others have no such choice. Its
+    With `empty` a `flowrl.reward_protocols.StreamedReward` is made without its weights; others have no such choice. Its
     preflight is left to the caller, who has most often run it before.
     """
     factory, bound = _bind(spec, device)
@@ -172,7 +191,7 @@ def _bind(spec: RewardSpec, device: str) -> tuple[Any, inspect.BoundArguments]:
 
 
 def _can_be_empty(factory: Any) -> bool:
-    """Whether the class of a reward is that of a `flowrl.protocols.StreamedReward`."""
+    """Whether the class of a reward is that of a `flowrl.reward_protocols.StreamedReward`."""
     return hasattr(factory, "read_weights") and "empty" in inspect.signature(factory).parameters
 
 

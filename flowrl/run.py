@@ -28,6 +28,7 @@ from flowrl.config import ConfigError, RunConfig, diff, dump, load
 from flowrl.console import Console
 from flowrl.data import PromptOrder, read_prompts
 from flowrl.evaluate import Evaluator
+from flowrl.fetch.needs import needs
 from flowrl.metrics import run_log
 from flowrl.model_spec import ModelSpec
 from flowrl.models.image_sizes import latent_deviations
@@ -65,6 +66,7 @@ def run_evaluation(config: RunConfig, adapter: Path | None) -> int:
 
 
 def _run(config: RunConfig, *, resume: bool, adapter: Path | None) -> int:
+    _check_files(config)
     model = model_spec(config)
     train = read_prompts(_prompt_path(config.data.train_prompts, "train"), "data.train_prompts")
     held_out = read_prompts(_prompt_path(config.data.eval_prompts, "eval"), "data.eval_prompts")
@@ -141,6 +143,17 @@ def _train(
             trainer.fit(start_from)
     finally:
         runtime.close()
+
+
+def _check_files(config: RunConfig) -> None:
+    """Raise ConfigError, which names all of them, when files that the configuration names are not there at all."""
+    absent = [need for need in needs(config) if not need.path.exists()]
+    if not absent:
+        return
+    lines = [f"{need.key}: {need.path} is not there" + (f"; {need.advice}" if need.advice else "") for need in absent]
+    if any(need.bundle is not None for need in absent):
+        lines.append("flowrl fetch CONFIG downloads what is public, and says how to get what is gated")
+    raise ConfigError("\n  ".join(lines))
 
 
 def _check_resumable(config: RunConfig) -> None:

@@ -7,7 +7,7 @@ velocity is d x / d sigma. All latents, log-probs, scores and advantages are flo
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -234,3 +234,44 @@ class TrainedOn:
     image_size: int = 0
     bucket_step: int = 0
     max_aspect: float = 0.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class SampleShapes:
+    """The shapes of what a run gives its rewards, for one sample.
+
+    Example: SD3.5 at 512 pixels: ``SampleShapes(latents=(16, 64, 64), pixels=(3, 512, 512), text=(333, 4096),
+    pooled=2048, text_dtype=torch.bfloat16)``
+    """
+
+    latents: tuple[int, ...]
+    pixels: tuple[int, int, int]
+    text: tuple[int, int]  # tokens, width
+    pooled: int
+    text_dtype: torch.dtype
+
+
+@dataclass(frozen=True, kw_only=True)
+class HollowCall:
+    """A network on the meta device, and one call of it: all that memory and work depend on.
+
+    Example: ``HollowCall(module=model, run=model, inputs=(torch.empty(16, 3, 224, 224, device="meta"),))``
+    """
+
+    module: torch.nn.Module  # each tensor in the dtype that it has when it scores
+    run: Callable[..., object]  # of the inputs; computes with the module, which then has tensors without numbers
+    inputs: tuple[object, ...]  # tensors on the meta device, but for those whose numbers matter
+    spread: bool = True  # over a gang of scorers
+    times: int = 1  # that it is called
+
+
+@dataclass(frozen=True, kw_only=True)
+class HollowReward:
+    """What a reward does to score so many samples, without weights and numbers.
+
+    Example: ``HollowReward(samples=16, calls=(call,))``
+    """
+
+    samples: int  # scored by the calls, which follow each other
+    calls: tuple[HollowCall, ...]
+    other_bytes: int = 0  # of weights that are in no call, and whole on each scorer

@@ -1,14 +1,13 @@
 #!/usr/bin/env bash
 # Train on several nodes: starts Ray on each, then exactly `flowrl train ...` on the first. `--help` says more.
 set -euo pipefail
-set -m # every job has its own process group, so that Ctrl-C reaches this script alone
 
 usage() {
     cat <<'END'
 usage: launch/multinode.sh --hosts a,b,c [options] CONFIG [overrides]
        launch/multinode.sh --srun [options] CONFIG [overrides]        (in a SLURM batch script)
 
-Starts Ray on every node, trains with `flowrl train CONFIG placement.ray_address=HOST:PORT [overrides]` on the first,
+Starts Ray on every node, trains with `flowrl train CONFIG [overrides] placement.ray_address=HOST:PORT` on the first,
 and ends what it started on all of them, whatever happens. The exit code is that of `flowrl train`.
 
   --hosts a,b,c  this machine first; the others are reached by `ssh`, without a password
@@ -43,7 +42,7 @@ while (($#)); do
             shift
             ;;
         -h | --help) usage && exit ;;
-        --) shift && break ;;
+        --resume) break ;; # of `flowrl train`
         -*) fail "unknown option $1; see --help" ;;
         *) break ;;
     esac
@@ -86,8 +85,11 @@ folder=$(mktemp -d "/tmp/flowrl-$$-XXXXXXXX")
 nodes=() driver='' came=''
 python -c 'import secrets; print(secrets.token_hex(32), end="")' >"$folder/token"
 mkfifo "$folder/alive"
-exec {alive}<>"$folder/alive" # open for as long as this script lives: every node ends with it
+# The one end is open for as long as this script lives; the nodes hold the other, and end when it says so.
+exec {alive}<>"$folder/alive"
+exec {listen}<"$folder/alive"
 
+# shellcheck disable=SC2329 # the traps below call it, and the next
 end_nodes() {
     trap '' TERM INT HUP USR1
     exec {alive}>&-
@@ -100,23 +102,23 @@ end_nodes() {
     done
     rm -rf "$folder"
 }
-trap end_nodes EXIT
-pass_on() {
+# shellcheck disable=SC2329
+pass_on() { # SIGNAL
     came=$1
     [[ -n $driver ]] || exit $((128 + $(kill -l "$1")))
     kill -s "$1" "$driver" 2>/dev/null || true
 }
-for signal in TERM INT HUP USR1; do
-    # shellcheck disable=SC2064
-    trap "pass_on $signal" "$signal"
-done
+trap end_nodes EXIT
+trap 'pass_on TERM' TERM
+trap 'pass_on INT' INT
+trap 'pass_on HUP' HUP
+trap 'pass_on USR1' USR1
 
 handed_over() { # what a node reads from its stdin, which then stays open
     printf 'RAY_AUTH_TOKEN=%s\0' "$(<"$folder/token")"
     env -0 | grep -zE '^(PATH|PYTHONPATH|LD_LIBRARY_PATH|OMP_NUM_THREADS|(FLOWRL|HF|NCCL|GLOO|TORCH)_[A-Za-z0-9_]*)='
     printf '\0'
-    exec {alive}>&-
-    exec cat "$folder/alive"
+    exec cat <&"$listen" {alive}>&-
 }
 
 run_node() { # INDEX OPTIONS: until it ends
@@ -134,7 +136,10 @@ run_node() { # INDEX OPTIONS: until it ends
 }
 
 start_node() { # INDEX OPTIONS
+    : >"$folder/$1.out"
+    set -m # a process group of its own, so that Ctrl-C reaches this script alone
     run_node "$@" {alive}>&- >"$folder/$1.out" 2>"$folder/$1.err" &
+    set +m
     nodes[$1]=$!
 }
 
@@ -181,8 +186,10 @@ echo "Ray: ${#hosts[@]} nodes at $address"
 
 export RAY_AUTH_MODE=token RAY_AUTH_TOKEN_PATH=$folder/token
 unset RAY_AUTH_TOKEN
+set -m
 "$launch/ray/train.sh" --address "$address" "$@" </dev/null {alive}>&- &
 driver=$!
+set +m
 while :; do
     came=''
     code=0

@@ -11,8 +11,9 @@ from transformers import CLIPVisionModelWithProjection
 
 from flowrl.base.dtypes import torch_dtype
 from flowrl.base.weight_files import check_model_folder
-from flowrl.types import RewardInput, TrainedOn
+from flowrl.types import HollowCall, HollowReward, RewardInput, TrainedOn
 from rewards.batch_inputs import pixels_of
+from rewards.clip.cost import hollow_tower
 from rewards.clip.preprocess import crop_pixels
 from rewards.clip.towers import WEIGHTS, check_config, load_image_tower, read_clip_folder
 from rewards.files import load_strict
@@ -72,6 +73,14 @@ class AestheticReward:
         check_config(folder, BASE)
         check_model_folder(folder, WEIGHTS.partition(".")[0])
         return None
+
+    @staticmethod
+    def hollow(path: str, dtype: str, batch_size: int) -> HollowReward:
+        """The network of the folder, or of the published sizes where there is no folder yet."""
+        tower, images = hollow_tower(path, BASE, dtype, batch_size)
+        with torch.device("meta"):
+            model = AestheticModel(tower, LinearHead(tower.config.projection_dim))
+        return HollowReward(samples=batch_size, calls=(HollowCall(module=model, run=model, inputs=(images,)),))
 
     def __call__(self, batch: RewardInput) -> torch.Tensor:
         """Scores [B] float32 of pixels [B, 3, H, W] in [0, 1], with gradient to the pixels where they ask for one.

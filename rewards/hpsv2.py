@@ -5,8 +5,9 @@ from __future__ import annotations
 import torch
 
 from flowrl.base.config_tree import ConfigError
-from flowrl.types import RewardInput, TrainedOn
+from flowrl.types import HollowReward, RewardInput, TrainedOn
 from rewards.clip.cosine import HUGE, CosineReward
+from rewards.clip.cost import hollow_cosine
 from rewards.clip.open_clip_keys import from_open_clip
 from rewards.clip.preprocess import pad_pixels
 from rewards.clip.towers import check_text_folder
@@ -43,6 +44,11 @@ class HPSv2Reward(CosineReward):
         check_torch_file(folder / weights)
         check_text_folder(folder, HUGE)
         return None
+
+    @staticmethod
+    def hollow(path: str, dtype: str, batch_size: int) -> HollowReward:
+        """The network of the folder, or of the published sizes where there is no folder yet."""
+        return hollow_cosine(path, HUGE, dtype, batch_size)
 
     def __call__(self, batch: RewardInput) -> torch.Tensor:
         """Scores [B] float32 of pixels [B, 3, H, W] in [0, 1], with gradient to the pixels where they ask for one.

@@ -15,7 +15,7 @@ from transformers.models.blip.modeling_blip_text import BlipTextModel
 from flowrl.base.dtypes import torch_dtype
 from flowrl.base.errors import CheckpointError
 from flowrl.base.weight_files import read_json
-from flowrl.types import RewardInput, TrainedOn
+from flowrl.types import HollowCall, HollowReward, RewardInput, TrainedOn
 from rewards.batch_inputs import pixels_of
 from rewards.clip.preprocess import crop_pixels
 from rewards.files import load_strict
@@ -32,6 +32,9 @@ _MEAN = 0.16717362830052426
 _STD = 1.0333394966054072
 _BASE = "bert-base-uncased"
 _HEAD_WIDTH = 64  # of attention in BLIP's image towers, base and large
+# The sizes of the one checkpoint: BLIP's large image tower, and med_config.json.
+_VISION = {"hidden_size": 1024, "intermediate_size": 4096, "num_hidden_layers": 24, "num_attention_heads": 16}
+_TEXT = {"hidden_size": 768, "intermediate_size": 3072, "num_hidden_layers": 12, "num_attention_heads": 12}
 # From the file to the modules below; in this order, since one name is part of another.
 _RENAME = (
     ("blip.text_encoder.", "text."),
@@ -155,7 +158,7 @@ def check_folder(folder: Path) -> None:
 
 
 class ImageReward:
-    """Scores images with an ImageReward folder, about -2 to 2; fits `flowrl.protocols.ShardableReward`.
+    """Scores images with an ImageReward folder, about -2 to 2; fits `flowrl.reward_protocols.ShardableReward`.
 
     `path` is a copy of THUDM/ImageReward, ImageReward.pt and med_config.json, with the tokenizer files of
     bert-base-uncased. Published: layout, constants, 35 tokens, the first text position, torchvision's crop.
@@ -178,6 +181,21 @@ class ImageReward:
         """None: it reads no latents; raises CheckpointError when the files in `path` are not whole."""
         check_folder(published_folder(path, WEIGHTS, ImageReward.name))
         return None
+
+    @staticmethod
+    def hollow(dtype: str, batch_size: int) -> HollowReward:
+        """The network in the published sizes."""
+        vision = BlipVisionConfig(**_VISION, image_size=224, patch_size=16, hidden_act="gelu")
+        text = BlipTextConfig(
+            **_TEXT, vocab_size=30_524, encoder_hidden_size=1024, max_position_embeddings=512, is_decoder=True
+        )
+        with torch.device("meta"):
+            model = ImageRewardModel(vision, text).to(torch_dtype(dtype))
+            images = torch.empty(batch_size, 3, vision.image_size, vision.image_size, dtype=torch_dtype(dtype))
+        model.head.float()
+        tokens = torch.ones(batch_size, MAX_TOKENS, dtype=torch.int64)
+        call = HollowCall(module=model, run=model, inputs=(images, tokens, tokens))
+        return HollowReward(samples=batch_size, calls=(call,))
 
     def __call__(self, batch: RewardInput) -> torch.Tensor:
         """Scores [B] float32 of pixels [B, 3, H, W] in [0, 1], with gradient to the pixels where they ask for one.

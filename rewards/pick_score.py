@@ -6,8 +6,9 @@ from functools import partial
 
 import torch
 
-from flowrl.types import RewardInput, TrainedOn
+from flowrl.types import HollowReward, RewardInput, TrainedOn
 from rewards.clip.cosine import HUGE, CosineReward
+from rewards.clip.cost import hollow_cosine
 from rewards.clip.preprocess import crop_pixels
 from rewards.clip.towers import WEIGHTS, check_clip_folder, read_clip_folder
 from rewards.published_files import published_folder
@@ -37,6 +38,11 @@ class PickScoreReward(CosineReward):
         """None: it reads no latents; raises CheckpointError when the files in `path` are not whole."""
         check_clip_folder(published_folder(path, WEIGHTS, PickScoreReward.name), HUGE)
         return None
+
+    @staticmethod
+    def hollow(path: str, dtype: str, batch_size: int) -> HollowReward:
+        """The network of the folder, or of the published sizes where there is no folder yet."""
+        return hollow_cosine(path, HUGE, dtype, batch_size)
 
     def __call__(self, batch: RewardInput) -> torch.Tensor:
         """Scores [B] float32 of pixels [B, 3, H, W] in [0, 1], with gradient to the pixels where they ask for one.

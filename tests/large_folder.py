@@ -72,7 +72,7 @@ def write_dit_reward(folder: Path, policy: Path) -> Path:
     settings = json.loads((policy / "transformer" / "config.json").read_text())
     config = DiTRewardConfig(
         text_length=28,
-        layers=(settings["num_layers"] // 2, settings["num_layers"] - 1),
+        layers=(0, settings["num_layers"] - 1),
         latent_space=SD3.latent_space(policy),
         base=str(policy),
         base_fingerprint=fingerprint(policy / "transformer", layout.STEM),

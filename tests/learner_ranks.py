@@ -21,7 +21,7 @@ from flowrl.config import LearnerStrategy
 from flowrl.types import Trajectory
 from tests import learners, tiny
 
-GROUPS = 6  # of a step, over all ranks: they divide by 1, 2 and 3
+GROUPS = 6  # of a step at most, over all ranks: they divide by 1, 2 and 3
 _TIME_LIMIT = 120  # seconds
 # Imported once, by a process that the ranks are forked from.
 _PRELOADED = ["flowrl.actors.fused", "tests.learners", "tests.tiny", "deepspeed", "torch.distributed.fsdp"]
@@ -36,6 +36,7 @@ class Gang:
     strategy: LearnerStrategy
     world: int
     steps: int = 2
+    groups: int = GROUPS
     load: Path | None = None
     save: Path | None = None
     options: dict[str, float] = field(default_factory=dict)  # of the optimizer and the algorithm
@@ -124,7 +125,7 @@ def train(gang: Gang, rank: int) -> Found:
     for step in range(begun + 1, begun + gang.steps + 1):
         behaviour = trained.weights(ema=False)
         rollout.load_weights(behaviour)
-        mine = range(rank, GROUPS, gang.world)
+        mine = range(rank, gang.groups, gang.world)
         negative = tiny.random_condition(9)
         groups = [rollout.generate(tiny.request(i, step), tiny.random_condition(10 + i), negative) for i in mine]
         advantages = [learners.advantages(GROUPS)[prompt] for prompt in mine]

@@ -11,10 +11,12 @@ from typing import Any
 
 from flowrl.actors import socket_folder
 from flowrl.actors.runtime import ActorError, ActorGroup, Ref
+from flowrl.base.errors import UserError
 from flowrl.memory import process_bytes
 
 _OBJECT_STORE_BYTES = 512 * 2**20
 _SOME_CPU = 0.001
+_ANSWER_S = 10.0  # how long to wait for whoever listens at an address
 
 
 class _Host:
@@ -81,7 +83,7 @@ class RayRuntime:
         import ray  # reads the environment
 
         if address != "local":
-            ray.init(address=address, log_to_driver=False, logging_level="ERROR")
+            _join(address)
             return
         self._folder = socket_folder.make()
         try:
@@ -225,10 +227,32 @@ class RayRuntime:
             self._folder = None
 
 
+def _join(address: str) -> None:
+    """Connect to the Ray cluster at HOST:PORT; raises UserError when nobody answers, or this process has no access."""
+    import ray
+
+    host, _, port = address.rpartition(":")
+    try:  # Ray would go on trying for two minutes
+        socket.create_connection((host.strip("[]"), int(port)), timeout=_ANSWER_S).close()
+    except (OSError, ValueError) as error:
+        raise UserError(
+            f"placement.ray_address: nobody answers at {address} ({error}); give HOST:PORT of the head of a Ray "
+            "cluster that is up and can be reached from here"
+        ) from None
+    try:
+        ray.init(address=address, log_to_driver=False, logging_level="ERROR")
+    except (ray.exceptions.RayError, ConnectionError) as error:
+        said = str(error).partition(". ")[0]
+        raise UserError(
+            f"placement.ray_address: Ray at {address} did not let this process in ({said}): it wants the token of the "
+            "cluster; export RAY_AUTH_MODE=token and RAY_AUTH_TOKEN_PATH, the file with the token"
+        ) from error
+
+
 def ask_each_node(call: Callable[[], Any], *, address: str, timeout_s: float) -> list[tuple[str, Any]]:
     """What `call` returns on every live node of the Ray cluster at `address`, each after the node's address.
 
-    In place of what it raised on a node stands an ActorError. Raises what Ray does when it cannot be joined.
+    In place of what it raised on a node stands an ActorError. Raises UserError when the cluster cannot be joined.
     """
     runtime = RayRuntime(address=address, threads=1, on_gpus=False, timeout_s=timeout_s)
     import ray

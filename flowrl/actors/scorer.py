@@ -15,8 +15,8 @@ from flowrl.config import RewardSpec
 from flowrl.core.reward_call import RewardInputError, score_in_parts
 from flowrl.core.reward_sum import Term, unnormalised_sum, weighted_sum
 from flowrl.model_spec import ModelSpec
-from flowrl.protocols import Reward, ShardableReward, StreamedReward
 from flowrl.reward_loading import load_reward
+from flowrl.reward_protocols import Reward, ShardableReward, StreamedReward
 from flowrl.types import RewardInput, Scores, TextCondition, Trajectory
 
 

@@ -87,9 +87,9 @@ def shard(module: torch.nn.Module) -> torch.nn.Module:
 def shard_empty(module: torch.nn.Module, read_weights: Weights, device: torch.device) -> torch.nn.Module:
     """The module, built on the meta device, as `shard` makes it of one that holds its weights.
 
-    The first rank alone calls `read_weights`, as `flowrl.protocols.StreamedReward` describes it, and sends each tensor
-    to the others; of a parameter every rank keeps its part on `device`, of a buffer the whole. So no rank ever holds
-    more than that and a tensor or two. What the first rank raises meanwhile ends all of them.
+    The first rank alone calls `read_weights`, as `flowrl.reward_protocols.StreamedReward` describes it, and sends each
+    tensor to the others; of a parameter every rank keeps its part on `device`, of a buffer the whole. So no rank ever
+    holds more than that and a tensor or two. What the first rank raises meanwhile ends all of them.
     """
     partition_empty(module, read_weights, device)
     return _gathering(module)

@@ -46,16 +46,16 @@ class TensorFiles:
         """A tensor as `dtype`: a view where that is its own."""
         return self.view(key).to(dtype)
 
-    def share(self, key: str, dtype: torch.dtype) -> torch.Tensor:
-        """A tensor as `dtype`, where it can be the pages of the file, which all processes that map it have in common.
+    def share(self, key: str, dtype: torch.dtype, *, placed: bool = False) -> torch.Tensor:
+        """A tensor as `dtype`: where that is its own, the pages of the file, which all processes that map it share.
 
-        It cannot where its dtype is another; nor where float32 numbers lie at odd places in the file: products with
-        them may round otherwise than with those that torch allocates, as a gang of ranks has them. (Half-precision
-        products were not seen to depend on it.)
+        With `placed` float32 numbers that lie at odd places in the file are copied to where torch would have them, as
+        the ranks of a gang have theirs: products may round otherwise by that. (Half-precision products were not seen to
+        depend on it.)
         """
         file = self._file_of[key]
         if file not in self._mapped:
             self._mapped[file] = safe_open(file, framework="pt")
         tensor: torch.Tensor = self._mapped[file].get_tensor(key)
-        placed = dtype != torch.float32 or tensor.data_ptr() % _ALIGNMENT == 0
-        return tensor if placed and tensor.dtype == dtype else self.view(key).to(dtype, copy=True)
+        odd = placed and dtype == torch.float32 and tensor.data_ptr() % _ALIGNMENT != 0
+        return self.view(key).to(dtype, copy=True) if odd or tensor.dtype != dtype else tensor

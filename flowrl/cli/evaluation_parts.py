@@ -11,9 +11,9 @@ from flowrl.base.devices import pick_device
 from flowrl.config import RewardSpec
 from flowrl.models.image_sizes import ImageChoice, deviations, shared_buckets
 from flowrl.models.latent_inputs import EncoderSetting, LatentInputs
-from flowrl.protocols import Reward
 from flowrl.registry import find
 from flowrl.reward_loading import LatentSource, check_made, check_rewards, make_reward
+from flowrl.reward_protocols import Reward
 from flowrl.types import TrainedOn
 from rewards.data.store import load_info
 from rewards.evaluation.config import EncoderSection, EvaluationConfig

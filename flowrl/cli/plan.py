@@ -18,8 +18,10 @@ def _plan_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="SHARE",
         type=float,
         default=0.4,
-        help="the share of the GPU's peak rate that is reached (0.4)",
+        help="the share of the GPU's peak rate that is assumed to be reached (0.4)",
     )
+    parser.add_argument("--gpus", metavar="N", type=int, help="how many there are; by default as many as the run takes")
+    parser.add_argument("--json", action="store_true", help="print one JSON object, for programs")
 
 
 def _plan(args: argparse.Namespace) -> int:
@@ -27,23 +29,19 @@ def _plan(args: argparse.Namespace) -> int:
 
     if not 0 < args.efficiency <= 1:
         raise UserError(f"--efficiency must lie in (0, 1], got {args.efficiency:g}")
+    if args.gpus is not None and args.gpus < 1:
+        raise UserError(f"--gpus must be at least 1, got {args.gpus}")
     config = load_as(RUN, args.config, args.overrides)
+    from flowrl.plan.figures import as_json, judge
     from flowrl.plan.gpus import find_gpu
     from flowrl.plan.page import page
-    from flowrl.plan.proposals import proposals, too_large
     from flowrl.plan.run_plan import run_plan
 
     gpu = find_gpu(args.gpu)
     plan = run_plan(config)
-    if config.placement.device == "cpu":
-        print("placement.device is cpu; this is what the run would need on GPUs.\n")
-    print(page(plan, gpu, args.efficiency), end="")
-    if not too_large(plan, gpu):
-        return 0
-    print("\nIt does not fit. What would:")
-    for proposal in proposals(config, gpu) or ["nothing that is known here: use a smaller model"]:
-        print(f"  {proposal}")
-    return 1
+    verdict = judge(config, plan, gpu, share=args.efficiency, num_gpus=args.gpus)
+    print(as_json(plan, verdict) if args.json else page(plan, verdict), end="\n" if args.json else "")
+    return 0 if verdict.fits else 1
 
 
 PLAN_VERBS = {

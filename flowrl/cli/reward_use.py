@@ -14,7 +14,7 @@ from flowrl.cli.verb import Verb
 if TYPE_CHECKING:
     from flowrl.config import RewardSpec
     from flowrl.pocket.reward_inputs import TextShape
-    from flowrl.protocols import Reward
+    from flowrl.reward_protocols import Reward
     from flowrl.types import RewardInput
 
 _DEFAULT_PORT = 8700

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import torch
 
 from flowrl.base.errors import UserError
-from flowrl.protocols import Reward
+from flowrl.reward_protocols import Reward
 from flowrl.types import RewardInput
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -43,6 +43,7 @@ class Meter(TorchDispatchMode):
         self.peak = 0
         self.flops = 0
         self._sizes: dict[int, int] = {}
+        self._stretches = 0  # within one another
 
     def __torch_dispatch__(
         self,
@@ -64,14 +65,21 @@ class Meter(TorchDispatchMode):
 
     @contextmanager
     def stretch(self) -> Iterator[Work]:
-        """Within the context the meter is on; what was done stands in the result at its end."""
+        """Within the context the meter is on; what was done stands in the result at its end. One may be in another."""
         work = Work()
         before, live, flops = self.peak, self.live, self.flops
         self.peak = live
-        with self:
+        self._stretches += 1
+        with self if self._stretches == 1 else nullcontext():
             yield work
+        self._stretches -= 1
         work.rise, work.flops = self.peak - live, self.flops - flops
         self.peak = max(self.peak, before)
+
+    def repeat(self, work: Work) -> None:
+        """Count work that was done before as done again."""
+        self.peak = max(self.peak, self.live + work.rise)
+        self.flops += work.flops
 
     def _count(self, tensor: torch.Tensor) -> None:
         storage = tensor.untyped_storage()

@@ -1,13 +1,13 @@
 """What the policy of a run takes, measured on a few of its blocks and continued to all of them.
 
-Blocks of a kind are alike, so each adds the same bytes and FLOPs, and so does each sample of a forward: two depths and
-two numbers of samples tell all others exactly. Kinds differ in whether a block has a second attention of image tokens.
+Blocks of a kind are alike, so each adds the same bytes and FLOPs for each sample of a forward: a block more and a
+sample more tell all others exactly. Kinds differ in whether a block has a second attention of image tokens.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from functools import cache
 from typing import Any
@@ -17,6 +17,7 @@ from flowrl.plan.policy_measure import AdapterShape, Geometry, PolicyCost, measu
 _DUAL = "dual_attention_layers"  # of a config.json: the numbers of the blocks with a second attention
 _FEW = 2  # blocks of a kind of which one more is like any other: the first and the last one differ
 _SAMPLES = 2  # one sample alone can save a copy
+_OF_SAMPLES = ("sample_rise", "sample_flops", "update_rise", "update_flops")
 
 
 def policy_cost(
@@ -33,57 +34,56 @@ def policy_cost(
     """
     blocks, settings = int(transformer["num_layers"]), json.dumps(dict(transformer), sort_keys=True)
     dual = list(transformer.get(_DUAL) or [])
+    plain = blocks - len(dual)
+    if dual != list(range(len(dual))) or (dual and min(len(dual), plain) < _FEW):
+        return _whole(transformer, geometry, adapter, with_reference, gradient_checkpointing)
 
-    def stack(samples: int, dual: int, plain: int) -> PolicyCost:
-        return _measured(
-            settings,
-            dual,
-            plain,
-            replace(geometry, samples=samples),
-            adapter,
-            with_reference,
-            gradient_checkpointing,
-        )
+    def stack(dual: int, plain: int, samples: int = _SAMPLES) -> PolicyCost:
+        shape = replace(geometry, samples=samples)
+        return _measured(settings, dual, plain, shape, adapter, with_reference, gradient_checkpointing)
 
-    def of_plain(samples: int) -> PolicyCost:
-        if blocks <= _FEW:
-            return stack(samples, 0, blocks)
-        few = stack(samples, 0, _FEW)
-        return _more(few, (stack(samples, 0, _FEW + 1), blocks - _FEW))
-
-    def of_both(samples: int) -> PolicyCost:
-        few = stack(samples, _FEW, _FEW)
-        another = (stack(samples, _FEW + 1, _FEW), len(dual) - _FEW), (stack(samples, _FEW, _FEW + 1), plain - _FEW)
-        return _more(few, *another)
-
-    def for_samples(first: PolicyCost, second: PolicyCost) -> PolicyCost:
-        return _more(first, (second, geometry.samples - _SAMPLES))
+    def of_plain(blocks: int) -> PolicyCost:
+        few = min(blocks, _FEW)
+        deeper = [(stack(0, few + 1), blocks - few)] if blocks > few else []
+        return _continued(stack(0, few), stack(0, few, _SAMPLES + 1), deeper, geometry.samples)
 
     if not dual:
-        return for_samples(of_plain(_SAMPLES), of_plain(_SAMPLES + 1))
-    plain = blocks - len(dual)
-    if dual != list(range(len(dual))) or min(len(dual), plain) < _FEW:
-        return measure_policy(
-            transformer,
-            geometry,
-            adapter,
-            with_reference=with_reference,
-            gradient_checkpointing=gradient_checkpointing,
-        )
-    cost = for_samples(of_both(_SAMPLES), of_both(_SAMPLES + 1))
+        return of_plain(blocks)
+    deeper = [(stack(_FEW + 1, _FEW), len(dual) - _FEW), (stack(_FEW, _FEW + 1), plain - _FEW)]
+    cost = _continued(stack(_FEW, _FEW), stack(_FEW, _FEW, _SAMPLES + 1), deeper, geometry.samples)
+    if not gradient_checkpointing:
+        return cost
     # When activations are computed again, the peak is in one block: the last of the larger kind, or of all.
-    at_the_end = for_samples(of_plain(_SAMPLES), of_plain(_SAMPLES + 1))
-    return replace(cost, update_rise=max(cost.update_rise, at_the_end.update_rise))
+    return replace(cost, update_rise=max(cost.update_rise, of_plain(blocks).update_rise))
 
 
-def _more(few: PolicyCost, *others: tuple[PolicyCost, int]) -> PolicyCost:
-    """The cost of `few`, and so many times what each of the others has more than it."""
-    base = asdict(few)
-    total = dict(base)
-    for other, times in others:
-        for name, value in asdict(other).items():
-            total[name] += times * (value - base[name])
+def _continued(
+    few: PolicyCost, wider: PolicyCost, deeper: Sequence[tuple[PolicyCost, int]], samples: int
+) -> PolicyCost:
+    """The cost of more than `few` blocks and samples.
+
+    `wider` has one sample more, and each of `deeper` one block more, of which so many are to be added. What a block
+    adds to work and activations it adds for each sample; what a sample adds besides does not depend on the blocks.
+    """
+    base, total, one_more = asdict(few), asdict(few), asdict(wider)
+    for name, value in base.items():
+        total[name] += (samples - _SAMPLES) * (one_more[name] - value)
+        for other, blocks in deeper:
+            added = blocks * (asdict(other)[name] - value)
+            total[name] += added * samples // _SAMPLES if name in _OF_SAMPLES else added
     return PolicyCost(**total)
+
+
+def _whole(
+    transformer: Mapping[str, Any],
+    geometry: Geometry,
+    adapter: AdapterShape,
+    with_reference: bool,
+    gradient_checkpointing: bool,
+) -> PolicyCost:
+    return measure_policy(
+        transformer, geometry, adapter, with_reference=with_reference, gradient_checkpointing=gradient_checkpointing
+    )
 
 
 @cache
@@ -97,10 +97,5 @@ def _measured(
     gradient_checkpointing: bool,
 ) -> PolicyCost:
     """The cost of a stack of so many blocks of each kind, those with two attentions first."""
-    return measure_policy(
-        {**json.loads(settings), "num_layers": dual + plain, _DUAL: list(range(dual))},
-        geometry,
-        adapter,
-        with_reference=with_reference,
-        gradient_checkpointing=gradient_checkpointing,
-    )
+    transformer = {**json.loads(settings), "num_layers": dual + plain, _DUAL: list(range(dual))}
+    return _whole(transformer, geometry, adapter, with_reference, gradient_checkpointing)

@@ -13,7 +13,7 @@ from rewards.batch_inputs import pixels_of
 
 
 class OracleReward:
-    """Scores pocket images against their prompts by measurement; fits `flowrl.protocols.Reward`.
+    """Scores pocket images against their prompts by measurement; fits `flowrl.reward_protocols.Reward`.
 
     `part` is "total" or one of oracle.PARTS. `device` and `dtype` are those of the other rewards; the oracle always
     computes in float32 on the CPU.

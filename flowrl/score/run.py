@@ -12,12 +12,12 @@ import torch
 from flowrl.base.errors import UserError
 from flowrl.core.reward_call import RewardInputError, score_in_parts
 from flowrl.core.seeds import evaluation_seeds
-from flowrl.protocols import Reward
+from flowrl.reward_protocols import Reward
 from flowrl.score.inputs import InputError, Sample, read_image, read_latents
 from flowrl.score.policy_parts import PolicyParts
 from flowrl.types import RewardInput
 
-Kind = Literal["pixel", "latent"]  # of what lies in the files, as `flowrl.protocols.Reward` calls it
+Kind = Literal["pixel", "latent"]  # of what lies in the files, as `flowrl.reward_protocols.Reward` calls it
 
 
 @dataclass(frozen=True, kw_only=True)

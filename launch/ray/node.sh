@@ -53,6 +53,7 @@ umask 077
 folder=$(mktemp -d "/tmp/flowrl-$$-XXXXXXXX") # short: sockets live in it
 ray='' watch=''
 
+# shellcheck disable=SC2329 # the trap below calls it
 end_node() {
     trap '' TERM INT HUP
     if [[ -n $ray ]]; then

@@ -17,7 +17,8 @@ HUGE = "laion/CLIP-ViT-H-14-laion2B-s32B-b79K"  # the CLIP that HPSv2 and PickSc
 
 
 class CosineReward:
-    """A CLIP with its tokenizer; fits `flowrl.protocols.ShardableReward` but for its scores, which a subclass makes.
+    """A CLIP with its tokenizer; fits `flowrl.reward_protocols.ShardableReward` but for its scores, which a subclass
+    makes.
 
     `tensors` are the weights under the names of transformers, `source` the file they came from, and `base` the model
     whose config and tokenizer belong in `folder`. Raises CheckpointError when the parts do not fit.

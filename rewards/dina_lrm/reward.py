@@ -8,8 +8,9 @@ from typing import Literal
 import torch
 
 from flowrl.base.dtypes import torch_dtype
-from flowrl.types import RewardInput, TrainedOn
+from flowrl.types import HollowReward, RewardInput, SampleShapes, TrainedOn
 from rewards.batch_inputs import LatentFormat
+from rewards.dina_lrm.cost import hollow_dina
 from rewards.dina_lrm.layout import check_files, load
 from rewards.dina_lrm.model import sample_noise
 
@@ -64,6 +65,13 @@ class DiNaLRM:
         """
         _levels(u)
         return TrainedOn(latent_space=check_files(path, base), text_length=_checked_length(text_length))
+
+    @staticmethod
+    def hollow(
+        path: str, base: str, u: float | list[float], dtype: str, batch_size: int, shapes: SampleShapes
+    ) -> HollowReward:
+        """The network of the folders, or of the published sizes for one that is not there yet."""
+        return hollow_dina(path, base, len(_levels(u)), dtype, batch_size, shapes)
 
     def __call__(self, batch: RewardInput) -> torch.Tensor:
         """Scores [B] float32, with gradient to `batch.latents` where that asks for one.

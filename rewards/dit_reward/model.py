@@ -238,7 +238,7 @@ class DiTRewardModel(nn.Module):
 
     @property
     def unused(self) -> tuple[str, ...]:
-        """How the names begin of what is never computed: the blocks after the last tap, and the transformer's output."""
+        """How the names begin of what is never computed: the blocks after the last tap, and the output layers."""
         later = range(self.config.layers[-1] + 1, int(self.transformer.config.num_layers))
         return (*(f"transformer_blocks.{index}." for index in later), *_OUTPUT)
 

@@ -17,8 +17,9 @@ from flowrl.core.bucket_rules import bucket_fault
 from flowrl.models.image_sizes import ImageChoice, buckets_of
 from flowrl.models.latent_inputs import EncoderSetting, LatentInputs
 from flowrl.models.sd3 import SD3
-from flowrl.types import RewardInput, TrainedOn
+from flowrl.types import HollowReward, RewardInput, SampleShapes, TrainedOn
 from rewards.batch_inputs import pixels_of
+from rewards.dit_reward.cost import hollow_pixels
 from rewards.dit_reward.layout import holds_backbone, open_folder
 from rewards.dit_reward.model import DiTRewardConfig
 from rewards.dit_reward.reward import DiTReward
@@ -26,7 +27,7 @@ from rewards.files import checkpoint_folder
 
 
 class DiTRewardPixels:
-    """Scores images with a DiT-Reward folder; fits `flowrl.protocols.StreamedReward`.
+    """Scores images with a DiT-Reward folder; fits `flowrl.reward_protocols.StreamedReward`.
 
     `encoders` is the diffusers folder with the VAE and the text encoders, by default the reward's base. Images are
     brought to the nearest aspect-ratio bucket, of those of the reward's training unless `image_size`, `bucket_step` or
@@ -98,6 +99,11 @@ class DiTRewardPixels:
         choice = ImageChoice(image_size=image_size, bucket_step=bucket_step, max_aspect=max_aspect)
         _setting(path, config, encoders or base, choice, dtype=dtype, device=device)
         return None
+
+    @staticmethod
+    def hollow(path: str, encoders: str, base: str, dtype: str, batch_size: int, shapes: SampleShapes) -> HollowReward:
+        """As that of the reward on latents, and the encoders; images are taken as large as the run's."""
+        return hollow_pixels(path, encoders, base, dtype, batch_size, shapes)
 
     def __call__(self, batch: RewardInput) -> torch.Tensor:
         """Scores [B] float32 of pixels [B, 3, H, W] in [0, 1]; raises ValueError when the batch has none, or when the

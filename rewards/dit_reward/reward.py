@@ -12,8 +12,9 @@ from flowrl.base.dtypes import torch_dtype
 from flowrl.base.embedded import POCKET
 from flowrl.base.empty_module import fill
 from flowrl.core.latent_space import channels_and_factor
-from flowrl.types import RewardInput, TrainedOn
+from flowrl.types import HollowReward, RewardInput, SampleShapes, TrainedOn
 from rewards.batch_inputs import LatentFormat
+from rewards.dit_reward.cost import hollow_latent
 from rewards.dit_reward.layout import open_folder, read_folder
 from rewards.dit_reward.model import sample_noise
 from rewards.dit_reward.stored import empty_model, read_weights
@@ -21,7 +22,7 @@ from rewards.files import checkpoint_folder
 
 
 class DiTReward:
-    """Scores latents with a DiT-Reward folder (arXiv 2606.23626); fits `flowrl.protocols.StreamedReward`.
+    """Scores latents with a DiT-Reward folder (arXiv 2606.23626); fits `flowrl.reward_protocols.StreamedReward`.
 
     `path` is such a folder or "pocket"; `base` the diffusers folder of its backbone, where it holds none and that has
     moved since the training. `empty` makes it without weights. Raises `flowrl.base.errors.CheckpointError` when it
@@ -69,6 +70,11 @@ class DiTReward:
         backbone's are not those of its training.
         """
         return open_folder(checkpoint_folder(path, DiTReward.name), base).config.trained_on
+
+    @staticmethod
+    def hollow(path: str, base: str, dtype: str, batch_size: int, shapes: SampleShapes) -> HollowReward:
+        """The network of the folder, or of the published choice on SD3.5-Large where there is no folder yet."""
+        return hollow_latent(path, base, dtype, batch_size, shapes)
 
     def __call__(self, batch: RewardInput) -> torch.Tensor:
         """Scores [B] float32, with gradient to `batch.latents` where that asks for one.

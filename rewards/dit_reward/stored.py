@@ -54,7 +54,7 @@ def read_weights(
     lora = read_lora(model.transformer, folder.path / LORA) if folder.has_lora else None
     for key in used:
         merged = lora is not None and key in lora.factors
-        tensor = backbone.share(key, dtype) if share and not merged else backbone.convert(key, dtype)
+        tensor = backbone.share(key, dtype, placed=True) if share and not merged else backbone.convert(key, dtype)
         yield f"transformer.{key}", tensor if lora is None else lora.merged(key, tensor)
     for key in head.shapes:
-        yield f"head.{key}", head.share(key, dtype) if share else head.convert(key, dtype)
+        yield f"head.{key}", head.share(key, dtype, placed=True) if share else head.convert(key, dtype)

@@ -17,7 +17,7 @@ from flowrl.base.errors import UserError
 from flowrl.core.reward_call import RewardInputError, score_in_parts
 from flowrl.core.seeds import evaluation_seeds
 from flowrl.models.latent_inputs import LatentInputs
-from flowrl.protocols import Reward
+from flowrl.reward_protocols import Reward
 from flowrl.types import RewardInput
 from rewards.data.comparison import ImageRef
 from rewards.evaluation.identity import image_stamp, reward_identity

@@ -13,7 +13,7 @@ from tqdm import tqdm
 
 from flowrl.base.errors import UserError
 from flowrl.core.seeds import evaluation_seeds
-from flowrl.protocols import Reward
+from flowrl.reward_protocols import Reward
 from flowrl.types import RewardInput
 from rewards.data.pairs import PairTable
 from rewards.data.store import PreferenceStore

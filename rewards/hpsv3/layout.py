@@ -108,7 +108,7 @@ class StoredHPSv3:
         check_tensors(self.model, {name: stored.shapes[key] for name, key in keys.items()}, self.file)
         for name, key in keys.items():
             wanted = torch.float32 if name.startswith(HEAD) else dtype
-            yield name, stored.share(key, wanted) if share else stored.convert(key, wanted)
+            yield name, stored.share(key, wanted, placed=True) if share else stored.convert(key, wanted)
 
 
 def open_folder(folder: Path) -> StoredHPSv3:

@@ -11,9 +11,10 @@ import torch
 from flowrl.base.dtypes import torch_dtype
 from flowrl.base.embedded import POCKET
 from flowrl.base.empty_module import fill
-from flowrl.types import RewardInput, TrainedOn
+from flowrl.types import HollowReward, RewardInput, SampleShapes, TrainedOn
 from rewards.batch_inputs import pixels_of
 from rewards.files import checkpoint_folder
+from rewards.hpsv3.cost import hollow_hpsv3
 from rewards.hpsv3.layout import check_folder, open_folder
 from rewards.hpsv3.model import tokenize
 from rewards.hpsv3.preprocess import patchify
@@ -22,8 +23,8 @@ from rewards.hpsv3.preprocess import patchify
 class HPSv3Reward:
     """Scores images with an HPSv3 folder (arXiv 2508.03789); the score is mu, about -2 to 12 for the published one.
 
-    `path` is such a folder or "pocket". `empty` makes it without weights; it fits `flowrl.protocols.StreamedReward`.
-    Raises `flowrl.base.errors.CheckpointError` when it cannot be loaded.
+    `path` is such a folder or "pocket". `empty` makes it without weights: it fits
+    `flowrl.reward_protocols.StreamedReward`. Raises `flowrl.base.errors.CheckpointError` when it cannot be loaded.
     """
 
     name = "hpsv3"
@@ -56,6 +57,11 @@ class HPSv3Reward:
         """None: it reads no latents; raises CheckpointError when the files in `path` are not whole."""
         check_folder(checkpoint_folder(path, HPSv3Reward.name))
         return None
+
+    @staticmethod
+    def hollow(path: str, dtype: str, batch_size: int, shapes: SampleShapes) -> HollowReward:
+        """The network of the folder, or of the published sizes where there is no folder yet."""
+        return hollow_hpsv3(path, dtype, batch_size, shapes)
 
     def __call__(self, batch: RewardInput) -> torch.Tensor:
         """Scores [B] float32 of pixels [B, 3, H, W] in [0, 1], with gradient to the pixels where they ask for one.

@@ -10,7 +10,7 @@ import requests
 import torch
 
 from flowrl.base.errors import UserError
-from flowrl.types import RewardInput, TrainedOn
+from flowrl.types import HollowReward, RewardInput, TrainedOn
 from rewards.http.tokens import read_token, token_of_environment
 from rewards.http.wire import (
     CONTENT_TYPE,
@@ -38,7 +38,7 @@ class RewardServerError(UserError):
 
 
 class HTTPReward:
-    """Scores with the reward of a server; fits `flowrl.protocols.Reward`, and is of the kind that the server's is.
+    """Scores with the reward of a server; fits `flowrl.reward_protocols.Reward`, of the kind that the server's is.
 
     Everything but the connection is the server's affair: name, kind, what it was trained on, device. `token_file` is a
     file that holds the token, `token_env` the name of an environment variable that does; a token itself is never an
@@ -78,6 +78,11 @@ class HTTPReward:
         """
         asked = HTTPReward(url, token_file=token_file, token_env=token_env, timeout_s=timeout_s, retries=retries)
         return asked._description.trained_on
+
+    @staticmethod
+    def hollow(batch_size: int | None) -> HollowReward:
+        """Nothing: the network is on the server, where this process needs no memory for it."""
+        return HollowReward(samples=batch_size or 1, calls=())
 
     def __call__(self, batch: RewardInput) -> torch.Tensor:
         """Scores [B] float32 on the CPU, without gradient.

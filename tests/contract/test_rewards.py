@@ -11,10 +11,10 @@ import torch
 
 from flowrl.config import ConfigError, RewardSpec
 from flowrl.pocket.reward_inputs import latent_batch, pixel_batch
-from flowrl.protocols import CheckableReward
 from flowrl.registry import BUILT_IN, resolve
 from flowrl.reward_check import CONTRACT, Trial, members
 from flowrl.reward_loading import LatentSource, check_rewards, make_reward, preflight
+from flowrl.reward_protocols import CheckableReward
 from tests.contract.made import OPTIONS
 
 LATENT = ("dina_lrm", "dit_reward", "http")  # as made here, the server's is a DiT-Reward

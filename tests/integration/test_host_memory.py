@@ -47,7 +47,7 @@ def large(tmp_path_factory: pytest.TempPathFactory) -> Folders:
 @pytest.fixture(scope="module")
 def small(tmp_path_factory: pytest.TempPathFactory) -> Folders:
     """For a rehearsal, after which a process has imported all that it needs."""
-    sizes = Sizes(heads=1, layers=1, channels=8, text_layers=1, language_width=128, language_layers=1)
+    sizes = Sizes(heads=1, layers=2, channels=8, text_layers=1, language_width=128, language_layers=1)
     return _write(tmp_path_factory.mktemp("small"), sizes)
 
 

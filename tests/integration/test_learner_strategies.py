@@ -33,10 +33,27 @@ class Alone:
 
 @pytest.fixture(scope="module")
 def alone(sd3_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Alone:
-    """Trained once for all tests here."""
-    state = tmp_path_factory.mktemp("alone") / "state"
+    """Trained once for all tests that give each of three ranks the same number of groups."""
+    return train_alone(sd3_folder, tmp_path_factory.mktemp("alone"), GROUPS)
+
+
+@pytest.fixture(scope="module")
+def alone_on_two(sd3_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Alone:
+    """The same on two groups alone."""
+    return train_alone(sd3_folder, tmp_path_factory.mktemp("alone"), 2)
+
+
+def train_alone(folder: Path, root: Path, groups: int) -> Alone:
+    state = root / "state"
     gang = Gang(
-        folder=sd3_folder, out=state.parent, strategy="ddp", world=1, steps=STEPS, save=state, options=dict(PLAIN)
+        folder=folder,
+        out=root,
+        strategy="ddp",
+        world=1,
+        steps=STEPS,
+        groups=groups,
+        save=state,
+        options=dict(PLAIN),
     )
     found = train(gang, 0)
     assert (found.weights - found.start).abs().max() > 0.01
@@ -67,14 +84,16 @@ def moments(state: Path) -> dict[str, torch.Tensor]:
 
 @pytest.mark.parametrize("strategy", STRATEGIES)
 def test_two_ranks_make_what_one_makes_whatever_they_share(
-    sd3_folder: Path, tmp_path: Path, alone: Alone, strategy: LearnerStrategy
+    sd3_folder: Path, tmp_path: Path, alone_on_two: Alone, strategy: LearnerStrategy
 ) -> None:
+    alone = alone_on_two
     found = Gang(
         folder=sd3_folder,
         out=tmp_path,
         strategy=strategy,
         world=2,
         steps=STEPS,
+        groups=2,
         stumbles=True,
         save=tmp_path / "state",
         options=dict(PLAIN),

@@ -300,6 +300,18 @@ def test_a_reward_that_was_trained_on_other_image_sizes_is_noted_on_the_console_
     assert "trained on" not in capsys.readouterr().out
 
 
+def test_all_files_that_are_not_there_are_named_at_once(runs: TinyRuns, tmp_path: Path) -> None:
+    policy, prompts = tmp_path / "stable-diffusion-3.5-large", tmp_path / "pickscore" / "train.txt"
+    with pytest.raises(ConfigError) as raised:
+        run_training(runs.config(tmp_path / "run", model__path=str(policy), data__train_prompts=str(prompts)))
+    assert str(raised.value).splitlines() == [
+        f"model.path: {policy} is not there",
+        f"  data.train_prompts: {prompts} is not there",
+        "  flowrl fetch CONFIG downloads what is public, and says how to get what is gated",
+    ]
+    assert not (tmp_path / "run").exists()
+
+
 def test_a_reward_that_cannot_be_made_costs_nothing_that_was_there(
     runs: TinyRuns, tmp_path: Path, tiny_reward: Path
 ) -> None:
@@ -314,7 +326,7 @@ def test_a_reward_that_cannot_be_made_costs_nothing_that_was_there(
     longer.write_text(json.dumps({**json.loads(longer.read_text()), "text_length": 30}))
     for path, says in {
         longer.parent: "trained on texts of 30 tokens, but gets 28 with model.max_sequence_length 14; set .* to 16",
-        tmp_path / "nowhere": "no such folder; give a dit_reward checkpoint folder",
+        tmp_path / "nowhere": r"rewards\.train\[0\]\.options\.path: .*nowhere is not there; no DiT-Reward is public",
         torn.parent: r"reward_head\.safetensors: truncated or damaged",
         elsewhere.parent: "'dit_reward' reads latents of vae4x8, but the policy makes latents of vae16x8",
     }.items():

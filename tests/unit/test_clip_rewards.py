@@ -20,7 +20,7 @@ from transformers.models.clip.image_processing_pil_clip import CLIPImageProcesso
 
 from flowrl.base.config_tree import ConfigError
 from flowrl.base.errors import CheckpointError
-from flowrl.protocols import CheckableReward, ShardableReward
+from flowrl.reward_protocols import CheckableReward, ShardableReward
 from flowrl.types import RewardInput
 from rewards.aesthetic import HEAD, AestheticReward
 from rewards.clip.cosine import CosineReward

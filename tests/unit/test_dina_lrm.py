@@ -16,8 +16,8 @@ from safetensors.torch import load_file, save_file
 from flowrl.base.errors import CheckpointError
 from flowrl.config import ConfigError, RewardSpec
 from flowrl.core.seeds import generator
-from flowrl.protocols import CheckableReward, ShardableReward
 from flowrl.reward_loading import preflight
+from flowrl.reward_protocols import CheckableReward, ShardableReward
 from flowrl.types import RewardInput, TextCondition, TrainedOn
 from rewards.dina_lrm import DiNaLRM
 from rewards.dina_lrm.head import RewardHead

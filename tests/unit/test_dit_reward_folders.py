@@ -17,8 +17,8 @@ from flowrl.base.fingerprint import fingerprint
 from flowrl.config import ConfigError, RewardSpec
 from flowrl.core.buckets import cover
 from flowrl.models.sd3 import SD3
-from flowrl.protocols import ShardableReward
 from flowrl.reward_loading import make_reward, preflight
+from flowrl.reward_protocols import ShardableReward
 from flowrl.types import RewardInput, TextCondition, TrainedOn
 from rewards.dit_reward import DiTReward, layout
 from rewards.dit_reward.model import DiTRewardConfig

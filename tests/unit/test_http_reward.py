@@ -26,8 +26,8 @@ from safetensors.torch import save
 
 from flowrl.base.errors import UserError
 from flowrl.config import ConfigError, RewardSpec
-from flowrl.protocols import Reward
 from flowrl.reward_loading import LatentSource, check_rewards, preflight
+from flowrl.reward_protocols import Reward
 from flowrl.types import RewardInput, TextCondition, TrainedOn
 from rewards.http import HTTPReward, RewardServerError
 from rewards.http.server import RewardServer

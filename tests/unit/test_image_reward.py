@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from transformers import BertTokenizer
 
 from flowrl.base.errors import CheckpointError
-from flowrl.protocols import CheckableReward, ShardableReward
+from flowrl.reward_protocols import CheckableReward, ShardableReward
 from flowrl.types import RewardInput
 from rewards.clip.preprocess import crop_pixels
 from rewards.image_reward import ImageReward, ImageRewardModel, from_published, text_config, vision_config

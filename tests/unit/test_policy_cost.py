@@ -15,7 +15,7 @@ from flowrl.core.sampler import sample
 from flowrl.models.sd3 import SD3Policy
 from flowrl.models.sd35_published import PUBLISHED
 from flowrl.plan.policy_cost import policy_cost
-from flowrl.plan.policy_measure import AdapterShape, Geometry, PolicyCost, measure_policy
+from flowrl.plan.policy_measure import AdapterShape, Geometry, PolicyCost
 from flowrl.types import Prompt, RolloutRequest, SamplingPlan, TextCondition, TrainBatch
 
 TARGETS = ("attn.to_q", "attn.to_k", "attn.to_v", "attn.to_out.0", "attn.add_q_proj", "attn.add_k_proj")

@@ -10,8 +10,8 @@ import torch
 from flowrl.base.empty_module import is_empty
 from flowrl.base.errors import CheckpointError, UserError
 from flowrl.config import ConfigError, RewardSpec
-from flowrl.protocols import StreamedReward
 from flowrl.reward_loading import LatentSource, check_rewards, make_reward, preflight
+from flowrl.reward_protocols import StreamedReward
 from flowrl.types import TrainedOn
 from tests.cheap_rewards import LATENT, LatentNorm
 

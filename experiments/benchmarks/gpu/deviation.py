@@ -39,7 +39,11 @@ def run(setting: Setting) -> Iterator[Case]:
 
 
 def _compile(policy: SD3Policy, backend: str) -> None:
-    """Have each block compiled, which compiles two of them: the blocks are alike but for the last."""
+    """Have each block compiled: they are alike but for the last, so there are few graphs and not one for each.
+
+    Where torch would give up and go on eagerly, it raises.
+    """
+    torch._dynamo.config.fail_on_recompile_limit_hit = True
     for block in policy.transformer.transformer_blocks:
         block.compile(backend=backend, dynamic=False)
 
@@ -53,6 +57,7 @@ def _replays(policy: SD3Policy, setting: Setting, how: str, sizes: tuple[int, ..
 
     yield measure(f"{how}: sampled by {together}", rollout, setting, images=together, flops=0, repeats=1)
     for size in sizes if sampled else ():
+        torch._dynamo.reset()  # graphs of other sizes count towards its limit
         found: list[tuple[Deviation, ...]] = []
         batch = TrainBatch(trajectory=sampled[-1], advantages=torch.ones(together))
 
@@ -68,16 +73,14 @@ def _deviations(policy: SD3Policy, batch: TrainBatch, size: int) -> tuple[Deviat
     """The worst of all samples and trained sampler steps, with gradients as in an update, and the share clipped."""
     trajectory, loss = batch.trajectory, algorithm(with_reference=False).loss
     parts = [slice(at, at + size) for at in range(0, trajectory.num_samples, size)]
-    ratios, log_probs, clipped = [], [], []
-    for part in parts:
-        for step_index in trajectory.plan.trained:
-            output = loss(policy, batch, part, step_index)
-            values = {metric.key: metric.value for metric in output.metrics}
-            ratios.append(output.ratio_absdev)
-            log_probs.append(values["policy/logp_absdiff_max"])
-            clipped.append(values["policy/clip_fraction"])
+    # Of each loss the metrics alone are kept: with it the activations of its forward would stay.
+    found = [
+        {metric.key: metric.value for metric in loss(policy, batch, part, step_index).metrics}
+        for part in parts
+        for step_index in trajectory.plan.trained
+    ]
     return (
-        Deviation(what=LARGEST_RATIO, value=max(ratios)),
-        Deviation(what=LARGEST_LOG_PROB, value=max(log_probs)),
-        Deviation(what=CLIPPED, value=sum(clipped) / len(clipped)),
+        Deviation(what=LARGEST_RATIO, value=max(values["policy/ratio_absdev_max"] for values in found)),
+        Deviation(what=LARGEST_LOG_PROB, value=max(values["policy/logp_absdiff_max"] for values in found)),
+        Deviation(what=CLIPPED, value=sum(values["policy/clip_fraction"] for values in found) / len(found)),
     )

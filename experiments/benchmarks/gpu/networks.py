@@ -74,9 +74,9 @@ def empty_hpsv3(sizes: Sizes) -> HPSv3Model:
         return HPSv3Model(config)
 
 
-def condition(setting: Setting) -> TextCondition:
+def condition(setting: Setting, seed: int) -> TextCondition:
     """A text condition of the real shape on the CPU, where that of a run is as well."""
-    draw = torch.Generator().manual_seed(1)
+    draw = torch.Generator().manual_seed(seed)
     config = setting.sizes.transformer
     embeds = torch.randn(1, setting.sizes.text_length, config["joint_attention_dim"], generator=draw)
     pooled = torch.randn(1, config["pooled_projection_dim"], generator=draw)

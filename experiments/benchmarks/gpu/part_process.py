@@ -15,6 +15,8 @@ from experiments.benchmarks.gpu.record import Case, PartRecord, case_from
 
 _GRACE_S = 15.0  # beyond a part's time, for the call that it is in
 
+_IMPORTED_ONCE = [f"experiments.benchmarks.gpu.{name}" for name in ("update", "reward_paths")]
+
 
 class PartProcess:
     """A part that runs; its cases are in a file as soon as they are known."""
@@ -24,11 +26,9 @@ class PartProcess:
         self._began = time.monotonic()
         self._file.touch()
         # A process that was forked cannot use a GPU that its parent has looked at; importing anew costs seconds each.
-        context = multiprocessing.get_context("forkserver" if small else "spawn")
+        context = multiprocessing.get_context("forkserver") if small else multiprocessing.get_context("spawn")
         if small:
-            context.set_forkserver_preload(
-                ["experiments.benchmarks.gpu.update", "experiments.benchmarks.gpu.reward_paths"]
-            )
+            context.set_forkserver_preload(_IMPORTED_ONCE)
         self._process: BaseProcess = context.Process(target=_run, args=(part, small, until, str(self._file)))
         self._process.start()
 
@@ -40,7 +40,7 @@ class PartProcess:
             self._process.kill()
             self._process.join()
         seconds = time.monotonic() - self._began
-        rows = self._file.read_text(encoding="utf-8").splitlines()
+        rows = self._file.read_text(encoding="utf-8").split("\n")[:-1]  # less one that was being written
         cases = [case_from(json.loads(row)) for row in rows]
         if stopped:
             cases.append(Case(name="the rest", outcome="skipped", reason=f"stopped after {seconds:.0f} s"))
@@ -50,11 +50,18 @@ class PartProcess:
 
 
 def _run(part: Part, small: bool, until: float, file: str) -> None:
-    """In the part's own process: write each case as it comes, and what ended the part before its end."""
-    from experiments.benchmarks.gpu.setting import Setting
+    """In the part's own process: write each case as it comes, and what ended the part before its end.
 
+    Libraries are imported here, and not by the process that waits.
+    """
     with open(file, "a", encoding="utf-8") as stream:
         try:
+            import torch
+
+            from experiments.benchmarks.gpu.setting import Setting
+
+            if small:
+                torch.set_num_threads(1)  # tiny products on many threads wait for one another
             for case in importlib.import_module(part.module).run(Setting(small=small, until=until)):
                 _write(stream, case)
         except Exception as error:

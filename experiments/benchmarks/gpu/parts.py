@@ -25,7 +25,7 @@ PARTS = (
     _part("rollout", "Rollout of one group", "rollout", 120),
     _part("update", "Update on the group", "update", 140),
     _part("rewards", "Reward paths", "reward_paths", 110),
-    _part("zero3", "DiT-Reward plain and as ZeRO-3 of one rank", "zero3", 60),
+    _part("zero3", "DiT-Reward plain and as ZeRO-3 of one rank", "zero3", 75),
     _part("deviation", "Ratio before the first update, in bfloat16", "deviation", 150),
 )
 # Beside the others, as it needs no GPU.

@@ -4,22 +4,27 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from experiments.benchmarks.gpu import case_names
+from experiments.benchmarks.gpu import case_names, reward_paths
 from experiments.benchmarks.gpu.networks import DTYPE
 from experiments.benchmarks.gpu.record import Case
 from experiments.benchmarks.gpu.setting import Setting
 from experiments.benchmarks.gpu.sizes import MicroBatch
+from flowrl.config import RewardSpec
 from flowrl.plan.image_cost import decode_cost
 from flowrl.plan.policy_cost import policy_cost
 from flowrl.plan.policy_measure import Geometry, PolicyCost
+from flowrl.plan.reward_cost import reward_cost
+from flowrl.types import SampleShapes
 
 
 def run(setting: Setting) -> Iterator[Case]:
-    """The peak of each decoding, rollout and micro-batch, named by the part and the case that measure it."""
+    """The peak of each case that the plan knows, named by the part and the case that measure it."""
     sizes = setting.sizes
     for count in sizes.reward_batches:
         decoding = decode_cost(sizes.vae, sizes.latent_shape, count)
         yield _case("rewards", case_names.decode(count), decoding.weight_bytes + decoding.rise, decoding.flops)
+    if not setting.small:
+        yield from published_rewards(setting)
     left = set(sizes.samples_per_forward)
     for micro_batch in sizes.micro_batches:
         cost = _cost(setting, micro_batch)
@@ -30,6 +35,25 @@ def run(setting: Setting) -> Iterator[Case]:
             forwards = sizes.group_size // micro_batch.samples * sizes.sampler_steps
             peak = cost.weight_bytes + cost.adapter_bytes + cost.sample_rise
             yield _case("rollout", case_names.rollout(micro_batch.samples), peak, cost.sample_flops * forwards)
+
+
+def published_rewards(setting: Setting) -> Iterator[Case]:
+    """The rewards that read what they are given: of folders that are not there the plan takes the published sizes."""
+    sizes = setting.sizes
+    shapes = SampleShapes(
+        latents=sizes.latent_shape,
+        pixels=(3, sizes.image_size, sizes.image_size),
+        text=(sizes.text_length, sizes.transformer["joint_attention_dim"]),
+        pooled=sizes.transformer["pooled_projection_dim"],
+        text_dtype=DTYPE,
+    )
+    for path, name in ((reward_paths.LATENT, "dit_reward"), (reward_paths.HPSV3, "hpsv3")):
+        for count in sizes.reward_batches:
+            options = {"path": f"not-there/{name}", "dtype": "bfloat16", "batch_size": count}
+            cost = reward_cost(RewardSpec(name=name, options=options), shapes, setting.device.type)
+            if cost is not None:
+                peak = cost.weight_bytes + cost.rise
+                yield _case("rewards", case_names.reward(path, count), peak, cost.flops * count)
 
 
 def _case(part: str, name: str, peak: int, flops: int) -> Case:

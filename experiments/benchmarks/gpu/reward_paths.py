@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from functools import partial
 
 import torch
 
@@ -34,7 +35,7 @@ def run(setting: Setting) -> Iterator[Case]:
 
 def dit_score(setting: Setting, network: Callable[..., torch.Tensor]) -> Score:
     """Latents [B, C, h, w] to scores [B] by DiT-Reward, noise and condition brought to the device as in a run."""
-    text = networks.condition(setting)
+    text = networks.condition(setting, 1)
 
     def score(latents: torch.Tensor) -> torch.Tensor:
         device, count = latents.device, len(latents)
@@ -56,16 +57,16 @@ def _decoding(setting: Setting) -> Iterator[Case]:
     decode = SD3Decoder(networks.vae(setting)).decode
     for count in setting.sizes.reward_batches:
         given = latents(setting, count)
-        yield measure(case_names.decode(count), lambda given=given: decode(given), setting, images=count)
+        yield measure(case_names.decode(count), partial(decode, given), setting, images=count)
 
 
 def _dit_reward(setting: Setting) -> Iterator[Case]:
     score = dit_score(setting, networks.dit_reward(setting))
-    yield from _path(LATENT, setting, score, lambda count: latents(setting, count))
+    yield from _path(LATENT, setting, score, partial(latents, setting))
     vae = networks.vae(setting)
     decode, encode = SD3Decoder(vae).decode, SD3ImageEncoder(vae, 1).encode
-    yield from _path(PIXEL, setting, lambda pixels: score(encode(pixels)), lambda count: _pixels(setting, count))
-    yield from _path(DECODED, setting, lambda x: score(encode(decode(x))), lambda count: latents(setting, count))
+    yield from _path(PIXEL, setting, lambda pixels: score(encode(pixels)), partial(_pixels, setting))
+    yield from _path(DECODED, setting, lambda x: score(encode(decode(x))), partial(latents, setting))
 
 
 def _hpsv3(setting: Setting) -> Iterator[Case]:
@@ -76,15 +77,15 @@ def _hpsv3(setting: Setting) -> Iterator[Case]:
         with torch.no_grad():
             return network(chats, *patchify(pixels, language.patches))[:, 0]
 
-    yield from _path(HPSV3, setting, score, lambda count: _pixels(setting, count))
+    yield from _path(HPSV3, setting, score, partial(_pixels, setting))
     decode = SD3Decoder(networks.vae(setting)).decode
-    yield from _path(HPSV3_DECODED, setting, lambda x: score(decode(x)), lambda count: latents(setting, count))
+    yield from _path(HPSV3_DECODED, setting, lambda x: score(decode(x)), partial(latents, setting))
 
 
 def _path(name: str, setting: Setting, score: Score, inputs: Callable[[int], torch.Tensor]) -> Iterator[Case]:
     for count in setting.sizes.reward_batches:
         given = inputs(count)
-        yield measure(case_names.reward(name, count), lambda given=given: score(given), setting, images=count)
+        yield measure(case_names.reward(name, count), partial(score, given), setting, images=count)
 
 
 def _pixels(setting: Setting, count: int) -> torch.Tensor:

@@ -28,12 +28,11 @@ def group(policy: SD3Policy, setting: Setting, *, samples: int, samples_per_forw
         plan=algorithm(with_reference=True).plan(1, steps or sizes.sampler_steps),
         guidance_scale=sizes.guidance_scale,
     )
-    text = networks.condition(setting)
     return sample(
         policy,
         request,
-        text,
-        text,
+        networks.condition(setting, 1),
+        networks.condition(setting, 2),
         policy_version=0,
         samples_per_forward=samples_per_forward,
         device=setting.device,

@@ -79,8 +79,8 @@ def _table_2(record: Record) -> list[str]:
     return [
         "## Table 2 of arXiv 2606.23626 next to ours",
         "",
-        "The paper does not say on what hardware, at which size, batch or precision. By its time and memory its pixel",
-        "row of DiT-Reward takes in the text encoders; here text conditions are computed once per prompt and not counted.",
+        "The paper does not say on what hardware, at which size, batch or precision. By time and memory, its pixel row",
+        "of DiT-Reward holds the text encoders; here texts are encoded once per prompt, which is not counted.",
         "",
         *_grid(header, rows),
     ]

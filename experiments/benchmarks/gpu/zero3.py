@@ -6,9 +6,8 @@ import os
 import socket
 from collections.abc import Iterator
 from dataclasses import replace
+from functools import partial
 from importlib.util import find_spec
-
-import torch
 
 from experiments.benchmarks.gpu import networks
 from experiments.benchmarks.gpu.record import Case, Deviation
@@ -42,8 +41,7 @@ def run(setting: Setting) -> Iterator[Case]:
 
 
 def _scored(name: str, score: Score, setting: Setting, count: int, flops: int | None) -> Case:
-    given: torch.Tensor = latents(setting, count)
-    return measure(name, lambda: score(given), setting, images=count, flops=flops)
+    return measure(name, partial(score, latents(setting, count)), setting, images=count, flops=flops)
 
 
 def _join_alone(setting: Setting) -> None:

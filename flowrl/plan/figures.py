@@ -1,0 +1,78 @@
+"""What is said of a plan on a named GPU, and all of it as figures for programs."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass
+
+from flowrl.config import RunConfig
+from flowrl.plan.gpus import Gpu
+from flowrl.plan.memory import room
+from flowrl.plan.proposals import Proposal, find_proposals, most_samples, too_large
+from flowrl.plan.run_plan import RunPlan
+
+
+@dataclass(frozen=True, kw_only=True)
+class Verdict:
+    """Whether a run fits on GPUs of one kind, and what would or could be changed.
+
+    Example: ``judge(config, run_plan(config), GPUS["h100"], share=0.4).fits``
+    """
+
+    gpu: Gpu
+    num_gpus: int | None  # there are; None: as many as it takes
+    share: float  # of its peak rate, assumed
+    fits: bool
+    proposals: tuple[Proposal, ...]  # where it does not
+    more_samples: int  # in a forward, where it does; 0: not more than the configuration has
+
+    @property
+    def rate(self) -> float:
+        """FLOP/s of each GPU."""
+        return self.gpu.flops * self.share
+
+
+def judge(config: RunConfig, plan: RunPlan, gpu: Gpu, *, share: float, num_gpus: int | None = None) -> Verdict:
+    """The verdict on a plan, on `num_gpus` GPUs or as many as it takes."""
+    fits = not too_large(plan, gpu) and (num_gpus is None or plan.gpus <= num_gpus)
+    most = most_samples(config, gpu) if fits else 0
+    return Verdict(
+        gpu=gpu,
+        num_gpus=num_gpus,
+        share=share,
+        fits=fits,
+        proposals=() if fits else tuple(find_proposals(config, gpu, num_gpus)),
+        more_samples=most if most > plan.work.samples_per_forward else 0,
+    )
+
+
+def as_json(plan: RunPlan, verdict: Verdict) -> str:
+    """One object: bytes, FLOPs and seconds."""
+    rate = verdict.rate
+    figures = {
+        "gpu": asdict(verdict.gpu) | {"room": room(verdict.gpu)},
+        "efficiency": verdict.share,
+        "gpus": plan.gpus,
+        "fits": verdict.fits,
+        "proposals": [proposal.keys for proposal in verdict.proposals],
+        "more_samples_per_forward": verdict.more_samples or None,
+        "not_counted": [reward.name for reward in plan.costs.rewards if reward.cost is None],
+        "work": asdict(plan.work),
+        "policy": asdict(plan.policy),
+        "roles": [asdict(role) | {"peak": role.peak} for role in plan.roles],
+        "devices": [
+            {"roles": [role.role for role in kind.roles], "devices": kind.devices, "peak": kind.peak}
+            for kind in plan.devices
+        ],
+        "phases": [
+            {"name": time.phase.name, "flops": time.phase.flops, "seconds": time.seconds, "hidden": time.hidden}
+            for time in plan.step.times(rate)
+        ],
+        "step_seconds": plan.step.seconds(rate),
+        "evaluation_seconds": plan.evaluation.seconds(rate),
+        "run_seconds": plan.seconds(rate),
+        "moved": {transfer.name: transfer.size for transfer in plan.transfers},
+        "disk": {amount.name: amount.size for amount in plan.disk},
+        "host": {amount.name: amount.size for amount in plan.host},
+    }
+    return json.dumps(figures, indent=2)

@@ -1,0 +1,130 @@
+"""What each role of a run holds and does, put together from the costs of its parts."""
+
+from __future__ import annotations
+
+from flowrl.config import RunConfig
+from flowrl.plan.costs import Costs
+from flowrl.plan.memory import MemoryPart, RoleMemory
+from flowrl.plan.reward_cost import RewardCost
+
+# DeepSpeed's defaults for ZeRO-3, in numbers: so many may be whole at a time, and so many are fetched ahead.
+_LIVE, _AHEAD = 10**9, 5 * 10**7
+
+
+def roles_of(costs: Costs) -> tuple[RoleMemory, ...]:
+    """One entry for each role that has actors."""
+    config, work, policy = costs.config, costs.work, costs.policy
+    frozen = MemoryPart(name=f"frozen weights, {_precision(config)}", size=policy.weight_bytes, leaves=True)
+    samples = f"{work.samples_per_forward} samples"
+    sampling = MemoryPart(name=f"sampling, {samples}", size=policy.sample_rise)
+    held, update = learner_parts(costs)
+    encoder, scorer = _encoder(costs), _scorer(costs)
+    if config.placement.learners_sample:
+        both = RoleMemory(role="learner that samples", actors=work.learners, held=held, in_turn=(sampling, update))
+        return encoder, both, scorer
+    adapter = MemoryPart(name="adapter, float32", size=policy.adapter_bytes)
+    return (
+        encoder,
+        RoleMemory(role="rollout", actors=work.rollouts, held=(frozen, adapter), in_turn=(sampling,)),
+        scorer,
+        RoleMemory(role="learner", actors=work.learners, held=held, in_turn=(update,)),
+    )
+
+
+def learner_parts(costs: Costs) -> tuple[tuple[MemoryPart, ...], MemoryPart]:
+    """What a learner holds, and its update, by how the learners share the model.
+
+    Inferred of DeepSpeed: with ZeRO a whole adapter, its average and a bucket of its size on each rank, and gradients,
+    moments and a copy of the adapter cut over all.
+    """
+    config, policy, ranks = costs.config, costs.policy, costs.work.learners
+    strategy, adapter = config.placement.learner_strategy, policy.adapter_bytes
+    checkpointing = "each block computed again" if config.model.gradient_checkpointing else "all activations kept"
+    samples = costs.work.samples_per_forward
+    update = MemoryPart(name=f"update, {samples} samples, {checkpointing}", size=policy.update_rise)
+    name = f"frozen weights, {_precision(config)}"
+    if strategy in ("ddp", "zero2"):
+        frozen = MemoryPart(name=name, size=policy.weight_bytes, leaves=True)
+    else:
+        cut = policy.weight_bytes - policy.buffer_bytes
+        size = policy.buffer_bytes + cut // ranks
+        frozen = MemoryPart(name=f"1/{ranks} of the {name}", size=size, leaves=True)
+        itemsize = costs.geometry.dtype.itemsize
+        whole = cut if not config.model.gradient_checkpointing else min(cut, (_LIVE + _AHEAD) * itemsize)
+        # FSDP2 has the block at work, the next one, and what is outside of blocks.
+        outside = cut - policy.block_bytes * int(costs.model.transformer["num_layers"])
+        gathered = whole if strategy == "zero3" else min(cut, 2 * policy.block_bytes + max(0, outside))
+        update = MemoryPart(name=f"{update.name}, weights gathered", size=policy.update_rise + gathered)
+    shares = {"ddp": 5.0, "fsdp2": 5.0, "zero2": 3 + 4 / ranks, "zero3": 3 + 5 / ranks}
+    parts = {"ddp": "adapter, gradients, 2 moments, average", "fsdp2": "adapter, gradients, 2 moments, average"}
+    training = MemoryPart(
+        name=parts.get(strategy, f"adapter, average, bucket, 1/{ranks} of the rest"),
+        size=round(shares[strategy] * adapter),
+    )
+    return (frozen, training), update
+
+
+def _encoder(costs: Costs) -> RoleMemory:
+    dtype = costs.config.model.dtype
+    size = costs.model.text_encoder_parameters * costs.geometry.dtype.itemsize
+    encoders = MemoryPart(name=f"text encoders, {dtype}", size=size)
+    stays = costs.config.data.encode_ahead == 0
+    return RoleMemory(
+        role="encoder",
+        actors=1,
+        held=(encoders,) if stays else (),
+        in_turn=() if stays else (encoders,),
+        not_counted="encoding",
+    )
+
+
+def _scorer(costs: Costs) -> RoleMemory:
+    images, ranks = _decoded(costs), costs.work.scorers
+    held = [MemoryPart(name="VAE, float32", size=costs.image.weight_bytes)]
+    in_turn = [MemoryPart(name=f"decoding {images} images", size=costs.image.rise * images)] if images else []
+    unknown = []
+    for reward in costs.rewards:
+        if reward.cost is None:
+            unknown.append(reward.name)
+            continue
+        spread = is_spread(costs.config, reward.cost)
+        size = reward.cost.whole_bytes + reward.cost.spread_bytes // (ranks if spread else 1)
+        name = f"{reward.name}, 1/{ranks} of its weights" if spread and ranks > 1 else f"{reward.name}, weights"
+        held.append(MemoryPart(name=name, size=size, leaves=not spread))
+        batch = min(reward.cost.samples, costs.config.rollout.group_size)
+        rise = reward.cost.rise * batch // reward.cost.samples + gathered_bytes(costs, reward.cost)
+        in_turn.append(MemoryPart(name=f"scoring by {reward.name}, {batch} samples", size=rise))
+    return RoleMemory(
+        role="scorer",
+        actors=ranks,
+        held=tuple(held),
+        in_turn=tuple(in_turn),
+        not_counted=", ".join(unknown),
+    )
+
+
+def is_spread(config: RunConfig, reward: RewardCost) -> bool:
+    """Whether a reward's weights are cut over the scorers."""
+    placement = config.placement
+    return placement.shard_scorer and placement.mode != "local" and reward.spread_bytes > 0
+
+
+def gathered_bytes(costs: Costs, reward: RewardCost) -> int:
+    """The weights of a reward that a scorer of a gang has whole for a moment."""
+    if not is_spread(costs.config, reward) or costs.work.scorers == 1:
+        return 0
+    itemsize = reward.spread_bytes / reward.spread_parameters
+    return min(reward.spread_bytes, round((_LIVE + _AHEAD) * itemsize))
+
+
+def _precision(config: RunConfig) -> str:
+    quantisation = config.model.quantisation
+    return config.model.dtype if quantisation == "none" else f"{quantisation} and {config.model.dtype}"
+
+
+def _decoded(costs: Costs) -> int:
+    """How many images a scorer decodes in one call: a group of a step, or of an evaluation."""
+    config = costs.config
+    in_steps = config.rollout.group_size if any(reward.reads_pixels for reward in costs.trained) else 0
+    watched = config.eval.grid_prompts > 0 or any(reward.reads_pixels for reward in costs.rewards)
+    return max(in_steps, config.eval.samples_per_prompt if watched else 0)

@@ -1,0 +1,125 @@
+"""How long a step and a run take, from the FLOPs of their phases and a rate per GPU."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from flowrl.config import RunConfig
+from flowrl.plan.costs import Costs, ScoringCost
+
+
+@dataclass(frozen=True, kw_only=True)
+class Phase:
+    """Work on groups, whole ones, which some actors share."""
+
+    name: str
+    flops: int  # over all actors
+    actors: int
+    groups: int
+
+    @property
+    def rounds(self) -> int:
+        """Groups of the actor that has most."""
+        return -(-self.groups // self.actors)
+
+    def seconds(self, flops_per_second: float) -> float:
+        """How long it takes at a rate per actor."""
+        return self.rounds * self.flops / self.groups / flops_per_second
+
+
+@dataclass(frozen=True, kw_only=True)
+class PhaseTime:
+    """A phase on a named GPU."""
+
+    phase: Phase
+    seconds: float
+    hidden: float  # seconds of it in which others are waited for anyway
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pass:
+    """The phases that make scored groups, and those that follow."""
+
+    sampling: Phase
+    scoring: tuple[Phase, ...]  # by the same actors, one after the other
+    after: tuple[Phase, ...]
+    together: bool  # a group is scored while others are sampled
+
+    @property
+    def phases(self) -> tuple[Phase, ...]:
+        """In the order in which they begin."""
+        return (self.sampling, *self.scoring, *self.after)
+
+    def times(self, rate: float) -> tuple[PhaseTime, ...]:
+        """The phases at a rate per actor.
+
+        Scoring beside sampling is hidden but for the last round, or as far as it is the slower of the two.
+        """
+        scoring = sum(phase.seconds(rate) for phase in self.scoring)
+        left = 0.0
+        if self.together and scoring:
+            sampling = self.sampling.seconds(rate)
+            last = scoring / self.scoring[0].rounds
+            shown = max(last, sampling / self.sampling.rounds + scoring - sampling)
+            left = scoring - min(scoring, shown)
+        times = []
+        for phase in self.phases:
+            seconds = phase.seconds(rate)
+            hidden = left * seconds / scoring if phase in self.scoring and scoring else 0.0
+            times.append(PhaseTime(phase=phase, seconds=seconds, hidden=hidden))
+        return tuple(times)
+
+    def seconds(self, rate: float) -> float:
+        """Of all of it."""
+        return sum(time.seconds - time.hidden for time in self.times(rate))
+
+
+def step_of(costs: Costs) -> Pass:
+    """A training step."""
+    work, policy = costs.work, costs.policy
+    sampling = Phase(
+        name="rollout", flops=policy.sample_flops * work.forwards, actors=work.rollouts, groups=work.groups
+    )
+    update = Phase(name="update", flops=policy.update_flops * work.losses, actors=work.learners, groups=work.groups)
+    pixels = any(reward.reads_pixels for reward in costs.trained)
+    return Pass(
+        sampling=sampling,
+        scoring=_scoring(costs, costs.trained, work.groups, work.samples, decoded=pixels),
+        after=(update,),
+        together=_together(costs.config),
+    )
+
+
+def evaluation_of(costs: Costs) -> Pass:
+    """One evaluation, its groups of another size in forwards of about the same cost per sample."""
+    config, work = costs.config, costs.work
+    groups, images = config.eval.num_prompts, config.eval.num_prompts * config.eval.samples_per_prompt
+    per_sample = costs.policy.sample_flops / work.samples_per_forward
+    flops = round(images * config.eval.num_steps * per_sample)
+    pixels = config.eval.grid_prompts > 0 or any(reward.reads_pixels for reward in costs.rewards)
+    return Pass(
+        sampling=Phase(name="rollout", flops=flops, actors=work.rollouts, groups=groups),
+        scoring=_scoring(costs, costs.rewards, groups, images, decoded=pixels),
+        after=(),
+        together=_together(config),
+    )
+
+
+def num_evaluations(config: RunConfig) -> int:
+    """Before the first step, at each multiple of eval.every, and after the last step."""
+    steps, every = config.run.steps, config.eval.every
+    return 1 + (-(-steps // every) if every else 0)
+
+
+def _together(config: RunConfig) -> bool:
+    """Whether the scorers have devices of their own."""
+    return config.placement.mode in ("split", "fused")
+
+
+def _scoring(
+    costs: Costs, rewards: tuple[ScoringCost, ...], groups: int, images: int, *, decoded: bool
+) -> tuple[Phase, ...]:
+    actors = costs.work.scorers
+    phases = [Phase(name="decode", flops=costs.image.flops * images, actors=actors, groups=groups)] if decoded else []
+    flops = images * sum(reward.cost.flops for reward in rewards if reward.cost is not None)
+    return (*phases, Phase(name="score", flops=flops, actors=actors, groups=groups)) if flops else tuple(phases)
