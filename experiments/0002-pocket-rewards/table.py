@@ -92,7 +92,7 @@ def draw(
     right.minorticks_off()
     right.set_xlabel("training pairs")
     right.set_ylabel("the policy's samples, %")
-    right.legend(loc="upper left", frameon=False)
+    right.legend(loc="lower right", frameon=False)
     for axes in (left, right):
         axes.spines[["top", "right"]].set_visible(False)
     figure.savefig(HERE / "picture.png", dpi=110)
