@@ -1,4 +1,4 @@
-"""ZeRO-3 by DeepSpeed: one reward network spread over the ranks of a scorer gang."""
+"""ZeRO-3 by DeepSpeed: one network spread over the ranks of a gang."""
 
 from __future__ import annotations
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from itertools import combinations
 
@@ -42,7 +42,7 @@ class Proposal:
 
 @dataclass(frozen=True, kw_only=True)
 class _Found:
-    names: frozenset[str]
+    names: frozenset[str]  # of the keys that change
     samples: int  # in a forward
     proposal: Proposal
 
@@ -64,7 +64,7 @@ def find_proposals(config: RunConfig, gpu: Gpu, num_gpus: int | None) -> list[Pr
     """
     found: list[_Found] = []
     for changes in _combinations(_changes(config, num_gpus)) if _least_bytes(config) <= room(gpu) else ():
-        changed, names = _changed(config, changes), frozenset(change.keys for change in changes)
+        changed, names = _changed(config, changes), frozenset(key for change in changes for key in change.values)
         # Only with more samples than fewer changes allow: else some of these are for nothing.
         least = max((other.samples for other in found if other.names <= names), default=0)
         if changed is not None and (samples := _most_samples(changed, gpu, num_gpus, least)):
@@ -99,36 +99,36 @@ def _changes(config: RunConfig, num_gpus: int | None) -> list[_Change]:
     placement = config.placement
     found = [] if num_gpus is None else _placements(config, num_gpus)
     if not config.model.gradient_checkpointing:
-        found.append(_set("model", gradient_checkpointing=True, weight=2))
+        found.append(_set("model", {"gradient_checkpointing": True}, weight=2))
     if config.data.encode_ahead == 0:
         cache = config.data.condition_cache or _CACHE
-        found.append(_set("data", encode_ahead=_AHEAD, condition_cache=cache, weight=1))
+        found.append(_set("data", {"encode_ahead": _AHEAD, "condition_cache": cache}, weight=1))
     if not placement.offload:
-        found.append(_set("placement", offload=True, weight=3))
+        found.append(_set("placement", {"offload": True}, weight=3))
     for bits, weight in (("int8", 4), ("int4", 5)):
         if config.model.quantisation == "none":
-            found.append(_set("model", quantisation=bits, weight=weight))
+            found.append(_set("model", {"quantisation": bits}, weight=weight))
     if placement.shard_scorer and placement.mode in ("split", "fused") and num_gpus is None:
-        found.append(_set("placement", num_scorers=2 * placement.num_scorers, weight=3))
+        found.append(_set("placement", {"num_scorers": 2 * placement.num_scorers}, weight=3))
     if placement.mode == "split" and placement.learner_strategy in ("ddp", "zero2"):
-        found.append(_set("placement", learner_strategy="fsdp2", weight=3))
-        found.append(_set("placement", learner_strategy="zero3", weight=4))
+        found.append(_set("placement", {"learner_strategy": "fsdp2"}, weight=3))
+        found.append(_set("placement", {"learner_strategy": "zero3"}, weight=4))
     return found
 
 
 def _placements(config: RunConfig, num_gpus: int) -> list[_Change]:
     """Placements on fewer GPUs: those of a configuration whose groups do not divide over them are left out later."""
     if num_gpus == 1:
-        return [_set("placement", mode="local", weight=6)]
+        return [_set("placement", {"mode": "local"}, weight=6)]
     parts = config.rollout.prompts_per_step // config.algorithm.inner_steps
     learners = max((n for n in range(1, num_gpus + 1) if parts % n == 0), default=1)
-    found = [_set("placement", mode="colocated", num_learners=learners, num_rollouts=0, num_scorers=learners, weight=7)]
+    shared = {"mode": "colocated", "num_rollouts": 0, "num_learners": learners, "num_scorers": learners}
     apart = max((n for n in range(1, num_gpus) if parts % n == 0), default=1)
-    found.append(_set("placement", mode="fused", num_learners=apart, num_scorers=num_gpus - apart, weight=6))
-    return found
+    own = {"mode": "fused", "num_learners": apart, "num_scorers": num_gpus - apart}
+    return [_set("placement", own, weight=6), _set("placement", shared, weight=7)]
 
 
-def _set(section: str, *, weight: int, **values: object) -> _Change:
+def _set(section: str, values: Mapping[str, object], *, weight: int) -> _Change:
     """Set these keys of a section."""
 
     def apply(config: RunConfig) -> RunConfig:

@@ -35,13 +35,22 @@ def repeat_blocks(network: torch.nn.Module, meter: Meter) -> Iterator[None]:
     for stack in [part for part in network.modules() if isinstance(part, torch.nn.ModuleList)]:
         for block in stack:
             if "forward" not in vars(block):
+                hook = block.register_forward_pre_hook(_as_two, with_kwargs=True)
                 vars(block)["forward"] = _repeating(block, block.forward, meter, seen)
-                patched.append(block)
+                patched.append((block, hook))
     try:
         yield
     finally:
-        for block in patched:
+        for block, hook in patched:
+            hook.remove()
             del vars(block)["forward"]
+
+
+def _as_two(
+    block: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """Whatever a block is called with as two arguments."""
+    return (args, kwargs), {}
 
 
 def _repeating(
@@ -52,7 +61,7 @@ def _repeating(
 ) -> Callable[..., Any]:
     kind = type(block), tuple((name, _outline(value)) for name, value in block.state_dict().items())
 
-    def run(*args: Any, **kwargs: Any) -> Any:
+    def run(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         key = kind, tuple(map(_outline, tree_leaves((args, kwargs))))
         if key not in seen:
             with meter.stretch() as work:

@@ -8,7 +8,7 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._pytree import tree_map
 
-from flowrl.config import RewardSpec
+from flowrl.config import ConfigError, RewardSpec
 from flowrl.plan.meter import Meter, materialise
 from flowrl.plan.repeated_blocks import repeat_blocks
 from flowrl.reward_loading import hollow
@@ -36,10 +36,20 @@ class RewardCost:
 def reward_cost(spec: RewardSpec, shapes: SampleShapes, device: str) -> RewardCost | None:
     """The cost of the reward that a configuration names, or None when its class has no `hollow`.
 
-    Raises what its `hollow` raises, such as the CheckpointError of a damaged file.
+    Raises ConfigError when it cannot score such samples, and what its `hollow` raises, such as the CheckpointError of a
+    damaged file.
     """
     shown = hollow(spec, shapes, device)
-    return None if shown is None else measure_reward(spec.metric_name, shown)
+    if shown is None:
+        return None
+    try:
+        return measure_reward(spec.metric_name, shown)
+    except (RuntimeError, ValueError) as error:  # of torch or diffusers, where shapes do not go together
+        reason = str(error).partition("\n")[0]
+        raise ConfigError(
+            f"rewards: {spec.metric_name} cannot score what the run makes, latents {list(shapes.latents)} and texts "
+            f"{list(shapes.text)}: {reason}; use a reward of this policy's latents and text encoders"
+        ) from error
 
 
 def measure_reward(name: str, shown: HollowReward) -> RewardCost:

@@ -19,8 +19,10 @@ class Transfer:
 
 
 def transfers_of(costs: Costs) -> tuple[Transfer, ...]:
-    """Everything that is worth a line. Of collectives what each rank receives, summed over the ranks."""
+    """Everything that is worth a line; nothing in one process. Of collectives what each rank receives, summed over the ranks."""
     config, work, policy = costs.config, costs.work, costs.policy
+    if config.placement.mode == "local":
+        return ()
     trajectories = trajectory_bytes(costs)
     found = [
         Transfer(name="trajectories, to scorers", size=trajectories),

@@ -36,7 +36,11 @@ def hollow_pixels(
     folder = folder_of(encoders or base or model.config.base, "sd35")
     if (folder / "vae" / "config.json").is_file():
         settings = read_json(folder / "vae" / "config.json")
-        text = sum(map(math.prod, TensorFiles(folder.glob("text_encoder*/*.safetensors")).shapes.values()))
+        text = sum(
+            math.prod(shape)
+            for file in folder.glob("text_encoder*/*.safetensors")
+            for shape in TensorFiles([file]).shapes.values()
+        )
     else:
         published = PUBLISHED.get(model.config.base, PUBLISHED[DiTRewardConfig.base])
         settings, text = dict(published.vae), published.text_encoder_parameters

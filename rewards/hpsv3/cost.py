@@ -12,9 +12,10 @@ from flowrl.base.dtypes import torch_dtype
 from flowrl.base.embedded import folder_of
 from flowrl.types import HollowCall, HollowReward, SampleShapes
 from rewards.hpsv3.layout import open_folder
-from rewards.hpsv3.model import HPSv3Model
+from rewards.hpsv3.model import HPSv3Model, tokenize
 from rewards.hpsv3.preprocess import PatchSpec
 
+_PROMPT = "a large red circle on sand " * 4
 _CHAT = 550  # tokens of the published template around a prompt of 20 words, without those of the image
 # config.json of Qwen2-VL-7B-Instruct; the published HPSv3.safetensors has embeddings of the tokens in use alone.
 _TEXT: dict[str, Any] = {
@@ -40,14 +41,16 @@ def hollow_hpsv3(path: str, dtype: str, batch_size: int, shapes: SampleShapes) -
     if folder.is_dir():
         stored = open_folder(folder)
         model, spec = stored.model, stored.spec
+        tokens = spec.num_tokens(*shapes.pixels[1:])
+        length = tokenize(stored.tokenizer, (_PROMPT,), tokens).input_ids.shape[1]
     else:
         with init_empty_weights(include_buffers=False):
             model = HPSv3Model(Qwen2VLConfig(text_config=dict(_TEXT), vision_config=dict(_VISION)))
         spec = PatchSpec()
+        length = _CHAT + spec.num_tokens(*shapes.pixels[1:])
     model.backbone.to(torch_dtype(dtype))  # the head stays float32
     height, width = spec.resized(*shapes.pixels[1:])
     rows, columns = height // spec.patch_size, width // spec.patch_size
-    length = _CHAT + spec.num_tokens(*shapes.pixels[1:])
     grid = torch.tensor([[1, rows, columns]]).expand(batch_size, 3)
     embeddings = model.backbone.language_model.embed_tokens
     patch = 3 * spec.temporal_patch_size * spec.patch_size**2

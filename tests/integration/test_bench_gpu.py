@@ -18,7 +18,6 @@ from experiments.benchmarks.gpu import (
     networks,
     part_process,
     planned,
-    reward_paths,
     zero3,
 )
 from experiments.benchmarks.gpu.part_process import PartProcess
@@ -79,10 +78,10 @@ def test_the_sizes_that_were_asked_for_are_measured(trial: Trial) -> None:
         map(case_names.rollout, SMALL.samples_per_forward)
     )
     updates = [case.name for case in trial.record.part("update").cases]
-    assert updates[1:-1] == list(map(case_names.update, SMALL.micro_batches))
-    assert updates[-1] == f"group of 4, 2 steps: {case_names.update(SMALL.group_update)}"
-    paths = (reward_paths.LATENT, reward_paths.PIXEL, reward_paths.DECODED)
-    paths += (reward_paths.HPSV3, reward_paths.HPSV3_DECODED)
+    assert updates[1:-1] == [one.name for one in SMALL.micro_batches]
+    assert updates[-1] == f"group of 4, 2 steps: {SMALL.group_update.name}"
+    paths = (case_names.LATENT, case_names.PIXEL, case_names.DECODED)
+    paths += (case_names.HPSV3, case_names.HPSV3_DECODED)
     expected = [case_names.decode(count) for count in (1, 2)]
     expected += [case_names.reward(path, count) for path in paths for count in (1, 2)]
     assert [case.name for case in trial.record.part("rewards").cases] == expected
@@ -98,7 +97,7 @@ def test_the_flops_that_are_counted_are_those_of_the_plan(trial: Trial) -> None:
 
 
 def test_an_update_is_its_micro_batches(trial: Trial) -> None:
-    one = trial.case("update", case_names.update(SMALL.group_update))
+    one = trial.case("update", SMALL.group_update.name)
     group = trial.record.part("update").cases[-1]
     assert group.flops == one.flops * 2 * 2  # micro-batches, trained steps
     assert group.images == SMALL.group_size
@@ -107,7 +106,7 @@ def test_an_update_is_its_micro_batches(trial: Trial) -> None:
 def test_decoding_and_encoding_add_to_a_score(trial: Trial) -> None:
     latent, encoded, decoded = (
         trial.case("rewards", case_names.reward(path, 2)).flops
-        for path in (reward_paths.LATENT, reward_paths.PIXEL, reward_paths.DECODED)
+        for path in (case_names.LATENT, case_names.PIXEL, case_names.DECODED)
     )
     assert decoded - encoded == trial.case("rewards", case_names.decode(2)).flops
     assert encoded > latent
@@ -150,7 +149,7 @@ def test_the_published_figures_stand_beside_ours(trial: Trial) -> None:
     table = trial.table.partition("## Table 2")[2]
     for row in ("DiT-Reward, pixel | 154 | 27.2", "HPSv3, pixel | 89 | 16", "DiT-Reward, latent | 54 | 16.1"):
         assert f"| {row} | published |" in table
-    case = trial.case("rewards", case_names.reward(reward_paths.LATENT, 2))
+    case = trial.case("rewards", case_names.reward(case_names.LATENT, 2))
     assert f"| {case.name} | {1000 * case.median / 2:.4g} | - | measured here |" in table
 
 
@@ -236,7 +235,7 @@ def test_the_plan_knows_the_peak_of_both_rewards() -> None:
     cases = list(planned.published_rewards(Setting(small=False, until=0.0)))
     assert [case.name for case in cases] == [
         f"rewards: {case_names.reward(path, count)}"
-        for path in (reward_paths.LATENT, reward_paths.HPSV3)
+        for path in (case_names.LATENT, case_names.HPSV3)
         for count in REAL.reward_batches
     ]
     sizes = [case.planned / 1e9 for case in cases if case.planned is not None]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import tempfile
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,7 @@ import pytest
 from safetensors.torch import load_file
 
 from flowrl.actors.runtime import ActorError
-from flowrl.config import RewardSpec
+from flowrl.config import RewardSpec, load
 from flowrl.run import run_training
 from flowrl.summary import RewardError
 from tests.cheap_rewards import BRIGHT, LATENT
@@ -101,6 +101,39 @@ def test_a_run_is_the_same_bit_for_bit_wherever_its_actors_are(
     assert local.metrics[5]["policy/kl"] > 0
     assert local.metrics[1][f"reward/{DIT}/std"] > 1e-3
     assert found.metrics[5]["memory/actors_gib"] > 0
+
+
+@pytest.fixture(scope="module")
+def pocket(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., TinyRun]:
+    """Two steps of the pocket profile at some placement, written to a folder of their own."""
+    profile = Path(__file__).parents[2] / "configs" / "pocket" / "ditreward.yaml"
+
+    def run(**placement: Any) -> TinyRun:
+        folder = tmp_path_factory.mktemp("pocket") / "run"
+        keys = [f"placement.{key}={value}" for key, value in placement.items()]
+        config = load(profile, [f"run.dir={folder}", "run.steps=2", "eval.num_prompts=8", *keys])
+        assert run_training(config) == 0
+        return TinyRun(folder=folder)
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def local_pocket(pocket: Callable[..., TinyRun]) -> TinyRun:
+    """In one process."""
+    return pocket(mode="local")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "placement", [*PLACEMENTS.values(), *MORE_PLACEMENTS.values()], ids=[*PLACEMENTS, *MORE_PLACEMENTS]
+)
+def test_the_pocket_profile_is_the_same_as_well(
+    pocket: Callable[..., TinyRun], local_pocket: TinyRun, name: str
+) -> None:
+    found = pocket(**{**PLACEMENTS, **MORE_PLACEMENTS}[name])
+    assert same(found.adapter, local_pocket.adapter)
+    assert unequal(found, local_pocket) == []
 
 
 @pytest.mark.slow

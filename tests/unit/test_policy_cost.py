@@ -15,8 +15,8 @@ from flowrl.core.sampler import sample
 from flowrl.models.sd3 import SD3Policy
 from flowrl.models.sd35_published import PUBLISHED
 from flowrl.plan.policy_cost import policy_cost
-from flowrl.plan.policy_measure import AdapterShape, Geometry, PolicyCost
-from flowrl.types import Prompt, RolloutRequest, SamplingPlan, TextCondition, TrainBatch
+from flowrl.plan.policy_measure import AdapterShape, Geometry, PolicyCost, measure_policy
+from flowrl.types import Prompt, Quantisation, RolloutRequest, SamplingPlan, TextCondition, TrainBatch
 
 TARGETS = ("attn.to_q", "attn.to_k", "attn.to_v", "attn.to_out.0", "attn.add_q_proj", "attn.add_k_proj")
 TARGETS += ("attn.add_v_proj", "attn.to_add_out")
@@ -101,6 +101,38 @@ def test_checkpointing_keeps_little_and_computes_a_forward_more() -> None:
 def test_memory_grows_with_the_samples_of_a_forward() -> None:
     one, two, four = (small_cost(n, kl=True, checkpointing=False) for n in (1, 2, 4))
     assert two.update_rise - one.update_rise == pytest.approx((four.update_rise - two.update_rise) / 2, rel=0.02)
+
+
+@pytest.mark.parametrize(
+    ("dual", "quantisation", "checkpointing"),
+    [(0, "none", True), (0, "int4", False), (3, "none", False), (3, "none", True)],
+)
+def test_a_few_blocks_and_samples_tell_all_others(dual: int, quantisation: Quantisation, checkpointing: bool) -> None:
+    sizes = {"num_attention_heads": 2, "caption_projection_dim": 128, "num_layers": 6}
+    transformer = {**small(), **sizes, "dual_attention_layers": list(range(dual))}
+    arguments = (
+        transformer,
+        Geometry(
+            latent_shape=(16, 16, 16),
+            text_length=20,
+            samples=5,
+            guided=True,
+            dtype=torch.bfloat16,
+            quantisation=quantisation,
+        ),
+        AdapterShape(rank=4, alpha=8, targets=TARGETS),
+    )
+    options = {"with_reference": True, "gradient_checkpointing": checkpointing}
+    assert policy_cost(*arguments, **options) == measure_policy(*arguments, **options)
+
+
+@pytest.mark.slow
+def test_a_few_blocks_tell_those_of_the_real_model() -> None:
+    shape = Geometry(latent_shape=(16, 64, 64), text_length=333, samples=4, guided=True, dtype=torch.bfloat16)
+    arguments = (PUBLISHED[LARGE].transformer, shape, AdapterShape(rank=32, alpha=64, targets=TARGETS))
+    for checkpointing in (False, True):
+        options = {"with_reference": True, "gradient_checkpointing": checkpointing}
+        assert policy_cost(*arguments, **options) == measure_policy(*arguments, **options)
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -11,9 +12,11 @@ from flowrl.base.errors import CheckpointError
 from flowrl.cli.main import main
 from flowrl.config import RunConfig, load
 from flowrl.core.sampler import sample
+from flowrl.plan.figures import as_json, judge
 from flowrl.plan.gpus import Gpu
 from flowrl.plan.memory import RoleMemory, room
-from flowrl.plan.proposals import proposals, too_large
+from flowrl.plan.page import page
+from flowrl.plan.proposals import find_proposals, most_samples, proposals, too_large
 from flowrl.plan.run_plan import RunPlan, run_plan
 from flowrl.plan.work import step_work
 from flowrl.protocols import Policy
@@ -27,7 +30,13 @@ POCKET = ROOT / "configs" / "pocket" / "ditreward.yaml"
 def tiny_config(folder: Path, *more: str) -> RunConfig:
     """16 groups of 4 on the tiny policy, 2 samples in a forward, 2 of 3 sampler steps trained."""
     sizes = ["rollout.prompts_per_step=16", "rollout.group_size=4", "rollout.samples_per_forward=2"]
-    sizes += ["rollout.num_steps=3", "algorithm.trained_steps=all", f"model.image_size={tiny.IMAGE_SIZE}"]
+    sizes += [
+        "rewards.watch=[]",
+        "eval.grid_prompts=0",
+        "rollout.num_steps=3",
+        "algorithm.trained_steps=all",
+        f"model.image_size={tiny.IMAGE_SIZE}",
+    ]
     return load(POCKET, [f"model.path={folder}", *sizes, *more])
 
 
@@ -54,18 +63,76 @@ def test_a_local_run_has_one_of_each(sd3_folder: Path) -> None:
 
 def test_phases_are_the_forwards_times_their_cost(sd3_folder: Path) -> None:
     plan = run_plan(tiny_config(sd3_folder, "placement.num_rollouts=4"))
-    rollout, update = plan.phases
+    rollout, score, update = plan.phases
     assert rollout.flops == 16 * 2 * 3 * plan.policy.sample_flops
     assert update.flops == 16 * 2 * 2 * plan.policy.update_flops
+    [reward] = plan.costs.rewards
+    assert reward.cost is not None
+    assert score.flops == 16 * 4 * reward.cost.flops > 0
     assert rollout.seconds(1e9) == pytest.approx(rollout.flops / 4 / 1e9)
+
+
+def test_groups_are_not_split_over_actors(sd3_folder: Path) -> None:
+    plan = run_plan(tiny_config(sd3_folder, "placement.num_rollouts=5"))
+    assert plan.phases[0].seconds(1e9) == pytest.approx(plan.phases[0].flops * 4 / 16 / 1e9)  # one samples 4 of 16
 
 
 def test_only_a_reward_on_images_has_them_decoded_in_a_step(sd3_folder: Path) -> None:
     latent, pixel = (
-        run_plan(tiny_config(sd3_folder, f"rewards.train.0.name={name}")) for name in ("dit_reward", "hpsv2")
+        run_plan(tiny_config(sd3_folder, f"rewards.train=[{{name: {name}}}]")) for name in ("dit_reward", "hpsv3")
     )
-    assert [phase.name for phase in latent.phases] == ["rollout", "update"]
-    assert [phase.name for phase in pixel.phases] == ["rollout", "decode", "update"]
+    assert [phase.name for phase in latent.phases] == ["rollout", "score", "update"]
+    assert [phase.name for phase in pixel.phases] == ["rollout", "decode", "score", "update"]
+
+
+def test_scoring_is_hidden_where_it_has_devices_of_its_own(sd3_folder: Path) -> None:
+    sizes = ["placement.num_rollouts=1", "placement.num_scorers=8"]
+    split, local = (run_plan(tiny_config(sd3_folder, f"placement.mode={mode}", *sizes)) for mode in ("split", "local"))
+    rollout, score, update = split.step.times(1e9)
+    assert score.hidden == pytest.approx(score.seconds / 2)  # the last of 2 rounds of 8 scorers is waited for
+    assert split.step.seconds(1e9) == pytest.approx(rollout.seconds + score.seconds / 2 + update.seconds)
+    assert [time.hidden for time in local.step.times(1e9)] == [0, 0, 0]
+    assert local.step.seconds(1e9) == pytest.approx(sum(phase.flops for phase in local.phases) / 1e9)
+
+
+def test_slow_scoring_is_waited_for_but_for_the_sampling_beside_it(sd3_folder: Path) -> None:
+    pixels = ["rewards.train=[{name: hpsv3}]", "placement.num_scorers=1"]
+    rollout, decode, score, update = (step := run_plan(tiny_config(sd3_folder, *pixels)).step).times(1e9)
+    assert decode.seconds + score.seconds > rollout.seconds
+    expected = rollout.seconds / 8 + decode.seconds + score.seconds + update.seconds  # 8 rounds of 2 rollouts
+    assert step.seconds(1e9) == pytest.approx(expected)
+
+
+def test_the_run_is_its_steps_and_evaluations(sd3_folder: Path) -> None:
+    plan = run_plan(tiny_config(sd3_folder, "run.steps=7", "eval.every=3"))
+    expected = 7 * plan.step.seconds(1e9) + 4 * plan.evaluation.seconds(1e9)  # at 0, 3, 6 and 7
+    assert plan.seconds(1e9) == pytest.approx(expected)
+
+
+def test_a_gang_of_scorers_divides_the_weights(sd3_folder: Path) -> None:
+    gang, copies = (
+        run_plan(tiny_config(sd3_folder, "placement.num_scorers=4", f"placement.shard_scorer={on}")).roles[-2]
+        for on in ("true", "false")
+    )
+    whole, part = (next(one for one in role.held if "dit_reward" in one.name) for role in (copies, gang))
+    assert part.size == pytest.approx(whole.size / 4, rel=0.05)  # tables of positions are whole on each
+
+
+def test_strategies_that_cut_the_model_divide_the_frozen_weights(sd3_folder: Path) -> None:
+    plans = {
+        name: run_plan(tiny_config(sd3_folder, f"placement.learner_strategy={name}", "placement.num_learners=4"))
+        for name in ("ddp", "zero2", "fsdp2", "zero3")
+    }
+    weights = {name: plan.roles[-1].held[0].size for name, plan in plans.items()}
+    policy = plans["ddp"].policy
+    cut = policy.buffer_bytes + (policy.weight_bytes - policy.buffer_bytes) // 4
+    assert weights == {"ddp": policy.weight_bytes, "zero2": policy.weight_bytes, "fsdp2": cut, "zero3": cut}
+    gathered = plans["zero3"].roles[-1].in_turn[0].size - plans["ddp"].roles[-1].in_turn[0].size
+    assert gathered == policy.weight_bytes - policy.buffer_bytes  # without checkpointing all weights stay
+    moved = {name: {one.name: one.size for one in plan.transfers} for name, plan in plans.items()}
+    assert moved["ddp"]["gradients, over learners"] == 2 * 3 * policy.adapter_bytes
+    assert "frozen weights by fsdp2, over learners" in moved["fsdp2"]
+    assert not any("frozen" in name for name in moved["ddp"])
 
 
 def held(*roles: RoleMemory) -> int:
@@ -73,7 +140,10 @@ def held(*roles: RoleMemory) -> int:
 
 
 def test_in_one_process_all_is_held_at_once(sd3_folder: Path) -> None:
-    fused, local = (run_plan(tiny_config(sd3_folder, f"placement.mode={mode}")) for mode in ("fused", "local"))
+    fused, local = (
+        run_plan(tiny_config(sd3_folder, f"placement.mode={mode}", "placement.shard_scorer=false"))
+        for mode in ("fused", "local")
+    )
     [one] = local.devices
     work = [part.size for role in local.roles for part in role.in_turn]
     assert one.peak == held(*fused.roles) + max(work) == held(*one.roles) + max(work)
@@ -144,6 +214,47 @@ def test_what_does_not_fit_is_told_and_what_is_proposed_fits(sd3_folder: Path) -
     assert "rollout.samples_per_forward=2" in proposals(config, small)
     assert any("checkpointing" in one for one in proposals(config, small))
     assert not too_large(fewer, small)
+    for proposal in find_proposals(config, small, None)[:-1]:  # the last is a larger GPU
+        changed = tiny_config(
+            sd3_folder, "rollout.samples_per_forward=4", "placement.mode=local", *proposal.keys.split()
+        )
+        assert not too_large(run_plan(changed), small), proposal.keys
+
+
+def test_fewer_gpus_than_a_run_takes_are_proposed_a_placement(sd3_folder: Path) -> None:
+    config, large = tiny_config(sd3_folder), gpu(10**10)
+    for number in (1, 2, 3):
+        verdict = judge(config, run_plan(config), large, share=0.4, num_gpus=number)
+        assert not verdict.fits
+        assert verdict.proposals
+        for proposal in verdict.proposals:
+            assert run_plan(tiny_config(sd3_folder, *proposal.keys.split())).gpus <= number, proposal.keys
+    assert judge(config, run_plan(config), large, share=0.4, num_gpus=6).fits
+
+
+def test_room_for_more_samples_is_told(sd3_folder: Path) -> None:
+    config = tiny_config(sd3_folder, "placement.mode=local", "rollout.samples_per_forward=1")
+    two, four = (
+        run_plan(tiny_config(sd3_folder, "placement.mode=local", f"rollout.samples_per_forward={size}")).devices[0].peak
+        for size in (2, 4)
+    )
+    assert most_samples(config, gpu(int((two + four) / 2 / 0.92))) == 2
+    assert most_samples(config, gpu(10**10)) == 4
+
+
+def test_a_reward_that_does_not_say_what_it_takes_is_named(sd3_folder: Path) -> None:
+    plan = run_plan(tiny_config(sd3_folder, "rewards.train=[{name: oracle}]"))
+    verdict = judge(plan.costs.config, plan, gpu(10**10), share=0.4)
+    assert "Not counted, as they do not say what they take: oracle." in page(plan, verdict)
+    assert json.loads(as_json(plan, verdict))["not_counted"] == ["oracle"]
+
+
+def test_what_a_host_keeps_of_roles_that_wait_is_counted(sd3_folder: Path) -> None:
+    shared = ["placement.mode=colocated", "placement.num_rollouts=2", "placement.offload=true"]
+    plan = run_plan(tiny_config(sd3_folder, *shared))
+    amounts = {amount.name: amount.size for amount in plan.host}
+    assert amounts["weights of roles that wait"] == 2 * plan.policy.weight_bytes  # one of two copies on each device
+    assert "weights of roles that wait" not in {amount.name for amount in run_plan(tiny_config(sd3_folder)).host}
 
 
 def test_a_gpu_for_nothing_is_proposed_a_larger_one(sd3_folder: Path) -> None:
@@ -159,5 +270,7 @@ def test_a_model_of_unknown_sizes_is_named() -> None:
 def test_the_command_prints_the_plan_and_fails_where_it_does_not_fit(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["plan", str(POCKET), "--gpu", "a100"]) == 0
     assert "1,979,392 parameters, an adapter of 47 layers with 288,768" in capsys.readouterr().out
+    assert main(["plan", str(POCKET), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["policy"]["num_parameters"] == 1_979_392
     assert main(["plan", str(POCKET), "--gpu", "a1000"]) == 2
     assert "did you mean 'a100'?" in capsys.readouterr().err

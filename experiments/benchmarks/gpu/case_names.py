@@ -1,19 +1,18 @@
-"""The names of the cases that the plan computes as well: by them a measured peak finds its computed one."""
+"""The names by which a measured case finds the one that the plan computes, and the published one."""
 
 from __future__ import annotations
 
-from experiments.benchmarks.gpu.sizes import MicroBatch
+# Ways from a latent or from an image to its score.
+LATENT = "DiT-Reward, latent"
+PIXEL = "DiT-Reward, pixel: encode, score"
+DECODED = "DiT-Reward, pixel: decode, encode, score"
+HPSV3 = "HPSv3, pixel"
+HPSV3_DECODED = "HPSv3, pixel: decode, score"
 
 
 def rollout(samples_per_forward: int) -> str:
     """A group sampled by forwards of so many samples."""
     return f"group, {samples_per_forward} per forward"
-
-
-def update(micro_batch: MicroBatch) -> str:
-    """The loss of a micro-batch and its backward pass."""
-    again = "checkpointed" if micro_batch.checkpointing else "all activations kept"
-    return f"loss and backward, {micro_batch.samples} samples, {again}"
 
 
 def decode(images: int) -> str:

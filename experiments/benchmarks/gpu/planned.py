@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from experiments.benchmarks.gpu import case_names, reward_paths
+from experiments.benchmarks.gpu import case_names
 from experiments.benchmarks.gpu.networks import DTYPE
 from experiments.benchmarks.gpu.record import Case
 from experiments.benchmarks.gpu.setting import Setting
@@ -29,7 +29,7 @@ def run(setting: Setting) -> Iterator[Case]:
     for micro_batch in sizes.micro_batches:
         cost = _cost(setting, micro_batch)
         peak = cost.weight_bytes + cost.training_bytes + cost.update_rise
-        yield _case("update", case_names.update(micro_batch), peak, cost.update_flops)
+        yield _case("update", micro_batch.name, peak, cost.update_flops)
         if micro_batch.samples in left:
             left.remove(micro_batch.samples)
             forwards = sizes.group_size // micro_batch.samples * sizes.sampler_steps
@@ -47,7 +47,7 @@ def published_rewards(setting: Setting) -> Iterator[Case]:
         pooled=sizes.transformer["pooled_projection_dim"],
         text_dtype=DTYPE,
     )
-    for path, name in ((reward_paths.LATENT, "dit_reward"), (reward_paths.HPSV3, "hpsv3")):
+    for path, name in ((case_names.LATENT, "dit_reward"), (case_names.HPSV3, "hpsv3")):
         for count in sizes.reward_batches:
             options = {"path": f"not-there/{name}", "dtype": "bfloat16", "batch_size": count}
             cost = reward_cost(RewardSpec(name=name, options=options), shapes, setting.device.type)

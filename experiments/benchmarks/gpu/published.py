@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from experiments.benchmarks.gpu import reward_paths
+from experiments.benchmarks.gpu import case_names
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,13 +22,13 @@ TABLE_2 = (
         model="DiT-Reward, pixel",
         milliseconds=154,
         gigabytes=27.2,
-        ours=(reward_paths.PIXEL, reward_paths.DECODED),
+        ours=(case_names.PIXEL, case_names.DECODED),
     ),
     PublishedRow(
         model="HPSv3, pixel",
         milliseconds=89,
         gigabytes=16.0,
-        ours=(reward_paths.HPSV3, reward_paths.HPSV3_DECODED),
+        ours=(case_names.HPSV3, case_names.HPSV3_DECODED),
     ),
-    PublishedRow(model="DiT-Reward, latent", milliseconds=54, gigabytes=16.1, ours=(reward_paths.LATENT,)),
+    PublishedRow(model="DiT-Reward, latent", milliseconds=54, gigabytes=16.1, ours=(case_names.LATENT,)),
 )

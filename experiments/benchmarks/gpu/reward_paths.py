@@ -16,11 +16,6 @@ from rewards.dit_reward.model import sample_noise
 from rewards.hpsv3.model import ChatBatch
 from rewards.hpsv3.preprocess import patchify
 
-LATENT = "DiT-Reward, latent"
-PIXEL = "DiT-Reward, pixel: encode, score"
-DECODED = "DiT-Reward, pixel: decode, encode, score"
-HPSV3 = "HPSv3, pixel"
-HPSV3_DECODED = "HPSv3, pixel: decode, score"
 Score = Callable[[torch.Tensor], torch.Tensor]
 
 
@@ -62,11 +57,11 @@ def _decoding(setting: Setting) -> Iterator[Case]:
 
 def _dit_reward(setting: Setting) -> Iterator[Case]:
     score = dit_score(setting, networks.dit_reward(setting))
-    yield from _path(LATENT, setting, score, partial(latents, setting))
+    yield from _path(case_names.LATENT, setting, score, partial(latents, setting))
     vae = networks.vae(setting)
     decode, encode = SD3Decoder(vae).decode, SD3ImageEncoder(vae, 1).encode
-    yield from _path(PIXEL, setting, lambda pixels: score(encode(pixels)), partial(_pixels, setting))
-    yield from _path(DECODED, setting, lambda x: score(encode(decode(x))), partial(latents, setting))
+    yield from _path(case_names.PIXEL, setting, lambda pixels: score(encode(pixels)), partial(_pixels, setting))
+    yield from _path(case_names.DECODED, setting, lambda x: score(encode(decode(x))), partial(latents, setting))
 
 
 def _hpsv3(setting: Setting) -> Iterator[Case]:
@@ -77,9 +72,9 @@ def _hpsv3(setting: Setting) -> Iterator[Case]:
         with torch.no_grad():
             return network(chats, *patchify(pixels, language.patches))[:, 0]
 
-    yield from _path(HPSV3, setting, score, partial(_pixels, setting))
+    yield from _path(case_names.HPSV3, setting, score, partial(_pixels, setting))
     decode = SD3Decoder(networks.vae(setting)).decode
-    yield from _path(HPSV3_DECODED, setting, lambda x: score(decode(x)), partial(latents, setting))
+    yield from _path(case_names.HPSV3_DECODED, setting, lambda x: score(decode(x)), partial(latents, setting))
 
 
 def _path(name: str, setting: Setting, score: Score, inputs: Callable[[int], torch.Tensor]) -> Iterator[Case]:

@@ -24,6 +24,12 @@ class MicroBatch:
     samples: int
     checkpointing: bool
 
+    @property
+    def name(self) -> str:
+        """What the case is called that measures it, and the one that computes it."""
+        again = "checkpointed" if self.checkpointing else "all activations kept"
+        return f"loss and backward, {self.samples} samples, {again}"
+
 
 @dataclass(frozen=True, kw_only=True)
 class LanguageSizes:

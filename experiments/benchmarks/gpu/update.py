@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from experiments.benchmarks.gpu import case_names, networks
+from experiments.benchmarks.gpu import networks
 from experiments.benchmarks.gpu.record import Case
 from experiments.benchmarks.gpu.sampled import algorithm, group
 from experiments.benchmarks.gpu.setting import Setting
@@ -80,14 +80,14 @@ def _learning(setting: Setting) -> _Learning:
 def _micro_batch(learning: _Learning, setting: Setting, micro_batch: MicroBatch) -> Case:
     learning.checkpoint(micro_batch.checkpointing)
     samples, step_index = slice(0, micro_batch.samples), learning.batch.trajectory.plan.trained[-1]
-    return measure(case_names.update(micro_batch), lambda: learning.learn(samples, step_index), setting)
+    return measure(micro_batch.name, lambda: learning.learn(samples, step_index), setting)
 
 
 def _whole_group(learning: _Learning, setting: Setting, of_one: Case) -> Case:
     """The update on a group, once: it is long, and its parts have been repeated before."""
     micro_batch, num_samples = setting.sizes.group_update, setting.sizes.group_size
     trained = learning.batch.trajectory.plan.trained
-    name = f"group of {num_samples}, {len(trained)} steps: {case_names.update(micro_batch)}"
+    name = f"group of {num_samples}, {len(trained)} steps: {micro_batch.name}"
     if not of_one.seconds:
         return replace(of_one, name=name)
     parts = [slice(at, at + micro_batch.samples) for at in range(0, num_samples, micro_batch.samples)]

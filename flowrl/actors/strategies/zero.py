@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import distributed
 
+from flowrl.actors.sharding import Cut
 from flowrl.actors.strategies.whole_adapter import adamw
 from flowrl.config import OptimSection
 from flowrl.protocols import Policy
@@ -158,14 +159,12 @@ def _cut(module: torch.nn.Module, config: dict[str, Any]) -> None:
     DeepSpeed does so by itself, but receives what the first rank sends in place: weights that are pages of a file would
     become a copy of the whole model on every other rank.
     """
-    import deepspeed
-
-    first, *others = module.parameters()
-    first.data = first.data.clone()
-    deepspeed.zero.Init(module=torch.nn.ParameterList([first]), config_dict_or_path=config)
-    for parameter in others:
-        parameter.data = parameter.data.clone()
-        first.convert_to_zero_parameters([parameter])  # type: ignore[attr-defined]  # added by DeepSpeed
+    cut = Cut(next(module.parameters()).device, config)
+    for parameter in module.parameters():
+        place = cut.place(parameter.shape, parameter.dtype)
+        place.copy_(parameter.data)
+        parameter.data = place
+        cut(parameter)
 
 
 def _part_of_rank(value: torch.Tensor, size: int) -> torch.Tensor:
