@@ -7,8 +7,9 @@ from collections.abc import Callable
 
 from flowrl import registry
 from flowrl.base.attention_names import ATTENTION_BACKENDS
-from flowrl.base.config_tree import ConfigError, did_you_mean
+from flowrl.base.config_tree import did_you_mean, require
 from flowrl.config_sections import RunConfig
+from flowrl.placement_rules import PLACEMENT_RULES
 
 Rule = Callable[[RunConfig], None]
 RULES: list[Rule] = []
@@ -25,11 +26,6 @@ def check(config: RunConfig) -> None:
     """Apply every rule; raises ConfigError at the first that is broken."""
     for one in RULES:
         one(config)
-
-
-def _require(condition: bool, message: str) -> None:
-    if not condition:
-        raise ConfigError(message)
 
 
 def _value(config: RunConfig, key: str) -> float:
@@ -68,7 +64,7 @@ def counts_are_positive(config: RunConfig) -> None:
         "algorithm.window_every": 1,
     }.items():
         value = _value(config, key)
-        _require(value >= least, f"{key} must be at least {least}, got {value}")
+        require(value >= least, f"{key} must be at least {least}, got {value}")
 
 
 @rule
@@ -76,7 +72,7 @@ def amounts_are_positive(config: RunConfig) -> None:
     """A learning rate, a norm or a time of zero or less does nothing."""
     for key in ("optim.lr", "optim.eps", "optim.clip_norm", "placement.timeout_s"):
         value = _value(config, key)
-        _require(value > 0, f"{key} must be positive, got {value}")
+        require(value > 0, f"{key} must be positive, got {value}")
 
 
 @rule
@@ -91,29 +87,29 @@ def amounts_are_not_negative(config: RunConfig) -> None:
         "eval.seed",
     ):
         value = _value(config, key)
-        _require(value >= 0, f"{key} must not be negative, got {value}")
+        require(value >= 0, f"{key} must not be negative, got {value}")
 
 
 @rule
 def shares_are_shares(config: RunConfig) -> None:
     """A moving average keeps a share of itself below 1; of all samples at most all can be invalid."""
     decay, invalid = config.optim.ema_decay, config.rewards.max_invalid_fraction
-    _require(0 <= decay < 1, f"optim.ema_decay must lie in [0, 1), got {decay}")
-    _require(
+    require(0 <= decay < 1, f"optim.ema_decay must lie in [0, 1), got {decay}")
+    require(
         all(0 <= beta < 1 for beta in config.optim.betas), f"optim.betas must lie in [0, 1), got {config.optim.betas}"
     )
-    _require(0 <= invalid <= 1, f"rewards.max_invalid_fraction must lie in [0, 1], got {invalid}")
+    require(0 <= invalid <= 1, f"rewards.max_invalid_fraction must lie in [0, 1], got {invalid}")
 
 
 @rule
 def run_name_is_a_folder_name(config: RunConfig) -> None:
     """The name becomes the run's folder and its title."""
     name = config.run.name
-    _require(
+    require(
         name.isprintable() and name.strip() == name and name not in (".", "..") and not set(name) & set("/\\"),
         f"run.name must be usable as the name of a folder, got {name!r}; to write elsewhere set run.dir",
     )
-    _require(bool(config.run.dir.strip()), f"run.dir must name a folder, got {config.run.dir!r}")
+    require(bool(config.run.dir.strip()), f"run.dir must name a folder, got {config.run.dir!r}")
 
 
 @rule
@@ -130,14 +126,14 @@ def plugins_are_known(config: RunConfig) -> None:
 def attention_is_known(config: RunConfig) -> None:
     """Backends go by the names that diffusers gives them; whether one can be used here is seen when a run starts."""
     name = config.model.attention
-    _require(name in ATTENTION_BACKENDS, f"model.attention: unknown {name!r}; {did_you_mean(name, ATTENTION_BACKENDS)}")
+    require(name in ATTENTION_BACKENDS, f"model.attention: unknown {name!r}; {did_you_mean(name, ATTENTION_BACKENDS)}")
 
 
 @rule
 def image_size_fits_patches(config: RunConfig) -> None:
     """Stable Diffusion 3 sees an image in patches of 2 x 2 latents of 8 x 8 pixels."""
     size = config.model.image_size
-    _require(
+    require(
         config.model.family != "sd3" or size % 16 == 0,
         f"model.image_size must be a multiple of 16 with model.family sd3, got {size}; "
         f"use {max(16, size - size % 16)} or {size + 16 - size % 16}",
@@ -147,7 +143,7 @@ def image_size_fits_patches(config: RunConfig) -> None:
 @rule
 def something_is_trained_on(config: RunConfig) -> None:
     """A run that trains needs a reward."""
-    _require(
+    require(
         bool(config.rewards.train) or config.run.steps == 0,
         "rewards.train must name at least one reward when run.steps > 0, for example [{name: dit_reward}]",
     )
@@ -158,7 +154,7 @@ def trained_rewards_weigh_something(config: RunConfig) -> None:
     """A weight or scale of zero trains nothing; a negative one makes a penalty of the reward."""
     for index, spec in enumerate(config.rewards.train):
         for name, value in {"weight": spec.weight, "scale": spec.scale}.items():
-            _require(
+            require(
                 value != 0,
                 f"rewards.train[{index}].{name} must not be 0; to watch {spec.name} without training on it, "
                 "move it to rewards.watch",
@@ -171,7 +167,7 @@ def reward_labels_fit_in_metric_keys(config: RunConfig) -> None:
     for part, specs in {"train": config.rewards.train, "watch": config.rewards.watch}.items():
         for index, spec in enumerate(specs):
             name = spec.metric_name
-            _require(
+            require(
                 re.fullmatch(r"[\w.+-]+", name) is not None and name not in _TAKEN_LABELS,
                 f"rewards.{part}[{index}].label must be letters, digits and any of _ . + - and not one of "
                 f"{', '.join(_TAKEN_LABELS)}, got {name!r}",
@@ -183,7 +179,7 @@ def reward_labels_are_distinct(config: RunConfig) -> None:
     """Metrics are keyed by label, which is the reward's name unless it is given."""
     names = [spec.metric_name for spec in [*config.rewards.train, *config.rewards.watch]]
     twice = sorted({name for name in names if names.count(name) > 1})
-    _require(
+    require(
         not twice,
         f"rewards: each name may stand once in rewards.train and rewards.watch together, got {', '.join(twice)} "
         "more than once; tell them apart by a label, such as {name: dit_reward, label: frozen}",
@@ -194,7 +190,7 @@ def reward_labels_are_distinct(config: RunConfig) -> None:
 def group_splits_into_forwards(config: RunConfig) -> None:
     """Rollout and replay cut a group in the same equal parts."""
     group, part = config.rollout.group_size, config.rollout.samples_per_forward
-    _require(
+    require(
         part == 0 or group % part == 0,
         f"rollout.samples_per_forward must divide rollout.group_size = {group}, got {part}; "
         f"use one of {[n for n in range(1, group + 1) if group % n == 0]} or 0 for the whole group",
@@ -208,7 +204,7 @@ def groups_split_over_inner_steps_and_learners(config: RunConfig) -> None:
     learners = 1 if config.placement.mode == "local" else config.placement.num_learners
     parts = config.algorithm.inner_steps * learners
     below = groups - groups % parts
-    _require(
+    require(
         groups % parts == 0,
         f"rollout.prompts_per_step must be a multiple of algorithm.inner_steps * placement.num_learners = "
         f"{config.algorithm.inner_steps} * {learners} = {parts}, got {groups}; "
@@ -220,87 +216,17 @@ def groups_split_over_inner_steps_and_learners(config: RunConfig) -> None:
 def trained_steps_fit(config: RunConfig) -> None:
     """The algorithm's window must lie within the sampler steps."""
     problem = config.algorithm.problem(config.rollout.num_steps)
-    _require(problem is None, f"algorithm.{problem}")
-
-
-@rule
-def learners_that_share_weights_only_train(config: RunConfig) -> None:
-    """Each forward pass of a model that is cut over the learners takes all of them, but they sample apart."""
-    placement, strategy = config.placement, config.placement.learner_strategy
-    _require(
-        strategy == "ddp" or placement.mode != "local",
-        f"placement.learner_strategy must be ddp with placement.mode local, which has one learner, got {strategy}",
-    )
-    _require(
-        strategy in ("ddp", "zero2") or not placement.learners_sample,
-        f"placement.learner_strategy {strategy} cuts the model over the learners, so that none can sample alone: it "
-        f"needs rollouts of their own, got placement.mode {placement.mode} with {placement.num_rollouts}; use split, "
-        "or colocated with placement.num_rollouts, or ddp or zero2",
-    )
-    _require(
-        strategy in ("ddp", "zero2") or not placement.offload,
-        f"placement.learner_strategy {strategy} keeps its parts of the model on the devices: set "
-        "placement.offload=false, or use ddp or zero2",
-    )
-
-
-@rule
-def rounded_weights_are_whole(config: RunConfig) -> None:
-    """A base of 8 or 4 bits is small enough for each device, and its scales are not cut."""
-    quantisation, strategy = config.model.quantisation, config.placement.learner_strategy
-    _require(
-        quantisation == "none" or strategy in ("ddp", "zero2"),
-        f"model.quantisation {quantisation} needs placement.learner_strategy ddp or zero2, which leave the model whole "
-        f"on each learner, got {strategy}",
-    )
-
-
-@rule
-def somebody_samples(config: RunConfig) -> None:
-    """Without rollouts the learners sample, which they do in these modes alone."""
-    placement = config.placement
-    _require(
-        placement.num_rollouts > 0 or placement.mode != "split",
-        "placement.num_rollouts must be at least 1 with placement.mode split, got 0; with fused or colocated the "
-        "learners can sample",
-    )
-
-
-@rule
-def only_shared_devices_are_left(config: RunConfig) -> None:
-    """Weights that leave a device that no other role uses make room for nobody."""
-    placement = config.placement
-    _require(
-        not placement.offload or placement.mode in ("local", "colocated"),
-        f"placement.offload needs placement.mode colocated, where roles share devices, or local, got {placement.mode}",
-    )
-
-
-@rule
-def conditions_made_ahead_are_kept(config: RunConfig) -> None:
-    """What is encoded before it is needed has to be somewhere until then."""
-    data = config.data
-    _require(
-        not data.encode_ahead or bool(data.condition_cache),
-        f"data.encode_ahead = {data.encode_ahead} needs a folder in data.condition_cache, such as "
-        "data.condition_cache=data/conditions",
-    )
-
-
-@rule
-def half_precision_needs_cuda(config: RunConfig) -> None:
-    """float16 arithmetic is not offered on the CPU."""
-    _require(
-        not (config.model.dtype == "float16" and config.placement.device == "cpu"),
-        "model.dtype float16 needs placement.device cuda; use float32 or bfloat16 on the CPU",
-    )
+    require(problem is None, f"algorithm.{problem}")
 
 
 @rule
 def grid_fits_evaluation(config: RunConfig) -> None:
     """The image grid shows evaluation prompts."""
-    _require(
+    require(
         config.eval.grid_prompts <= config.eval.num_prompts,
         f"eval.grid_prompts must be at most eval.num_prompts = {config.eval.num_prompts}, "
         f"got {config.eval.grid_prompts}",
     )
+
+
+RULES += PLACEMENT_RULES

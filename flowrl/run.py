@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from flowrl.actors.encoder import Encoder
 from flowrl.actors.fused import Fused
@@ -17,7 +19,7 @@ from flowrl.actors.roles import (
     Scorers,
 )
 from flowrl.actors.rollout import Rollout
-from flowrl.actors.runtime import LocalRuntime, Runtime
+from flowrl.actors.runtime import ActorGroup, LocalRuntime, Runtime
 from flowrl.actors.scorer import Scorer
 from flowrl.actors.turns import Turns
 from flowrl.base import checkpoint
@@ -207,9 +209,18 @@ def start_runtime(config: RunConfig) -> Runtime:
 
 
 def start_actors(config: RunConfig, model: ModelSpec, runtime: Runtime) -> Actors:
-    """Start every role and wait until all are ready."""
+    """Start every role and wait until all are ready; those that have the devices in turn are made in turn."""
     placement, part, seats = config.placement, config.rollout.samples_per_forward, seating(config.placement)
     runtime.reserve(seats.shares)
+    turns = Turns(runtime)
+
+    def start(name: str, make: Callable[[], Any], seats: tuple[int, ...], *, gang: bool) -> ActorGroup:
+        group = runtime.start(name, make, size=len(seats), gang=gang, devices=seats)
+        if placement.offload:
+            runtime.ready()
+            turns.join(group)
+        return group
+
     encode = partial(Encoder, model=model, cache=config.data.condition_cache, stays=config.data.encode_ahead == 0)
     encoder = runtime.start("encoder", encode, size=1, gang=False, devices=seats.encoder)
     sharded = placement.shard_scorer and placement.mode != "local"
@@ -221,7 +232,7 @@ def start_actors(config: RunConfig, model: ModelSpec, runtime: Runtime) -> Actor
         sharded=sharded,
         timeout_s=placement.timeout_s,
     )
-    scorers = runtime.start("scorer", scorer, size=placement.num_scorers, gang=sharded, devices=seats.scorers)
+    scorers = start("scorer", scorer, seats.scorers, gang=sharded)
     learner = partial(
         Fused if placement.learners_sample else Learner,
         model=model,
@@ -232,15 +243,13 @@ def start_actors(config: RunConfig, model: ModelSpec, runtime: Runtime) -> Actor
         strategy=placement.learner_strategy,
         timeout_s=placement.timeout_s,
     )
-    size, gang = placement.num_learners, placement.num_learners > 1 or placement.learner_strategy != "ddp"
-    learners = runtime.start("learner", learner, size=size, gang=gang, devices=seats.learners)
+    gang = len(seats.learners) > 1 or placement.learner_strategy != "ddp"
+    learners = start("learner", learner, seats.learners, gang=gang)
     rollouts = learners
     if not placement.learners_sample:
         rollout = partial(Rollout, model=model, samples_per_forward=part)
-        size = placement.num_rollouts
-        rollouts = runtime.start("rollout", rollout, size=size, gang=False, devices=seats.rollouts)
+        rollouts = start("rollout", rollout, seats.rollouts, gang=False)
     runtime.ready()
-    turns = Turns(runtime, (learners, rollouts, scorers) if placement.offload else ())
     return Actors(
         runtime=runtime,
         encoder=Encoders(runtime, encoder),

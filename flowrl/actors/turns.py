@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-
 import torch
 
 from flowrl.actors.runtime import ActorGroup, Runtime
@@ -13,34 +11,35 @@ from flowrl.protocols import Movable
 class Turns:
     """Has the frozen weights of one role at a time on the devices, those of the others in the host's memory.
 
-    Of no roles it does nothing: all stay where they are.
+    Where no role has joined it does nothing: all stay where they are.
     """
 
-    def __init__(self, runtime: Runtime, groups: Iterable[ActorGroup] = ()) -> None:
-        """Takes `groups` as they are after their making: all on the devices."""
+    def __init__(self, runtime: Runtime) -> None:
         self._runtime = runtime
-        self._there = list(dict.fromkeys(groups))
-        self._away: list[ActorGroup] = []
+        self._roles: list[ActorGroup] = []
+        self._there: ActorGroup | None = None
 
     @property
     def taken(self) -> bool:
         """Whether there are turns at all."""
-        return bool(self._there)
+        return bool(self._roles)
+
+    def join(self, group: ActorGroup) -> None:
+        """Have a role that was just made leave until it is its turn, so that there is room to make the next."""
+        self._move(group, on_device=False)
+        self._roles.append(group)
 
     def take(self, group: ActorGroup) -> None:
-        """It is the turn of `group`: the others leave first, since there may be no room for both."""
-        if not self.taken or self._there == [group]:
+        """It is the turn of `group`: the one before leaves first, since there may be no room for both."""
+        if not self.taken or group is self._there:
             return
-        leaving = [other for other in self._there if other is not group]
-        self._move(leaving, on_device=False)
-        if group in self._away:
-            self._move([group], on_device=True)
-        self._away = [other for other in [*self._away, *leaving] if other is not group]
-        self._there = [group]
+        if self._there is not None:
+            self._move(self._there, on_device=False)
+        self._move(group, on_device=True)
+        self._there = group
 
-    def _move(self, groups: Iterable[ActorGroup], *, on_device: bool) -> None:
-        calls = [group.submit(index, Movable.move_frozen, on_device) for group in groups for index in range(group.size)]
-        self._runtime.get(calls)
+    def _move(self, group: ActorGroup, *, on_device: bool) -> None:
+        self._runtime.get([group.submit(index, Movable.move_frozen, on_device) for index in range(group.size)])
 
 
 def move_frozen(module: torch.nn.Module, device: str) -> None:

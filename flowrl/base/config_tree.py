@@ -29,6 +29,12 @@ class ConfigError(UserError, ValueError):
     """A configuration that cannot be run; the message names the key, the rule, the value and the fix."""
 
 
+def require(condition: bool, message: str) -> None:
+    """Raise ConfigError with `message` unless `condition` holds."""
+    if not condition:
+        raise ConfigError(message)
+
+
 def check_tree(schema: type, tree: object) -> None:
     """Raise ConfigError unless each key of `tree` is a field of the dataclass `schema` and each value fits its type."""
     if not isinstance(tree, dict):

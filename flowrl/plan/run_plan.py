@@ -80,7 +80,7 @@ def run_plan(config: RunConfig) -> RunPlan:
         devices=devices,
         step=step_of(costs),
         evaluation=evaluation_of(costs),
-        transfers=transfers_of(costs),
+        transfers=transfers_of(costs, devices),
         disk=disk_of(costs),
         host=host_of(costs, devices),
     )

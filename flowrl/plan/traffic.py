@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from flowrl.plan.costs import Costs
+from flowrl.plan.memory import DeviceMemory
 from flowrl.plan.roles import is_spread
 
 _FLOAT32 = 4
@@ -18,11 +19,13 @@ class Transfer:
     size: int
 
 
-def transfers_of(costs: Costs) -> tuple[Transfer, ...]:
-    """Everything that is worth a line; nothing in one process. Of collectives what each rank receives, summed over the ranks."""
+def transfers_of(costs: Costs, devices: tuple[DeviceMemory, ...]) -> tuple[Transfer, ...]:
+    """Everything that is worth a line. Of collectives what each rank receives, summed over the ranks."""
     config, work, policy = costs.config, costs.work, costs.policy
+    turns = sum(2 * role.leaves * kind.devices for kind in devices if kind.in_turn for role in kind.roles)
+    waiting = (Transfer(name="weights of roles in turn, off GPUs and on", size=turns),) if turns else ()
     if config.placement.mode == "local":
-        return ()
+        return waiting
     trajectories = trajectory_bytes(costs)
     found = [
         Transfer(name="trajectories, to scorers", size=trajectories),
@@ -44,7 +47,7 @@ def transfers_of(costs: Costs) -> tuple[Transfer, ...]:
             calls = -(-config.rollout.group_size // reward.cost.samples) * -(-work.groups // work.scorers)
             size = (work.scorers - 1) * reward.cost.spread_bytes * calls
             found.append(Transfer(name=f"weights of {reward.name}, over scorers", size=size))
-    return tuple(found)
+    return (*found, *waiting)
 
 
 def trajectory_bytes(costs: Costs) -> int:

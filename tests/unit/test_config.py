@@ -269,6 +269,7 @@ BROKEN: dict[str, tuple[list[str], str]] = {
         "2 * 2 = 4, got 10; use 8 or 12",
     ),
     "trained_steps_fit": (["algorithm.kl_beta=-0.1"], "algorithm.kl_beta must not be negative, got -0.1"),
+    "grid_fits_evaluation": (["eval.num_prompts=4"], "eval.grid_prompts must be at most eval.num_prompts = 4, got 8"),
     "learners_that_share_weights_only_train": (
         ["placement.mode=fused", "placement.learner_strategy=zero3"],
         "placement.learner_strategy zero3 cuts the model over the learners, so that none can sample alone: it needs "
@@ -289,7 +290,6 @@ BROKEN: dict[str, tuple[list[str], str]] = {
         "data.encode_ahead = 3 needs a folder in data.condition_cache, such as",
     ),
     "half_precision_needs_cuda": (["model.dtype=float16"], "model.dtype float16 needs placement.device cuda"),
-    "grid_fits_evaluation": (["eval.num_prompts=4"], "eval.grid_prompts must be at most eval.num_prompts = 4, got 8"),
 }
 
 

@@ -49,7 +49,9 @@ class Parts:
         self.scorer_group = runtime.start("scorer", partial(Scorer, **scoring), size=scorers, gang=False)
         self.encoder_group = runtime.start("encoder", partial(Encoder, model=model), size=1, gang=False)
         self.encoder = Encoders(runtime, self.encoder_group)
-        turns = Turns(runtime, (self.rollout_group, self.scorer_group) if in_turn else ())
+        turns = Turns(runtime)
+        for group in (self.rollout_group, self.scorer_group) if in_turn else ():
+            turns.join(group)
         self.rollouts = Rollouts(runtime, self.rollout_group, turns)
         self.scorers = Scorers(runtime, self.scorer_group, turns, lockstep=lockstep)
 
@@ -158,11 +160,11 @@ def test_in_turns_the_roles_have_the_devices_one_after_the_other_and_the_numbers
         for scored, wanted in zip(found.scores, expected[1], strict=True):
             assert torch.equal(scored.total, wanted.total)
     for group, work, turns in (
-        (parts.rollout_group, "generate", [False, True, False]),
+        (parts.rollout_group, "generate", [False, True, False, True, False]),
         (parts.scorer_group, "score", [False, True, False, True]),
     ):
         for index in range(group.size):
-            there, moves = True, []  # at the start all are on their devices
+            there, moves = False, []
             for _, name, args in (call for call in log(group) if call[0] == index):
                 if name == "move_frozen":
                     there = args[0]

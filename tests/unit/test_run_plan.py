@@ -254,6 +254,8 @@ def test_what_a_host_keeps_of_roles_that_wait_is_counted(sd3_folder: Path) -> No
     plan = run_plan(tiny_config(sd3_folder, *shared))
     amounts = {amount.name: amount.size for amount in plan.host}
     assert amounts["weights of roles that wait"] == 2 * plan.policy.weight_bytes  # one of two copies on each device
+    moved = {transfer.name: transfer.size for transfer in plan.transfers}
+    assert moved["weights of roles in turn, off GPUs and on"] == 2 * 2 * 2 * plan.policy.weight_bytes
     assert "weights of roles that wait" not in {amount.name for amount in run_plan(tiny_config(sd3_folder)).host}
 
 

@@ -63,17 +63,19 @@ def test_a_role_that_left_and_came_back_goes_on_as_if_it_had_not(sd3_folder: Pat
         scorer = runtime.start(
             "scorer", lambda: Scorer(model, [reward], [], sharded=False, timeout_s=9.0), size=1, gang=False
         )
-        turns = Turns(runtime, (learner, scorer) if leaves else ())
+        turns = Turns(runtime)
+        for group in (learner, scorer) if leaves else ():
+            turns.join(group)
         assert turns.taken == leaves
         for step in (1, 2):
             turns.take(learner)
             weights = learner.submit(0, Fused.weights, False)
             runtime.get([learner.submit(0, Fused.load_weights, weights)])
-            group = learner.submit(0, Fused.generate, tiny.request(step, step=step), *conditions)
+            sampled = learner.submit(0, Fused.generate, tiny.request(step, step=step), *conditions)
             turns.take(scorer)
-            [scored] = runtime.get([scorer.submit(0, Scorer.score, group)])
+            [scored] = runtime.get([scorer.submit(0, Scorer.score, sampled)])
             turns.take(learner)
-            runtime.get([learner.submit(0, Fused.update, step, [scored.total - scored.total.mean()], group)])
+            runtime.get([learner.submit(0, Fused.update, step, [scored.total - scored.total.mean()], sampled)])
             scores.append(scored.total)
         [found] = runtime.get([learner.submit(0, Fused.weights, False)])
         adapters.append(torch.from_numpy(found.payload.view("float32").copy()))
