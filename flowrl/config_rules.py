@@ -201,7 +201,7 @@ def group_splits_into_forwards(config: RunConfig) -> None:
 def groups_split_over_inner_steps_and_learners(config: RunConfig) -> None:
     """Every learner gets the same number of groups in every inner step."""
     groups = config.rollout.prompts_per_step
-    learners = 1 if config.placement.mode == "local" else config.placement.num_learners
+    learners = config.placement.learners
     parts = config.algorithm.inner_steps * learners
     below = groups - groups % parts
     require(

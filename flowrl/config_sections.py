@@ -128,7 +128,9 @@ class PlacementSection:
     # "local": all in one process. "split": each actor on a device of its own. "fused": so too, and the learners also
     # sample. "colocated": the roles share the devices.
     mode: Literal["local", "split", "fused", "colocated"] = "split"
-    num_rollouts: int = 2  # with colocated, 0: the learners also sample, on one copy of the base model
+    num_rollouts: int = (
+        2  # of split and colocated; of that 0: the learners also sample, on one copy of the model
+    )
     num_scorers: int = 2
     num_learners: int = 2
     # What is cut over the learners: ddp nothing, zero2 gradients and moments, fsdp2 frozen weights, zero3 everything
@@ -138,9 +140,20 @@ class PlacementSection:
     device: Literal["cpu", "cuda"] = "cpu"
     threads: int = 1  # torch threads of each actor; results on the CPU are bit-equal only at the same number
     ray_address: str = "local"  # "local" starts Ray for this run; host:port joins a cluster
-    # The roles have the devices in turn: frozen weights are in the host's memory while their role has nothing to do.
+    # The roles have the devices in turn: frozen weights are in the host's memory while their role has nothing to do,
+    # but for rewards that are spread over scorers. The text encoders' turn is data.encode_ahead.
     offload: bool = False
     timeout_s: float = 300.0  # of one call to an actor
+
+    @property
+    def learners(self) -> int:
+        """How many learners there are."""
+        return 1 if self.mode == "local" else self.num_learners
+
+    @property
+    def scorers_are_a_gang(self) -> bool:
+        """Whether rewards that can be are spread over the scorers."""
+        return self.shard_scorer and self.mode != "local"
 
     @property
     def learners_sample(self) -> bool:

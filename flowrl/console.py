@@ -56,7 +56,9 @@ class Console:
         rewards = listed([spec.metric_name for spec in config.rewards.train]) or "nothing (evaluation alone)"
         names = [spec.metric_name for spec in config.rewards.watch]
         watched = listed([name for name in names if part_of(name, names) is None])
-        actors = f"{placement.num_rollouts} rollout, {placement.num_scorers} scorer, {placement.num_learners} learner"
+        actors = f"{placement.num_scorers} scorer, {placement.num_learners} learner"
+        if not placement.learners_sample:
+            actors = f"{placement.num_rollouts} rollout, {actors}"
         where = "one process" if placement.mode == "local" else f"{placement.mode}: {actors}"
         rows = {
             "policy": f"{config.model.family} {config.model.path}, LoRA rank {config.model.lora_rank}",

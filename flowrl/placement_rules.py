@@ -16,8 +16,8 @@ def learners_that_share_weights_only_train(config: RunConfig) -> None:
     require(
         strategy in ("ddp", "zero2") or not placement.learners_sample,
         f"placement.learner_strategy {strategy} cuts the model over the learners, so that none can sample alone: it "
-        f"needs rollouts of their own, got placement.mode {placement.mode} with {placement.num_rollouts}; use split, "
-        "or colocated with placement.num_rollouts, or ddp or zero2",
+        f"needs rollouts beside them, of which placement.mode {placement.mode} has none; use split, or colocated with "
+        "placement.num_rollouts, or ddp or zero2",
     )
     require(
         strategy in ("ddp", "zero2") or not placement.offload,
@@ -52,6 +52,11 @@ def only_shared_devices_are_left(config: RunConfig) -> None:
     require(
         not placement.offload or placement.mode in ("local", "colocated"),
         f"placement.offload needs placement.mode colocated, where roles share devices, or local, got {placement.mode}",
+    )
+    require(
+        not (placement.offload and placement.scorers_are_a_gang and placement.num_scorers == 1),
+        "placement.offload leaves rewards that are spread over scorers where they are; of one scorer let them leave: "
+        "set placement.shard_scorer=false",
     )
 
 

@@ -46,7 +46,7 @@ from flowrl.types import Prompt
 
 # Keys that shape no number of a step.
 _MAY_CHANGE = (
-    *("run.steps", "run.dir", "run.name", "run.overwrite", "eval.every", "checkpoint."),
+    *("run.steps", "run.dir", "run.name", "run.overwrite", "eval.every", "checkpoint.every", "checkpoint.keep"),
     *("placement.mode", "placement.num_rollouts", "placement.num_scorers", "placement.shard_scorer"),
     "placement.num_learners",  # as long as the number at work is the same
     *("placement.ray_address", "placement.timeout_s"),
@@ -164,21 +164,18 @@ def _check_resumable(config: RunConfig) -> None:
     if not path.is_file():
         return  # which the making of the run's folder says better
     begun = load(path)
-    if _num_learners(begun) != _num_learners(config):
+    before, now = begun.placement.learners, config.placement.learners
+    if before != now:
         raise ConfigError(
-            f"{path}: a resumed run keeps its number of learners, {_num_learners(begun)}, because another sums in "
-            f"another order, got {_num_learners(config)}; set placement.num_learners, or placement.mode (local has one)"
+            f"{path}: a resumed run keeps its number of learners, {before}, because another sums in another order, got "
+            f"{now}; set placement.num_learners, or placement.mode (local has one)"
         )
-    changed = sorted(key for key in diff(begun, config) if not key.startswith(_MAY_CHANGE))
+    changed = sorted(key for key in diff(begun, config) if key not in _MAY_CHANGE)
     if changed:
         raise ConfigError(
             f"{path}: a resumed run goes on as it began, but these keys differ: {', '.join(changed)}; drop the "
             f"overrides, or start a new run. What may change: {', '.join(_MAY_CHANGE)}"
         )
-
-
-def _num_learners(config: RunConfig) -> int:
-    return 1 if config.placement.mode == "local" else config.placement.num_learners
 
 
 def model_spec(config: RunConfig) -> ModelSpec:
@@ -223,7 +220,7 @@ def start_actors(config: RunConfig, model: ModelSpec, runtime: Runtime) -> Actor
 
     encode = partial(Encoder, model=model, cache=config.data.condition_cache, stays=config.data.encode_ahead == 0)
     encoder = runtime.start("encoder", encode, size=1, gang=False, devices=seats.encoder)
-    sharded = placement.shard_scorer and placement.mode != "local"
+    sharded = placement.scorers_are_a_gang
     scorer = partial(
         Scorer,
         model=model,

@@ -39,7 +39,7 @@ class TrainingError(UserError, RuntimeError):
 
 
 class Learner:
-    """One rank of the learner group; the ranks train equal weights on their gradients' sum.
+    """One rank of the learner group; the ranks train equal weights on the mean of their gradients.
 
     How they share the model is `strategy`. Where it is not ddp, all but `weights` must be called on every rank.
     """

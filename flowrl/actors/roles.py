@@ -123,7 +123,7 @@ class Scorers:
 
 
 class Learners:
-    """The learner actors: equal weights on each, gradients summed over all."""
+    """The learner actors: equal weights on each, trained on the mean of their gradients."""
 
     def __init__(self, runtime: Runtime, group: ActorGroup, turns: Turns) -> None:
         self._runtime = runtime

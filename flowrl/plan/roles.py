@@ -106,7 +106,7 @@ def _scorer(costs: Costs) -> RoleMemory:
 def is_spread(config: RunConfig, reward: RewardCost) -> bool:
     """Whether a reward's weights are cut over the scorers."""
     placement = config.placement
-    return placement.shard_scorer and placement.mode != "local" and reward.spread_bytes > 0
+    return placement.scorers_are_a_gang and reward.spread_bytes > 0
 
 
 def gathered_bytes(costs: Costs, reward: RewardCost) -> int:

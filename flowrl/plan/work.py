@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from flowrl.config import RunConfig
 from flowrl.protocols import Algorithm
 from flowrl.registry import resolve
+from flowrl.seating import seating
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,8 +43,7 @@ def step_work(config: RunConfig) -> StepWork:
     """The counts that a checked configuration gives."""
     rollout, placement = config.rollout, config.placement
     algorithm: Algorithm = resolve("algorithm", config.algorithm.name)[0](config.algorithm, config.run.seed)
-    alone = placement.mode == "local"
-    learners = 1 if alone else placement.num_learners
+    seats = seating(placement)
     return StepWork(
         groups=rollout.prompts_per_step,
         samples=rollout.prompts_per_step * rollout.group_size,
@@ -51,7 +51,7 @@ def step_work(config: RunConfig) -> StepWork:
         inner_steps=algorithm.inner_steps,
         sampler_steps=rollout.num_steps,
         trained_steps=len(algorithm.plan(1, rollout.num_steps).trained),
-        rollouts=learners if placement.learners_sample else placement.num_rollouts,
-        scorers=1 if alone else placement.num_scorers,
-        learners=learners,
+        rollouts=len(seats.rollouts or seats.learners),
+        scorers=len(seats.scorers),
+        learners=len(seats.learners),
     )

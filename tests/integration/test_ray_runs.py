@@ -80,7 +80,7 @@ MORE_PLACEMENTS = {
     "fused 2 replicas": placement("fused", 1, 2, shard_scorer=False),
     "colocated 0+2 sharded": placement("colocated", 0, 2),
     "colocated 1+1": placement("colocated", 1, 1),
-    "colocated 2+1 in turn": placement("colocated", 2, 1, offload=True),
+    "colocated 2+1 in turn": placement("colocated", 2, 1, offload=True, shard_scorer=False),
     "colocated 3+2 replicas in turn": placement("colocated", 3, 2, offload=True, shard_scorer=False),
 }
 

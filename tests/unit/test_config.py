@@ -273,7 +273,7 @@ BROKEN: dict[str, tuple[list[str], str]] = {
     "learners_that_share_weights_only_train": (
         ["placement.mode=fused", "placement.learner_strategy=zero3"],
         "placement.learner_strategy zero3 cuts the model over the learners, so that none can sample alone: it needs "
-        "rollouts of their own, got placement.mode fused with 2; use split, or colocated with",
+        "rollouts beside them, of which placement.mode fused has none; use split, or colocated with",
     ),
     "rounded_weights_are_whole": (
         ["model.quantisation=int8", "placement.learner_strategy=fsdp2"],
@@ -318,6 +318,10 @@ def test_rule(minimal: Path, monkeypatch: pytest.MonkeyPatch, rule: config_rules
         ),
         (["run.dir= "], "run.dir must name a folder, got ' '"),
         (["rollout.prompts_per_step=3", "placement.num_learners=3"], "rollout.prompts_per_step must be a multiple"),
+        (
+            ["placement.mode=colocated", "placement.offload=true", "placement.num_scorers=1"],
+            "placement.offload leaves rewards that are spread over scorers where they are; of one",
+        ),
         (
             ["placement.mode=colocated", "placement.offload=true", "placement.learner_strategy=fsdp2"],
             "placement.learner_strategy fsdp2 keeps its parts of the model on the devices: set placement.offload=false",
