@@ -128,9 +128,7 @@ class PlacementSection:
     # "local": all in one process. "split": each actor on a device of its own. "fused": so too, and the learners also
     # sample. "colocated": the roles share the devices.
     mode: Literal["local", "split", "fused", "colocated"] = "split"
-    num_rollouts: int = (
-        2  # of split and colocated; of that 0: the learners also sample, on one copy of the model
-    )
+    num_rollouts: int = 2  # of split and colocated; of that 0: the learners also sample, on one copy of the model
     num_scorers: int = 2
     num_learners: int = 2
     # What is cut over the learners: ddp nothing, zero2 gradients and moments, fsdp2 frozen weights, zero3 everything

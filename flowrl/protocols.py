@@ -239,6 +239,10 @@ class Learner(Protocol):
         """Continue from what `save` wrote."""
         ...
 
+    def sees(self, file: str) -> bool:
+        """Whether a file is there, on the node of this learner."""
+        ...
+
     def export(self, folder: str) -> None:
         """Write the adapter as the family's own pipeline loads it; asked of every rank, and the first writes."""
         ...

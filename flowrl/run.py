@@ -123,6 +123,8 @@ def _train(
             actors.learners.load_adapter(adapter)
             actors.sync()
         begin(folder, config, resume=resume)
+        if not actors.learners.see(folder.path.resolve() / "config.yaml"):
+            raise ConfigError(f"run.dir: {folder.path} is not on a disk that all nodes share; learners save there")
         algorithm: Algorithm = resolve("algorithm", config.algorithm.name)[0](config.algorithm, config.run.seed)
         resumed_step = None
         if resume:  # without a checkpoint nothing that was logged counts
@@ -249,7 +251,7 @@ def start_actors(config: RunConfig, model: ModelSpec, runtime: Runtime) -> Actor
     runtime.ready()
     return Actors(
         runtime=runtime,
-        encoder=Encoders(runtime, encoder),
+        encoder=Encoders(runtime, encoder, turns if config.data.encode_ahead else Turns(runtime)),
         rollouts=Rollouts(runtime, rollouts, turns),
         scorers=Scorers(runtime, scorers, turns, lockstep=sharded),
         learners=Learners(runtime, learners, turns),

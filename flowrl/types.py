@@ -249,6 +249,7 @@ class SampleShapes:
     text: tuple[int, int]  # tokens, width
     pooled: int
     text_dtype: torch.dtype
+    policy: str = ""  # what makes them, by the name of its folder, such as stable-diffusion-3.5-medium
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -268,6 +269,9 @@ class HollowCall:
 @dataclass(frozen=True, kw_only=True)
 class HollowReward:
     """What a reward does to score so many samples, without weights and numbers.
+
+    A hollow network never gets weights: it is there to be measured. An empty one (`flowrl.base.empty_module`) lies on
+    the meta device too, until it is filled.
 
     Example: ``HollowReward(samples=16, calls=(call,))``
     """

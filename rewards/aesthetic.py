@@ -13,7 +13,7 @@ from flowrl.base.dtypes import torch_dtype
 from flowrl.base.weight_files import check_model_folder
 from flowrl.types import HollowCall, HollowReward, RewardInput, TrainedOn
 from rewards.batch_inputs import pixels_of
-from rewards.clip.cost import hollow_tower
+from rewards.clip.hollow import hollow_tower
 from rewards.clip.preprocess import crop_pixels
 from rewards.clip.towers import WEIGHTS, check_config, load_image_tower, read_clip_folder
 from rewards.files import load_strict

@@ -8,7 +8,7 @@ import torch
 
 from flowrl.types import HollowReward, RewardInput, TrainedOn
 from rewards.clip.cosine import CosineReward
-from rewards.clip.cost import hollow_cosine
+from rewards.clip.hollow import hollow_cosine
 from rewards.clip.preprocess import crop_pixels
 from rewards.clip.towers import WEIGHTS, check_clip_folder, read_clip_folder
 from rewards.published_files import published_folder

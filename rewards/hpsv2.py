@@ -7,7 +7,7 @@ import torch
 from flowrl.base.config_tree import ConfigError
 from flowrl.types import HollowReward, RewardInput, TrainedOn
 from rewards.clip.cosine import HUGE, CosineReward
-from rewards.clip.cost import hollow_cosine
+from rewards.clip.hollow import hollow_cosine
 from rewards.clip.open_clip_keys import from_open_clip
 from rewards.clip.preprocess import pad_pixels
 from rewards.clip.towers import check_text_folder

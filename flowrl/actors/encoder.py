@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import torch
-
+from flowrl.actors.turns import give_back
 from flowrl.model_spec import ModelSpec
 from flowrl.models.condition_cache import ConditionCache
 from flowrl.protocols import PromptEncoder
@@ -37,7 +36,8 @@ class Encoder:
             for text in missing:
                 cache.save(text, encoders.encode(text))
             del encoders
-            self._free()
+            if not self._stays:
+                give_back()
         return len(missing)
 
     def encode(self, text: str) -> TextCondition:
@@ -56,10 +56,6 @@ class Encoder:
             dtype=model.dtype,
             device=model.device,
         )
-
-    def _free(self) -> None:
-        if not self._stays and torch.cuda.is_available():
-            torch.cuda.empty_cache()
 
 
 def _cache(model: ModelSpec, folder: Path) -> ConditionCache:

@@ -73,6 +73,10 @@ class Fused:
         self._restore()
         return self._learner.weights(ema)
 
+    def sees(self, file: str) -> bool:
+        """Whether a file is there, on the node of this actor."""
+        return self._learner.sees(file)
+
     def save(self, folder: str) -> None:
         """Write all that a resumed run needs."""
         self._restore()

@@ -31,8 +31,15 @@ class _Host:
             probe.bind((node, 0))
             return node, int(probe.getsockname()[1])
 
-    def build(self, make: Callable[[], Any], environment: dict[str, str]) -> None:
-        """Make the role; the environment is set first because libraries read it when they are imported."""
+    def build(self, make: Callable[[], Any], environment: dict[str, str], folder: str) -> None:
+        """Make the role, in the driver's folder, from which relative paths count.
+
+        The environment is set first because libraries read it when they are imported. Raises ActorError when this node
+        has no such folder.
+        """
+        if not os.path.isdir(folder):
+            raise ActorError(f"{socket.gethostname()} has no folder {folder}; every node needs the same checkout there")
+        os.chdir(folder)
         os.environ.update(environment)
         self._role = make()
 
@@ -144,7 +151,7 @@ class RayRuntime:
                 }
                 for rank in range(size)
             ]
-        self._built += [h.build.remote(make, e) for h, e in zip(group.hosts, environments, strict=True)]
+        self._built += [h.build.remote(make, e, os.getcwd()) for h, e in zip(group.hosts, environments, strict=True)]
         return group
 
     def _seat(self, host: Any, device: int | None) -> Any:

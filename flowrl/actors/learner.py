@@ -187,6 +187,10 @@ class Learner:
         self._strategy.load_moments(state["optimizer"])
         self._step, self._version = state["step"], state["version"]
 
+    def sees(self, file: str) -> bool:
+        """Whether a file is there, on the node of this learner."""
+        return Path(file).is_file()
+
     def move_frozen(self, on_device: bool) -> None:
         """Have the frozen weights on the device, or else in the host's memory."""
         move_frozen(self._policy.module, self._device if on_device else "cpu")

@@ -19,16 +19,18 @@ from flowrl.actors.turns import Turns
 from flowrl.protocols import Encoder, Learner, Rollout, Scorer
 from flowrl.types import Metric, RolloutRequest, Scores, UpdateResult
 
-_MAX_CONDITIONS = 512  # of SD3.5 each is 2.7 MB in the object store
+MAX_CONDITIONS = 512  # that are remembered; of SD3.5 each is 2.7 MB in the object store
 _QUEUED_PER_ROLLOUT = 2  # one at work, one waiting, so that no rollout idles while the driver looks elsewhere
 
 
 class Encoders:
     """Conditions of prompts, each encoded once while it is remembered."""
 
-    def __init__(self, runtime: Runtime, group: ActorGroup) -> None:
+    def __init__(self, runtime: Runtime, group: ActorGroup, turns: Turns) -> None:
+        """`turns` are those in which the text encoders need room; none, if they stay loaded."""
         self._runtime = runtime
         self._group = group
+        self._turns = turns
         self._known: OrderedDict[str, Ref] = OrderedDict()
         self._prepared: set[str] = set()
 
@@ -36,6 +38,7 @@ class Encoders:
         """Have the conditions of texts that will be asked for made at once and kept on disk, if the encoder does so."""
         new = sorted(set(texts) - self._prepared)
         if new:
+            self._turns.clear()
             self._runtime.get([self._group.submit(0, Encoder.prepare, new)])
             self._prepared.update(new)
 
@@ -50,7 +53,7 @@ class Encoders:
         for ref in new:
             self._runtime.wait([ref])
         refs = [self._known[text] for text in texts]
-        while len(self._known) > _MAX_CONDITIONS:
+        while len(self._known) > MAX_CONDITIONS:
             self._known.popitem(last=False)
         return refs
 
@@ -150,6 +153,10 @@ class Learners:
     def save(self, folder: Path) -> None:
         """Write the resumable state of the learners into an existing folder."""
         self._runtime.get([self._group.submit(rank, Learner.save, str(folder)) for rank in range(self.size)])
+
+    def see(self, file: Path) -> bool:
+        """Whether a file is there for every learner."""
+        return all(self._runtime.get([self._group.submit(r, Learner.sees, str(file)) for r in range(self.size)]))
 
     def load(self, folder: Path) -> None:
         """Have every learner continue from a saved state."""

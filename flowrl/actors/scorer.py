@@ -9,7 +9,7 @@ from functools import partial
 import torch
 
 from flowrl.actors.sharding import join_gang, on_all_ranks, shard, shard_empty
-from flowrl.actors.turns import move_frozen
+from flowrl.actors.turns import give_back, move_frozen
 from flowrl.base.empty_module import is_empty
 from flowrl.config import RewardSpec
 from flowrl.core.reward_call import RewardInputError, score_in_parts
@@ -55,6 +55,8 @@ class Scorer:
         for reward in self._rewards.values():
             if isinstance(reward, ShardableReward) and not self._sharded:
                 move_frozen(reward.module.requires_grad_(False), self._device if on_device else "cpu")
+        if not on_device:
+            give_back()  # what decoding and scoring took, also of rewards that stay
 
     def score(self, trajectory: Trajectory) -> Scores:
         """Score one group with the rewards that are trained on."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+
 import torch
 
 from flowrl.actors.runtime import ActorGroup, Runtime
@@ -33,10 +35,15 @@ class Turns:
         """It is the turn of `group`: the one before leaves first, since there may be no room for both."""
         if not self.taken or group is self._there:
             return
-        if self._there is not None:
-            self._move(self._there, on_device=False)
+        self.clear()
         self._move(group, on_device=True)
         self._there = group
+
+    def clear(self) -> None:
+        """Nobody's turn: whoever is there leaves, so that something else has room for a while."""
+        if self._there is not None:
+            self._move(self._there, on_device=False)
+            self._there = None
 
     def _move(self, group: ActorGroup, *, on_device: bool) -> None:
         self._runtime.get([group.submit(index, Movable.move_frozen, on_device) for index in range(group.size)])
@@ -49,5 +56,12 @@ def move_frozen(module: torch.nn.Module, device: str) -> None:
             parameter.data = parameter.data.to(device)
     for buffer in module.buffers():
         buffer.data = buffer.data.to(device)
-    if device == "cpu" and torch.cuda.is_available():
+    if device == "cpu":
+        give_back()
+
+
+def give_back() -> None:
+    """Give the memory of a GPU that nothing is in any more back to the other processes there."""
+    gc.collect()
+    if torch.cuda.is_available():
         torch.cuda.empty_cache()

@@ -19,7 +19,10 @@ def _doctor_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("config", metavar="CONFIG", nargs="?", help="the YAML file of a run; without it the machine")
     add_overrides(parser, "placement.mode=local", entry="rewards.train.0.weight=2")
     parser.add_argument(
-        "--nodes", metavar="HOST,HOST", default="", help="other machines of the run, which ssh reaches by these names"
+        "--nodes",
+        metavar="HOST,HOST",
+        default="",
+        help="other machines of the run, which ssh, or the command FLOWRL_SSH, reaches by these names",
     )
     parser.add_argument(
         "--address", metavar="HOST:PORT", default="", help="a Ray cluster; by default placement.ray_address of CONFIG"

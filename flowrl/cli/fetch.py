@@ -55,9 +55,9 @@ def _fetch(args: argparse.Namespace) -> int:
 
 
 def _bring(found: list[Need], origin: Origin, *, dry_run: bool) -> int:
-    from flowrl.fetch.run import bring_all, plan
+    from flowrl.fetch.run import bring_all, survey
 
-    tasks, failures = plan(found, origin, _say, thorough=not dry_run)
+    tasks, failures = survey(found, origin, _say, thorough=not dry_run)
     _complain(failures)
     if dry_run:
         return 1 if failures else 0

@@ -32,10 +32,10 @@ def _plan(args: argparse.Namespace) -> int:
     if args.gpus is not None and args.gpus < 1:
         raise UserError(f"--gpus must be at least 1, got {args.gpus}")
     config = load_as(RUN, args.config, args.overrides)
-    from flowrl.plan.figures import as_json, judge
     from flowrl.plan.gpus import find_gpu
     from flowrl.plan.page import page
     from flowrl.plan.run_plan import run_plan
+    from flowrl.plan.verdict import as_json, judge
 
     gpu = find_gpu(args.gpu)
     plan = run_plan(config)

@@ -14,6 +14,7 @@ from pathlib import Path
 
 from packaging.requirements import Requirement
 
+from flowrl.base.existing_folder import existing_folder
 from flowrl.doctor.machine import Disk, Machine, Package
 from flowrl.doctor.nvidia import graphics
 from flowrl.doctor.torch_build import torch_build
@@ -67,11 +68,14 @@ def packages() -> tuple[Package, ...]:
 
 def disk(use: str, path: Path) -> Disk:
     """The disk on which `path` is, or would be made; nothing is made."""
-    there = path.absolute()
-    while not there.exists() and there != there.parent:
-        there = there.parent
-    folder = there if there.is_dir() else there.parent
-    return Disk(use=use, path=path, free=shutil.disk_usage(folder).free, writable=os.access(folder, os.W_OK | os.X_OK))
+    folder = existing_folder(path)
+    return Disk(
+        use=use,
+        path=path,
+        device=folder.stat().st_dev,
+        free=shutil.disk_usage(folder).free,
+        writable=os.access(folder, os.W_OK | os.X_OK),
+    )
 
 
 def _memory() -> tuple[int, int]:

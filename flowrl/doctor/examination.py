@@ -7,14 +7,14 @@ from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from flowrl.base.embedded import POCKET
 from flowrl.doctor.collect import collect
-from flowrl.doctor.finding import Check, Entry, Finding, examine, fine
+from flowrl.doctor.finding import Entry, Finding, examine, fine, guarded, tried
 from flowrl.doctor.gpu_checks import gpu_checks
 from flowrl.doctor.host_checks import host_checks
 from flowrl.doctor.machine import Machine
@@ -50,86 +50,76 @@ class Request:
 
 
 def examination(request: Request) -> Iterator[Entry]:
-    """Every finding as it is made."""
-    for part in _parts(request):  # each on its own: where one cannot go on, the others do
-        yield from examine(part)
-
-
-def _parts(request: Request) -> Iterator[Iterable[Check]]:
-    """The checks in groups; a group is begun when those before it are done."""
+    """Every finding as it is made, in groups: where one group cannot go on, the others do."""
     config = request.config
-    seen: list[Machine] = []
 
-    def snapshot() -> Finding:
-        machine = request.collect(_disks(config))
-        seen.append(machine)
-        return fine(machine.host + (", in a container" if machine.in_container else ""))
+    def snapshot() -> Machine:
+        return request.collect(_disks(config))
 
-    yield [Check(subject="Machine", name="host", look=snapshot)]
-    for machine in seen:  # none where it failed: then there is nothing to go on with
-        purpose = purpose_of(config, machine)
-        yield host_checks(machine, purpose)
-        yield gpu_checks(machine, purpose)
-        loaded: list[Finding] = []
-        *software, imports = software_checks(machine)
-        yield [*software, _kept(imports, loaded)]
-        reports: list[VersionReport] = []
-        yield _nodes(request, machine, reports)
-        if not loaded or loaded[0].verdict == "problem":
-            return
-        if config is not None:
-            yield _files(config, request.run)
-            yield _fit(config, machine, reports)
-        if request.step:
-            can = machine.torch is not None and machine.torch.usable_gpus > 0
-            yield _trial("cuda" if can and purpose.gpus else "cpu")
+    host, machine = tried("Machine", "host", snapshot, _name_of)
+    yield host
+    if machine is None:  # then there is nothing to go on with
+        return
+    purpose = purpose_of(config, machine)
+    *software, imports = software_checks(machine)
+    yield from examine([*host_checks(machine, purpose), *gpu_checks(machine, purpose), *software])
+    imported = imports.made()
+    yield imported
+    reports: list[VersionReport] = []
+    yield from guarded(_nodes(request, machine, reports))
+    if imported.finding.verdict == "problem":
+        return
+    if config is not None:
+        yield from guarded(_files(config, request.run))
+        yield from guarded(_fit(config, machine, reports))
+    if request.step:
+        can = machine.torch is not None and machine.torch.usable_gpus > 0
+        yield from guarded(_trial("cuda" if can and purpose.gpus else "cpu"))
 
 
-def _kept(check: Check, into: list[Finding]) -> Check:
-    """The check, with its finding kept for those who come after."""
-
-    def look() -> Finding:
-        into.append(check.look())
-        return into[-1]
-
-    return Check(subject=check.subject, name=check.name, look=look)
+def _name_of(machine: Machine) -> Finding:
+    return fine(machine.host + (", in a container" if machine.in_container else ""))
 
 
-def _nodes(request: Request, machine: Machine, reports: list[VersionReport]) -> Iterator[Check]:
-    """The checks of other nodes, where any are named; the reports of all nodes of the run are added to `reports`."""
+def _nodes(request: Request, machine: Machine, reports: list[VersionReport]) -> Iterator[Entry]:
+    """The findings on other nodes, where any are named; the reports of all nodes of the run are added to `reports`."""
+    if not request.hosts and not request.cluster:
+        return
     from flowrl.doctor.node_checks import cluster_checks, node_checks
+    from flowrl.fetch.needs import named_paths
 
-    paths = _shared_paths(request.config)
+    named = [] if request.config is None else named_paths(request.config)
+    paths = [str(path.absolute()) for path in named]
     if request.hosts:
         yield from node_checks(machine, request.hosts, paths, [] if request.cluster else reports)
     if request.cluster:
         yield from cluster_checks(machine, request.cluster, paths, reports)
 
 
-def _files(config: RunConfig, run: str) -> Iterator[Check]:
-    """The checks of the run's files, which need the libraries."""
+def _files(config: RunConfig, run: str) -> Iterator[Entry]:
+    """The findings on the run's files, which need the libraries."""
     from flowrl.doctor.run_checks import file_checks
 
     yield from file_checks(config, run)
 
 
-def _fit(config: RunConfig, machine: Machine, reports: Sequence[VersionReport]) -> Iterator[Check]:
-    """The checks of the run's needs, on this machine or on all nodes whose reports there are."""
+def _fit(config: RunConfig, machine: Machine, reports: Sequence[VersionReport]) -> Iterator[Entry]:
+    """The findings on the run's needs, on this machine or on all nodes whose reports there are."""
     from flowrl.doctor.run_checks import fit_checks
 
     usable = machine.torch.usable_gpus if machine.torch is not None else 0
     yield from fit_checks(config, machine, sum(len(report.gpus) for report in reports) if reports else usable)
 
 
-def _trial(device: Literal["cpu", "cuda"]) -> Iterator[Check]:
+def _trial(device: Literal["cpu", "cuda"]) -> Iterator[Entry]:
     """The step of training."""
     from flowrl.doctor.trial import trial_check
 
-    yield trial_check(device)
+    yield trial_check(device).made()
 
 
 def _disks(config: RunConfig | None) -> dict[str, Path]:
-    """The folders that are written to, by what the checks call them."""
+    """The folders that are written to, by what the checks call them; that of the policy while it is yet to come."""
     home = Path.home()
     disks = {
         "runs": Path("runs" if config is None else config.run.dir),
@@ -138,13 +128,6 @@ def _disks(config: RunConfig | None) -> dict[str, Path]:
     }
     if config is not None and config.data.condition_cache:
         disks["texts"] = Path(config.data.condition_cache)
+    if config is not None and config.model.path != POCKET and not Path(config.model.path).exists():
+        disks["weights"] = Path(config.model.path)
     return disks
-
-
-def _shared_paths(config: RunConfig | None) -> list[str]:
-    """The files that actors read wherever they are."""
-    if config is None:
-        return []
-    options = [spec.options.get("path", POCKET) for spec in [*config.rewards.train, *config.rewards.watch]]
-    named = [config.model.path, *(value for value in options if isinstance(value, str))]
-    return [str(Path(value).absolute()) for value in dict.fromkeys(named) if value != POCKET]

@@ -5,11 +5,12 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, TypeVar
 
 from flowrl.base.errors import UserError
 
 _logger = logging.getLogger(__name__)
+_Got = TypeVar("_Got")
 Verdict = Literal["ok", "note", "problem"]
 
 
@@ -32,6 +33,10 @@ class Check:
     subject: str  # the group in which it is shown
     name: str
     look: Callable[[], Finding]
+
+    def made(self) -> Entry:
+        """Make the check now; what raises is a problem like any other."""
+        return tried(self.subject, self.name, self.look, lambda finding: finding)[0]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,21 +64,29 @@ def problem(found: str, advice: str) -> Finding:
 
 
 def examine(checks: Iterable[Check]) -> Iterator[Entry]:
-    """Make each check as its entry is asked for; one that raises is a problem like any other.
+    """Make checks that do not depend on each other, each as its entry is asked for."""
+    return (check.made() for check in checks)
 
-    So is what raises between two checks, after which there are no more.
-    """
-    coming = iter(checks)
-    while True:
-        try:
-            check = next(coming)
-        except StopIteration:
-            return
-        except (Exception, SystemExit) as error:
-            _logger.debug("between two checks", exc_info=True)
-            yield Entry(subject="The examination itself", name="next check", finding=failed(error))
-            return
-        yield Entry(subject=check.subject, name=check.name, finding=_outcome(check))
+
+def tried(
+    subject: str, name: str, get: Callable[[], _Got], tell: Callable[[_Got], Finding]
+) -> tuple[Entry, _Got] | tuple[Entry, None]:
+    """Get something that later checks need, and tell what it is; None where that raises, which the entry then says."""
+    try:
+        got = get()
+        return Entry(subject=subject, name=name, finding=tell(got)), got
+    except (Exception, SystemExit) as error:
+        _logger.debug("check %r", name, exc_info=True)
+        return Entry(subject=subject, name=name, finding=failed(error)), None
+
+
+def guarded(entries: Iterable[Entry]) -> Iterator[Entry]:
+    """The entries as they come; what raises between two of them is one as well, and the last."""
+    try:
+        yield from entries
+    except (Exception, SystemExit) as error:
+        _logger.debug("between two checks", exc_info=True)
+        yield Entry(subject="The examination itself", name="next check", finding=failed(error))
 
 
 def failed(error: BaseException) -> Finding:
@@ -86,11 +99,3 @@ def failed(error: BaseException) -> Finding:
         f"this could not be examined: {type(error).__name__}{f': {text}' if text else ''}",
         "if nothing else on this page explains it: the same command with --traceback says where; report it with that",
     )
-
-
-def _outcome(check: Check) -> Finding:
-    try:
-        return check.look()
-    except (Exception, SystemExit) as error:
-        _logger.debug("check %r", check.name, exc_info=True)
-        return failed(error)

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from functools import partial
 
+from flowrl.base.amounts import GB, size
 from flowrl.doctor.finding import Check, Finding, fine, note
 from flowrl.doctor.machine import GpuState, Machine
 from flowrl.doctor.purpose import Purpose
-from flowrl.doctor.sizes import GB, size
 from flowrl.doctor.software_checks import pip
 
 SUBJECT = "GPUs"

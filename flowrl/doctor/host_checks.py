@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from functools import partial
 
+from flowrl.base.amounts import GB, size
 from flowrl.doctor.finding import Check, Finding, fine, note, problem
 from flowrl.doctor.machine import Disk, Machine
 from flowrl.doctor.purpose import Purpose
-from flowrl.doctor.sizes import GB, size
 
 SUBJECT = "Machine"
 # Ray keeps its objects there, 512 MiB of them in a run on the CPU, a share of the memory on GPUs; NCCL takes some MB

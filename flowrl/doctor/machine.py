@@ -64,6 +64,7 @@ class Disk:
 
     use: str  # such as "runs"
     path: Path
+    device: int  # the disk's number in the system, the same for all folders on it
     free: int  # bytes, for this user
     writable: bool
 

@@ -9,11 +9,11 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 
-from flowrl.doctor.finding import Check, Finding, fine, note, problem
+from flowrl.doctor.finding import Check, Entry, Finding, fine, note, problem
 from flowrl.doctor.machine import Machine
 from flowrl.doctor.versions import VersionReport, differences, version_report
 
@@ -24,60 +24,49 @@ _SSH_S, _CLUSTER_S = 30.0, 90.0
 
 def node_checks(
     machine: Machine, hosts: Sequence[str], paths: Sequence[str], reports: list[VersionReport]
-) -> Iterator[Check]:
+) -> Iterator[Entry]:
     """Nodes that ssh reaches, and how they differ from this one, all of whose reports are added to `reports`.
 
     `paths` are files that every node must have.
     """
-    yield Check(subject=SUBJECT, name="own name", look=partial(own_name, machine))
+    yield _entry("own name", partial(own_name, machine))
     with ThreadPoolExecutor(max_workers=16) as pool:
         answers = list(pool.map(lambda host: ask_by_ssh(host, paths), hosts))
     reports.append(version_report())
+    reports.extend(answer for answer in answers if isinstance(answer, VersionReport))
     for host, answer in zip(hosts, answers, strict=True):
-        yield Check(subject=SUBJECT, name=host, look=partial(node_state, answer))
-        if isinstance(answer, VersionReport):
-            reports.append(answer)
+        yield _entry(host, partial(node_state, answer))
     if len(reports) > 1:
-        yield Check(subject=SUBJECT, name="versions", look=partial(equal_versions, reports))
+        yield _entry("versions", partial(equal_versions, reports))
 
 
 def cluster_checks(
     machine: Machine, address: str, paths: Sequence[str], reports: list[VersionReport]
-) -> Iterator[Check]:
+) -> Iterator[Entry]:
     """A Ray cluster answers, and its nodes are equal to this one; the reports of all are added to `reports`."""
-    reached: list[str] = []
-
-    def look() -> Finding:
-        found = reachable(address)
-        reached.extend([address] if found.verdict == "ok" else [])
-        return found
-
-    yield Check(subject=SUBJECT, name="address", look=look)
-    if not reached:
+    reached = _entry("address", partial(reachable, address))
+    yield reached
+    if reached.finding.verdict != "ok":
         return
     answers = ask_cluster(address, paths)
     if isinstance(answers, Finding):
-        found = answers
-        yield Check(subject=SUBJECT, name="cluster", look=lambda: found)
+        yield Entry(subject=SUBJECT, name="cluster", finding=answers)
         return
+    reports.extend(answer for _, answer in answers if isinstance(answer, VersionReport))
     if len(answers) > 1:
-        yield Check(subject=SUBJECT, name="own name", look=partial(own_name, machine))
+        yield _entry("own name", partial(own_name, machine))
     for node, answer in answers:
-        yield Check(subject=SUBJECT, name=node, look=partial(node_state, answer))
-        if isinstance(answer, VersionReport):
-            reports.append(answer)
-    yield Check(subject=SUBJECT, name="versions", look=partial(equal_versions, [version_report(), *reports]))
+        yield _entry(node, partial(node_state, answer))
+    yield _entry("versions", partial(equal_versions, [version_report(), *reports]))
 
 
 def reachable(address: str) -> Finding:
-    """Something listens at HOST:PORT; "auto", which Ray knows too, is the cluster that this machine is a node of."""
-    if address == "auto":
-        return fine("the cluster that this machine is a node of")
+    """Something listens at HOST:PORT."""
     host, _, port = address.rpartition(":")
     if not host or not port.isdigit():
         return problem(
             f"{address!r} is not HOST:PORT",
-            "give the address that `ray start --head` printed on the first node, such as 10.0.0.1:6379",
+            "give the address that `launch/ray/node.sh --head` printed on the first node, such as 10.0.0.1:6379",
         )
     began = time.perf_counter()
     try:
@@ -88,7 +77,7 @@ def reachable(address: str) -> Finding:
     except ConnectionRefusedError:
         return problem(
             f"{host} is up, but nothing listens at port {port}",
-            f"start the cluster there, on {host}: ray start --head --port={port}",
+            f"start the cluster there, on {host}: launch/ray/node.sh --head --port {port}    # --help says more",
         )
     except OSError as error:
         return problem(
@@ -121,7 +110,7 @@ def node_state(answer: VersionReport | Finding) -> Finding:
         return problem(
             f"{answer.host}, {gpus}{driver}; not there: {', '.join(answer.missing)}",
             f"every node reads them: put them on a disk that all nodes share, or copy them: "
-            f"rsync -a {answer.missing[0]}/ {answer.host}:{answer.missing[0]}/",
+            f"rsync -aR {answer.missing[0]} {answer.host}:/",
         )
     return fine(f"{answer.host}, {gpus}{driver}")
 
@@ -139,21 +128,27 @@ def equal_versions(reports: Sequence[VersionReport]) -> Finding:
 
 
 def ask_by_ssh(host: str, paths: Sequence[str]) -> VersionReport | Finding:
-    """The report of a node, made there by the same Python in the same folder; a finding where that fails."""
+    """The report of a node, made there by the same Python in the same folder; a finding where that fails.
+
+    FLOWRL_SSH names another command than ssh, options included, as for launch/multinode.sh.
+    """
+    ssh = (os.environ.get("FLOWRL_SSH") or "ssh").split()
     remote = shlex.join([sys.executable, "-m", "flowrl.doctor.versions", *paths])
+    by_hand = shlex.join([*ssh, host, "true"])
     options = ["-o", "BatchMode=yes", "-o", f"ConnectTimeout={_PATIENCE_S:.0f}"]
     try:
         done = subprocess.run(
-            ["ssh", *options, "--", host, f"cd {shlex.quote(os.getcwd())} && {remote}"],
+            [*ssh, *options, host, f"cd {shlex.quote(os.getcwd())} && {remote}"],
             capture_output=True,
             text=True,
             timeout=_SSH_S,
             check=False,
         )
     except FileNotFoundError:
-        return problem("there is no program ssh here", "apt-get install openssh-client")
+        advice = "apt-get install openssh-client" if ssh == ["ssh"] else "put right or unset FLOWRL_SSH, which names it"
+        return problem(f"there is no program {ssh[0]} here", advice)
     except subprocess.TimeoutExpired:
-        return problem(f"no answer in {_SSH_S:.0f} s", f"ssh {host} true    # must come back at once")
+        return problem(f"no answer in {_SSH_S:.0f} s", f"{by_hand}    # must come back at once")
     if done.returncode == 0:
         try:
             return VersionReport.from_json(done.stdout.splitlines()[-1])
@@ -163,7 +158,7 @@ def ask_by_ssh(host: str, paths: Sequence[str]) -> VersionReport | Finding:
     if "ermission denied" in said:
         return problem(f"refuses: {said}", f"let this user in without a password: ssh-copy-id {host}")
     if done.returncode == 255:  # ssh's own failures
-        return problem(f"cannot be reached: {said}", f"ssh {host} true    # must work; check the name and the network")
+        return problem(f"cannot be reached: {said}", f"{by_hand}    # must work; check the name and the network")
     return problem(
         f"flowrl does not answer there: {said}",
         f"install it on {host} in the same place as here, {os.getcwd()} with {sys.executable}, or share that folder",
@@ -183,7 +178,7 @@ def ask_cluster(address: str, paths: Sequence[str]) -> list[tuple[str, VersionRe
     except subprocess.TimeoutExpired:
         return problem(
             f"{address} listens, but Ray cannot join it in {_CLUSTER_S:.0f} s",
-            f"ray status --address {address}    # on the first node; the token (RAY_AUTH_TOKEN) must be the same here",
+            f"ray status --address {address}    # on the first node; both must have one token (RAY_AUTH_TOKEN_PATH)",
         )
     if done.returncode != 0:
         said = (done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[-1]
@@ -191,10 +186,15 @@ def ask_cluster(address: str, paths: Sequence[str]) -> list[tuple[str, VersionRe
             "use the same versions of Ray and Python here and there"
             if "ersion mismatch" in said
             else "this machine must be a node of the cluster itself: run here first "
-            f"ray start --address={address}; set RAY_AUTH_MODE and RAY_AUTH_TOKEN as on the other nodes"
+            f"launch/ray/node.sh --address {address}; export RAY_AUTH_MODE=token, and "
+            "RAY_AUTH_TOKEN_PATH=FILE with the token of the other nodes"
         )
         return problem(f"cannot join: {said[:400]}", advice)
     return [_answer(line) for line in done.stdout.splitlines() if line.startswith("{")]
+
+
+def _entry(name: str, look: Callable[[], Finding]) -> Entry:
+    return Check(subject=SUBJECT, name=name, look=look).made()
 
 
 def _answer(line: str) -> tuple[str, VersionReport | Finding]:

@@ -7,6 +7,7 @@ import textwrap
 from collections.abc import Sequence
 from dataclasses import asdict
 
+from flowrl.base.amounts import count
 from flowrl.doctor.finding import Entry
 
 _NAME, _WIDTH = 16, 120
@@ -35,11 +36,11 @@ def lines(entry: Entry, before: Entry | None) -> str:
 def verdict(entries: Sequence[Entry], config: str | None) -> str:
     """What all findings come to, in one sentence."""
     problems, notes = (sum(entry.finding.verdict == kind for entry in entries) for kind in ("problem", "note"))
-    noted = f" {_count(notes, 'note')}." if notes else ""
+    noted = f" {count(notes, 'note')}." if notes else ""
     if not problems:
         ready = f"This machine is ready for {config}: flowrl train {config}" if config else _BARE
         return f"No problem found.{noted} {ready}"
-    return f"{_count(problems, 'problem')}: each arrow (->) says what to do.{noted}"
+    return f"{count(problems, 'problem')}: each arrow (->) says what to do.{noted}"
 
 
 def as_json(entries: Sequence[Entry], config: str | None) -> str:
@@ -47,7 +48,3 @@ def as_json(entries: Sequence[Entry], config: str | None) -> str:
     worst = next((kind for kind in ("problem", "note") if any(one.finding.verdict == kind for one in entries)), "ok")
     findings = [{"subject": one.subject, "name": one.name, **asdict(one.finding)} for one in entries]
     return json.dumps({"config": config, "verdict": worst, "findings": findings}, indent=2)
-
-
-def _count(number: int, what: str) -> str:
-    return f"{number} {what}{'' if number == 1 else 's'}"

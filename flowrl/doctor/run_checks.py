@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 
+from flowrl.base.amounts import size
 from flowrl.base.embedded import POCKET
 from flowrl.config import RewardSpec, RunConfig
 from flowrl.data import read_prompts
-from flowrl.doctor.finding import Check, Finding, fine, note, problem
+from flowrl.doctor.finding import Check, Entry, Finding, fine, note, problem, tried
 from flowrl.doctor.machine import Machine
-from flowrl.doctor.sizes import GB, size
 from flowrl.fetch.needs import Need, needs
+from flowrl.fetch.sources import TOKEN
 from flowrl.plan.gpus import Gpu
 from flowrl.plan.memory import room
 from flowrl.plan.proposals import proposals, too_large
@@ -22,37 +23,32 @@ from flowrl.run import model_spec
 from flowrl.seating import seating
 
 FILES, FIT = "Files of the run", "Does the run fit"
-_PROCESS = GB // 2  # of memory, for each process and its libraries
-_LOADING = 1.3  # copies of the frozen weights that a node holds at most while it loads them
-_REPORT = GB // 4  # of disk, beside checkpoints: samples, curves, reports
+_KEYS = {"runs": "run.dir", "texts": "data.condition_cache", "weights": "model.path"}  # of folders that are written to
 
 
-def file_checks(config: RunConfig, run: str) -> Iterator[Check]:
+def file_checks(config: RunConfig, run: str) -> Iterator[Entry]:
     """Weights and prompts are here, weights are whole, and rewards read what the policy makes.
 
     `run` is what follows `flowrl train`, for advice.
     """
     wanted = needs(config)
     for need in wanted:
-        yield Check(subject=FILES, name=need.kind, look=partial(need_state, need, run))
+        yield _file_entry(need.kind, partial(need_state, need, run))
     faulty = [need.path for need in wanted if not need.present]
-    whole: list[Finding] = []
-
-    def policy() -> Finding:
-        whole.append(policy_state(config))
-        return whole[0]
-
+    policy_is_whole = False
     if not any(need.kind == "policy" for need in wanted if not need.present):
-        yield Check(subject=FILES, name="policy", look=policy)
+        policy = _file_entry("policy", partial(policy_state, config))
+        yield policy
+        policy_is_whole = policy.finding.verdict == "ok"
     for part, specs in {"train": config.rewards.train, "watch": config.rewards.watch}.items():
         for index, spec in enumerate(specs):
             if not faulty or not _uses(spec, faulty):
-                look = partial(reward_state, spec, f"rewards.{part}[{index}]", config, policy_is_whole=bool(whole))
-                yield Check(subject=FILES, name="reward", look=look)
+                look = partial(reward_state, spec, f"rewards.{part}[{index}]", config, policy_is_whole=policy_is_whole)
+                yield _file_entry("reward", look)
     for name in ("train_prompts", "eval_prompts"):
         value = config.data.train_prompts if name == "train_prompts" else config.data.eval_prompts
         if value != POCKET and Path(value) not in faulty:
-            yield Check(subject=FILES, name="prompts", look=partial(prompts_state, Path(value), f"data.{name}"))
+            yield _file_entry("prompts", partial(prompts_state, Path(value), f"data.{name}"))
 
 
 def need_state(need: Need, run: str) -> Finding:
@@ -71,9 +67,9 @@ def need_state(need: Need, run: str) -> Finding:
     gate = need.bundle.gates[0]
     return problem(
         found,
-        f"before it can be downloaded, its licence must be accepted: {gate.licence}\n"
-        f"1. log in at huggingface.co (an account is free) and agree to the licence at {gate.page}\n"
-        "2. make a token at https://huggingface.co/settings/tokens (read access), then: hf auth login\n"
+        "before it can be downloaded, its licence must be accepted; an account is free:\n"
+        f"1. {gate.accepting}\n"
+        f"2. {TOKEN}\n"
         f"3. {fetch}",
     )
 
@@ -104,26 +100,18 @@ def prompts_state(file: Path, key: str) -> Finding:
     return fine(f"{len(read_prompts(file, key)):,} prompts in {file}, {key}")
 
 
-def fit_checks(config: RunConfig, machine: Machine, num_gpus: int) -> Iterator[Check]:
+def fit_checks(config: RunConfig, machine: Machine, num_gpus: int) -> Iterator[Entry]:
     """The run's plan, then what it asks of the machine; `num_gpus` are those of all nodes."""
-    planned: list[RunPlan] = []
-
-    def plan() -> Finding:
-        planned.append(run_plan(config))
-        work, policy = planned[0].work, planned[0].policy
-        return fine(
-            f"{work.samples} images a step; a policy of {policy.num_parameters:,} parameters, an adapter of "
-            f"{policy.num_adapter_parameters:,}"
-        )
-
-    yield Check(subject=FIT, name="plan", look=plan)
+    entry, plan = tried(FIT, "plan", partial(run_plan, config), _counts)
+    yield entry
     if config.placement.device == "cuda":
-        yield Check(subject=FIT, name="GPUs", look=partial(gpu_count, config, machine, num_gpus))
-    for one in planned:
-        if config.placement.device == "cuda" and machine.visible_gpus:
-            yield Check(subject=FIT, name="GPU memory", look=partial(gpu_memory, config, one, machine))
-        yield Check(subject=FIT, name="memory", look=partial(host_memory, config, one, machine))
-        yield Check(subject=FIT, name="disk", look=partial(checkpoint_room, config, one, machine))
+        yield _fit_entry("GPUs", partial(gpu_count, config, machine, num_gpus))
+    if plan is None:
+        return
+    if config.placement.device == "cuda" and machine.visible_gpus:
+        yield _fit_entry("GPU memory", partial(gpu_memory, config, plan, machine))
+    yield _fit_entry("memory", partial(host_memory, config, plan, machine))
+    yield _fit_entry("disk", partial(disk_room, config, plan, machine))
 
 
 def gpu_count(config: RunConfig, machine: Machine, num_gpus: int) -> Finding:
@@ -162,40 +150,59 @@ def gpu_memory(config: RunConfig, plan: RunPlan, machine: Machine) -> Finding:
             return fine(found)
         names = ", ".join(f"GPU {gpu.index} has {size(gpu.free)}" for gpu in taken)
         return problem(f"{found}; but {names} free", "end what uses them, which stands under GPUs")
-    changes = [f"use {one}" if one.startswith("a GPU") else f"add {one}" for one in proposals(config, kind)]
+    changes = [f"{'add' if one.gpu is None else 'use'} {one.text}" for one in proposals(config, kind)]
     return problem(found, "\nor ".join(changes) or "use a smaller model, such as SD3.5-Medium")
 
 
 def host_memory(config: RunConfig, plan: RunPlan, machine: Machine) -> Finding:
-    """The processes fit in the memory of this machine: on the CPU with all they hold, else while they load."""
-    local = config.placement.mode == "local"
-    libraries = _PROCESS * (1 if local else 1 + sum(device.devices * device.processes for device in plan.devices))
-    if config.placement.device == "cpu":
-        needed = libraries + sum(device.devices * device.peak for device in plan.devices)
-        what = "computing on the CPU"
-    else:
-        needed = libraries + int(_LOADING * plan.policy.weight_bytes)
-        what = "loading the weights, if all actors are on this machine"
-    found = f"{size(needed)} needed for {what}; {size(machine.memory_free)} of {size(machine.memory_total)} are free"
+    """What the plan says of the fullest node fits in the memory of this machine."""
+    needed = sum(amount.size for amount in plan.host)
+    parts = ", ".join(f"{size(amount.size)} for {amount.name}" for amount in plan.host)
+    found = (
+        f"{size(needed)} needed on the fullest node ({parts}); {size(machine.memory_free)} of "
+        f"{size(machine.memory_total)} are free here"
+    )
     if needed <= machine.memory_free:
         return fine(found)
     if needed <= machine.memory_total:
         return note(found, "end other programs first; ps aux --sort=-rss | head    # shows the largest")
-    if config.placement.device == "cpu" and not local:
+    if config.placement.device == "cpu" and config.placement.mode != "local":
         return problem(found, "use fewer actors: add placement.mode=local, which runs in one process")
     return problem(found, "use a machine with more memory, or spread the actors over several")
 
 
-def checkpoint_room(config: RunConfig, plan: RunPlan, machine: Machine) -> Finding:
-    """The checkpoints fit on the disk of run.dir, one more than are kept, since the oldest goes last."""
-    keep = config.checkpoint.keep
-    needed = plan.checkpoint_bytes * (keep + 1) // keep + _REPORT
-    free = next(disk.free for disk in machine.disks if disk.use == "runs")
-    found = f"{size(needed)} needed in {config.run.dir}, {size(free)} are free"
-    if needed <= free:
-        return fine(found)
-    fewer = " or keep fewer checkpoints: checkpoint.keep=1" if keep > 1 else ""
-    return problem(found, f"make room, or write elsewhere: add run.dir=/a/disk/with/room/my-run{fewer}")
+def disk_room(config: RunConfig, plan: RunPlan, machine: Machine) -> Finding:
+    """What the plan says of the disks fits on them, as far as it lies in folders that the run will write to."""
+    disks = {disk.path: disk for disk in machine.disks}
+    written = [(disks[amount.folder], amount) for amount in plan.disk if amount.folder in disks]
+    said = []
+    for device, free in {disk.device: disk.free for disk, _ in written}.items():
+        there = [(disk, amount) for disk, amount in written if disk.device == device]
+        needed = sum(amount.size for _, amount in there)
+        parts = ", ".join(f"{size(amount.size)} in {amount.folder} for {amount.name}" for _, amount in there)
+        said.append(f"{size(needed)} needed ({parts}), {size(free)} are free")
+        if needed > free:
+            largest, _ = max(there, key=lambda one: one[1].size)
+            key, shrinks = _KEYS[largest.use], largest.use == "runs" and config.checkpoint.keep > 1
+            fewer = "; or keep fewer checkpoints: checkpoint.keep=1" if shrinks else ""
+            elsewhere = f"add {key}=/a/disk/with/room/{largest.path.name}"
+            return problem(said[-1], f"make room, or use another disk for the largest: {elsewhere}{fewer}")
+    return fine("; ".join(said))
+
+
+def _counts(plan: RunPlan) -> Finding:
+    return fine(
+        f"{plan.work.samples} images a step; a policy of {plan.policy.num_parameters:,} parameters, an adapter of "
+        f"{plan.policy.num_adapter_parameters:,}"
+    )
+
+
+def _file_entry(name: str, look: Callable[[], Finding]) -> Entry:
+    return Check(subject=FILES, name=name, look=look).made()
+
+
+def _fit_entry(name: str, look: Callable[[], Finding]) -> Entry:
+    return Check(subject=FIT, name=name, look=look).made()
 
 
 def _uses(spec: RewardSpec, faulty: list[Path]) -> bool:

@@ -13,12 +13,14 @@ import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from importlib import metadata
+from importlib.util import find_spec
 from pathlib import Path
 
 import flowrl
 from flowrl.doctor.nvidia import graphics
 
 _PACKAGES = ("torch", "ray", "diffusers", "transformers", "peft", "accelerate", "deepspeed")
+_CODE = ("flowrl", "rewards")
 _NONE = "not installed"
 
 
@@ -72,11 +74,14 @@ def version_report(paths: Sequence[str] = ()) -> VersionReport:
 
 
 def code_digest() -> str:
-    """A short digest of flowrl's own code: two checkouts can have one version."""
-    folder = Path(flowrl.__file__).parent
+    """A short digest of the project's own code, rewards included: two checkouts can have one version."""
     digest = hashlib.blake2b(digest_size=4)
-    for file in sorted(folder.rglob("*.py")):
-        digest.update(file.relative_to(folder).as_posix().encode() + b"\0" + file.read_bytes())
+    for package in _CODE:
+        found = find_spec(package)  # imports nothing of it
+        for folder in map(Path, found.submodule_search_locations or () if found is not None else ()):
+            for file in sorted(folder.rglob("*.py")):
+                name = f"{package}/{file.relative_to(folder).as_posix()}"
+                digest.update(name.encode() + b"\0" + file.read_bytes())
     return f"code {digest.hexdigest()}"
 
 

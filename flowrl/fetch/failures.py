@@ -10,7 +10,7 @@ from huggingface_hub import get_token
 from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, RepositoryNotFoundError
 
 from flowrl.fetch.published import FetchError
-from flowrl.fetch.sources import Part
+from flowrl.fetch.sources import TOKEN, Gate, Part
 
 FULL = (errno.ENOSPC, errno.EDQUOT)
 _FROM = "--from FOLDER takes it from a copy"
@@ -50,18 +50,14 @@ def _answer(error: HfHubHTTPError, part: Part, url: str) -> str:
 
 
 def _gated(status: int, part: Part) -> str:
-    licence = part.gate.licence if part.gate is not None else "its licence"
-    page = part.gate.page if part.gate is not None else f"https://{part.label}"
-    accept = f"open {page} in a browser, log in and accept {licence}"
+    gate = part.gate or Gate(page=f"https://{part.label}", licence="its licence")
     if get_token() is None:
         return (
-            f"gated ({status}), and you are not logged in: {accept}; make a token for reading at "
-            "https://huggingface.co/settings/tokens; run `hf auth login`, or set HF_TOKEN; then start the same command "
-            "again"
+            f"gated ({status}), and you are not logged in: {gate.accepting}; {TOKEN}; then start the same command again"
         )
     return (
-        f"gated ({status}), and your token does not open it: {accept} with the account of the token; a fine-grained "
-        f"token also needs the permission to read gated repositories; {_token_advice()}"
+        f"gated ({status}), and your token does not open it: {gate.accepting} with the account of the token; a "
+        f"fine-grained token also needs the permission to read gated repositories; {_token_advice()}"
     )
 
 

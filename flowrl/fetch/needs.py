@@ -61,6 +61,11 @@ def needs(config: RunConfig) -> list[Need]:
     return list(found.values())
 
 
+def named_paths(config: RunConfig) -> list[Path]:
+    """Every path that a configuration names to be read, each once, whether something is there or not."""
+    return list(dict.fromkeys(need.path for need in _all(config)))
+
+
 def _all(config: RunConfig) -> Iterator[Need]:
     if config.model.path != POCKET:
         yield _folder_need("policy", "model.path", config.model.path)

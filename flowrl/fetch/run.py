@@ -8,16 +8,16 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
+from flowrl.base.amounts import count, size
 from flowrl.base.folder_lock import make_writable, take_lock
-from flowrl.fetch.amounts import files, size
 from flowrl.fetch.digests import sha256
+from flowrl.fetch.disks import check_room
 from flowrl.fetch.failures import FULL, no_space
 from flowrl.fetch.faults import faults_of
 from flowrl.fetch.needs import Need
 from flowrl.fetch.prompts import check_prompts, count_prompts
 from flowrl.fetch.published import FetchError
 from flowrl.fetch.record import Expected, add_to_record
-from flowrl.fetch.room import check_room
 from flowrl.fetch.tasks import Item, Origin, Task, folder_of, task_for
 from flowrl.fetch.transfer import arrived, bring
 
@@ -36,7 +36,9 @@ class Failure:
     error: FetchError
 
 
-def plan(needs: Sequence[Need], origin: Origin, say: Say, *, thorough: bool = True) -> tuple[list[Task], list[Failure]]:
+def survey(
+    needs: Sequence[Need], origin: Origin, say: Say, *, thorough: bool = True
+) -> tuple[list[Task], list[Failure]]:
     """Look at what is there and ask the sources; returns what is to be done and what cannot be had.
 
     Without `thorough` what is there is judged by sizes. Raises FetchError when a disk has too little room.
@@ -81,12 +83,12 @@ def _summary(task: Task) -> str:
     head = f"{need.kind:<8} {need.path}:"
     if not missing:
         total = sum(item.file.size or 0 for item in task.items)
-        return f"{head} there and whole ({files(len(task.items))}, {size(total)}){_prompts(need)}"
+        return f"{head} there and whole ({count(len(task.items), 'file')}, {size(total)}){_prompts(need)}"
     unknown = any(item.file.size is None for item in missing)
     amount = f"{'at least ' if unknown else ''}{size(sum(item.to_come for item in missing))}"
     gated = ", gated" if need.gated else ""
     part = f"{len(missing)} of " if len(missing) < len(task.items) else ""
-    return f"{head} {part}{files(len(task.items))} to fetch, {amount}, from {need.source}{gated}"
+    return f"{head} {part}{count(len(task.items), 'file')} to fetch, {amount}, from {need.source}{gated}"
 
 
 def _prompts(need: Need) -> str:

@@ -14,6 +14,8 @@ from fnmatch import fnmatchcase
 from typing import Literal
 
 Site = Literal["hub", "github"]
+# How a machine is let in where a person was.
+TOKEN = "make a token for reading at https://huggingface.co/settings/tokens; run `hf auth login`, or set HF_TOKEN"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,6 +27,11 @@ class Gate:
 
     page: str  # where it is accepted
     licence: str
+
+    @property
+    def accepting(self) -> str:
+        """How a person is let in."""
+        return f"open {self.page} in a browser, log in and accept {self.licence}"
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -11,12 +11,12 @@ from httpx2 import HTTPError
 from huggingface_hub.errors import HfHubHTTPError
 from huggingface_hub.file_download import http_get
 
+from flowrl.base.existing_folder import existing_folder
 from flowrl.fetch.digests import digest_like
 from flowrl.fetch.failures import explain
 from flowrl.fetch.network import headers
 from flowrl.fetch.progress import ArrivalBar
 from flowrl.fetch.published import FetchError, Published
-from flowrl.fetch.room import existing_folder
 
 
 def aside(file: Published, path: Path) -> Path:

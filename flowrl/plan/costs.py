@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 from functools import cache
+from pathlib import Path
 
 from flowrl.base.dtypes import torch_dtype
 from flowrl.config import RewardSpec, RunConfig
@@ -95,6 +96,7 @@ def sample_shapes(config: RunConfig, model: ModelSizes, geometry: Geometry) -> S
         text=(geometry.text_length, int(model.transformer["joint_attention_dim"])),
         pooled=int(model.transformer["pooled_projection_dim"]),
         text_dtype=geometry.dtype,
+        policy=Path(config.model.path).name,
     )
 
 

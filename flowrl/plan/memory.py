@@ -7,7 +7,6 @@ from dataclasses import dataclass
 
 from flowrl.config import PlacementSection
 from flowrl.plan.gpus import Gpu
-from flowrl.seating import seating
 
 # Of a GPU's memory: the CUDA context, the allocator's rounding and gaps, the workspaces of kernels.
 _RESERVED = 0.08
@@ -28,10 +27,15 @@ class RoleMemory:
     """The memory of one actor of a role: what it holds all the time and the highest of what it does in turn."""
 
     role: str
-    actors: int
+    seats: tuple[int, ...]  # the number of the device of each actor
     held: tuple[MemoryPart, ...]
     in_turn: tuple[MemoryPart, ...]
     not_counted: str = ""  # what else the role has, of which nothing is known here
+
+    @property
+    def actors(self) -> int:
+        """How many there are."""
+        return len(self.seats)
 
     @property
     def peak(self) -> int:
@@ -78,13 +82,8 @@ def room(gpu: Gpu) -> int:
 
 def devices_of(placement: PlacementSection, roles: tuple[RoleMemory, ...]) -> tuple[DeviceMemory, ...]:
     """The devices, those with the same roles together, the fullest first."""
-    seats = seating(placement)
-    sitting = {"encoder": seats.encoder, "rollout": seats.rollouts, "scorer": seats.scorers}
-    numbers = sorted({*seats.learners, *seats.rollouts, *seats.scorers, *seats.encoder})
-    there = Counter(
-        tuple(role for role in roles for seat in sitting.get(role.role, seats.learners) if seat == number)
-        for number in numbers
-    )
+    numbers = sorted({number for role in roles for number in role.seats})
+    there = Counter(tuple(role for role in roles if number in role.seats) for number in numbers)
     kinds = [
         DeviceMemory(
             roles=together,

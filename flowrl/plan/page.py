@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from flowrl.plan.figures import Verdict
 from flowrl.plan.memory import DeviceMemory, RoleMemory, room
 from flowrl.plan.run_plan import RunPlan
 from flowrl.plan.storage import GPUS_PER_NODE, Amount
 from flowrl.plan.timing import PhaseTime
+from flowrl.plan.verdict import Verdict
+from flowrl.plan.wording import counted
 
 _GIGA, _HOUR, _DAY = 10**9, 3600, 86400
 
@@ -44,13 +45,14 @@ def _answer(plan: RunPlan, verdict: Verdict) -> Iterator[str]:
     if verdict.num_gpus is not None and plan.gpus > verdict.num_gpus:
         yield f"It takes {plan.gpus} GPUs; there {'is' if verdict.num_gpus == 1 else 'are'} {verdict.num_gpus}."
     many = f"{plan.gpus} GPUs" if plan.gpus > 1 else "one GPU"
-    yield f"On {many}: {time_of(plan, rate)} for {config.run.steps} steps with their evaluations."
+    steps = "1 step with its" if config.run.steps == 1 else f"{config.run.steps} steps with their"
+    yield f"On {many}: {time_of(plan, rate)} for {steps} evaluations."
     if verdict.more_samples:
         yield f"There is room for more: rollout.samples_per_forward={verdict.more_samples} fits as well."
     if not verdict.fits:
         yield "What would fit:" if verdict.proposals else "Nothing that is known here would fit: use a smaller model."
     for proposal in verdict.proposals:
-        yield f"  {proposal.keys}" + (f"    # {time_of(proposal.plan, rate)}" if proposal.plan else "")
+        yield f"  {proposal.text}" + (f"    # {time_of(proposal.plan, rate)}" if proposal.plan else "")
     missing = [reward.name for reward in plan.costs.rewards if reward.cost is None]
     if missing:
         yield f"Not counted, as they do not say what they take: {', '.join(missing)}."
@@ -61,19 +63,20 @@ def _answer(plan: RunPlan, verdict: Verdict) -> Iterator[str]:
 def _counts(plan: RunPlan) -> Iterator[str]:
     work, policy, geometry = plan.work, plan.policy, plan.costs.geometry
     yield (
-        f"A step: {work.groups} groups, {work.samples} samples, {work.samples_per_forward} in a forward; "
-        f"{work.sampler_steps} sampler steps, {work.trained_steps} trained; inner steps of "
-        f"{work.samples // work.inner_steps} samples: {work.inner_steps}."
+        f"A step: {counted(work.groups, 'group')}, {counted(work.samples, 'sample')}, {work.samples_per_forward} in a "
+        f"forward; {counted(work.sampler_steps, 'sampler step')}, {work.trained_steps} trained; inner steps of "
+        f"{counted(work.samples // work.inner_steps, 'sample')}: {work.inner_steps}."
     )
     share = work.groups // work.learners
+    learners = "1 learner trains" if work.learners == 1 else f"{work.learners} learners train, each"
     yield (
-        f"Each learner rank trains on {share} groups, {share // work.inner_steps} in an inner step of "
-        f"{work.losses // work.learners // work.inner_steps} micro-batches; who samples makes up to "
-        f"{-(-work.groups // work.rollouts)} groups."
+        f"{learners} on {counted(share, 'group')}, {share // work.inner_steps} in an inner step of "
+        f"{counted(work.losses // work.learners // work.inner_steps, 'micro-batch', 'micro-batches')}; who samples "
+        f"makes up to {counted(-(-work.groups // work.rollouts), 'group')}."
     )
     yield (
-        f"The policy: {policy.num_parameters:,} parameters, an adapter of {policy.num_adapter_layers} layers "
-        f"with {policy.num_adapter_parameters:,}."
+        f"The policy: {policy.num_parameters:,} parameters, an adapter of "
+        f"{counted(policy.num_adapter_layers, 'layer')} with {policy.num_adapter_parameters:,}."
     )
     rows = geometry.samples * (2 if geometry.guided else 1)
     width = int(plan.costs.model.transformer["caption_projection_dim"])
@@ -86,7 +89,7 @@ def _counts(plan: RunPlan) -> Iterator[str]:
 
 
 def _role(role: RoleMemory) -> Iterator[str]:
-    yield f"  {role.role}, {role.actors} of them"
+    yield f"  {role.role}" + (f", {role.actors} of them" if role.actors > 1 else "")
     for part in role.held:
         yield _row(f"  {part.name}", _size(part.size))
     for part in role.in_turn:

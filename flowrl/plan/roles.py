@@ -6,6 +6,8 @@ from flowrl.config import RunConfig
 from flowrl.plan.costs import Costs
 from flowrl.plan.memory import MemoryPart, RoleMemory
 from flowrl.plan.reward_cost import RewardCost
+from flowrl.plan.wording import counted
+from flowrl.seating import seating
 
 # DeepSpeed's defaults for ZeRO-3, in numbers: so many may be whole at a time, and so many are fetched ahead.
 _LIVE, _AHEAD = 10**9, 5 * 10**7
@@ -13,21 +15,21 @@ _LIVE, _AHEAD = 10**9, 5 * 10**7
 
 def roles_of(costs: Costs) -> tuple[RoleMemory, ...]:
     """One entry for each role that has actors."""
-    config, work, policy = costs.config, costs.work, costs.policy
+    config, policy, seats = costs.config, costs.policy, seating(costs.config.placement)
     frozen = MemoryPart(name=f"frozen weights, {_precision(config)}", size=policy.weight_bytes, leaves=True)
-    samples = f"{work.samples_per_forward} samples"
+    samples = counted(costs.work.samples_per_forward, "sample")
     sampling = MemoryPart(name=f"sampling, {samples}", size=policy.sample_rise)
     held, update = learner_parts(costs)
-    encoder, scorer = _encoder(costs), _scorer(costs)
+    encoder, scorer = _encoder(costs, seats.encoder), _scorer(costs, seats.scorers)
     if config.placement.learners_sample:
-        both = RoleMemory(role="learner that samples", actors=work.learners, held=held, in_turn=(sampling, update))
+        both = RoleMemory(role="learner that samples", seats=seats.learners, held=held, in_turn=(sampling, update))
         return encoder, both, scorer
     adapter = MemoryPart(name="adapter, float32", size=policy.adapter_bytes)
     return (
         encoder,
-        RoleMemory(role="rollout", actors=work.rollouts, held=(frozen, adapter), in_turn=(sampling,)),
+        RoleMemory(role="rollout", seats=seats.rollouts, held=(frozen, adapter), in_turn=(sampling,)),
         scorer,
-        RoleMemory(role="learner", actors=work.learners, held=held, in_turn=(update,)),
+        RoleMemory(role="learner", seats=seats.learners, held=held, in_turn=(update,)),
     )
 
 
@@ -38,10 +40,10 @@ def learner_parts(costs: Costs) -> tuple[tuple[MemoryPart, ...], MemoryPart]:
     moments and a copy of the adapter cut over all.
     """
     config, policy, ranks = costs.config, costs.policy, costs.work.learners
-    strategy, adapter = config.placement.learner_strategy, policy.adapter_bytes
+    strategy = config.placement.learner_strategy
     checkpointing = "each block computed again" if config.model.gradient_checkpointing else "all activations kept"
-    samples = costs.work.samples_per_forward
-    update = MemoryPart(name=f"update, {samples} samples, {checkpointing}", size=policy.update_rise)
+    samples = counted(costs.work.samples_per_forward, "sample")
+    update = MemoryPart(name=f"update, {samples}, {checkpointing}", size=policy.update_rise)
     name = f"frozen weights, {_precision(config)}"
     if strategy in ("ddp", "zero2"):
         frozen = MemoryPart(name=name, size=policy.weight_bytes, leaves=True)
@@ -55,33 +57,34 @@ def learner_parts(costs: Costs) -> tuple[tuple[MemoryPart, ...], MemoryPart]:
         outside = cut - policy.block_bytes * int(costs.model.transformer["num_layers"])
         gathered = whole if strategy == "zero3" else min(cut, 2 * policy.block_bytes + max(0, outside))
         update = MemoryPart(name=f"{update.name}, weights gathered", size=policy.update_rise + gathered)
-    shares = {"ddp": 5.0, "fsdp2": 5.0, "zero2": 3 + 4 / ranks, "zero3": 3 + 5 / ranks}
-    parts = {"ddp": "adapter, gradients, 2 moments, average", "fsdp2": "adapter, gradients, 2 moments, average"}
-    training = MemoryPart(
-        name=parts.get(strategy, f"adapter, average, bucket, 1/{ranks} of the rest"),
-        size=round(shares[strategy] * adapter),
-    )
+    if strategy in ("ddp", "fsdp2"):
+        training = MemoryPart(name="adapter, gradients, 2 moments, average", size=policy.training_bytes)
+    else:
+        rest = {"zero2": 4, "zero3": 5}[strategy]
+        name = f"adapter, average, bucket, 1/{ranks} of the rest"
+        training = MemoryPart(name=name, size=round((3 + rest / ranks) * policy.adapter_bytes))
     return (frozen, training), update
 
 
-def _encoder(costs: Costs) -> RoleMemory:
+def _encoder(costs: Costs, seats: tuple[int, ...]) -> RoleMemory:
     dtype = costs.config.model.dtype
     size = costs.model.text_encoder_parameters * costs.geometry.dtype.itemsize
     encoders = MemoryPart(name=f"text encoders, {dtype}", size=size)
     stays = costs.config.data.encode_ahead == 0
     return RoleMemory(
         role="encoder",
-        actors=1,
+        seats=seats,
         held=(encoders,) if stays else (),
         in_turn=() if stays else (encoders,),
         not_counted="encoding",
     )
 
 
-def _scorer(costs: Costs) -> RoleMemory:
-    images, ranks = _decoded(costs), costs.work.scorers
+def _scorer(costs: Costs, seats: tuple[int, ...]) -> RoleMemory:
+    images, ranks = _decoded(costs), len(seats)
     held = [MemoryPart(name="VAE, float32", size=costs.image.weight_bytes)]
-    in_turn = [MemoryPart(name=f"decoding {images} images", size=costs.image.rise * images)] if images else []
+    decoding = MemoryPart(name=f"decoding {counted(images, 'image')}", size=costs.image.rise * images)
+    in_turn = [decoding] if images else []
     unknown = []
     for reward in costs.rewards:
         if reward.cost is None:
@@ -93,10 +96,10 @@ def _scorer(costs: Costs) -> RoleMemory:
         held.append(MemoryPart(name=name, size=size, leaves=not spread))
         batch = min(reward.cost.samples, costs.config.rollout.group_size)
         rise = reward.cost.rise * batch // reward.cost.samples + gathered_bytes(costs, reward.cost)
-        in_turn.append(MemoryPart(name=f"scoring by {reward.name}, {batch} samples", size=rise))
+        in_turn.append(MemoryPart(name=f"scoring by {reward.name}, {counted(batch, 'sample')}", size=rise))
     return RoleMemory(
         role="scorer",
-        actors=ranks,
+        seats=seats,
         held=tuple(held),
         in_turn=tuple(in_turn),
         not_counted=", ".join(unknown),

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from flowrl.actors.roles import MAX_CONDITIONS
 from flowrl.base.embedded import folder_of
 from flowrl.config import RunConfig
 from flowrl.plan.costs import Costs
@@ -14,7 +15,6 @@ from flowrl.plan.traffic import trajectory_bytes
 GPUS_PER_NODE = 8  # what a node is taken to have
 PROCESS = 2 * 10**9  # assumed, of the host's memory: a process with torch, CUDA and their libraries
 _CPU_PROCESS = 500 * 10**6  # measured: with torch, diffusers, transformers, peft, deepspeed and ray
-_CONDITIONS = 512  # text conditions that the driver keeps in the object store
 _LOADING = 1.3  # copies of the frozen weights that all processes hold together while they load
 _PUBLISHED = 2  # bytes of a number in published weights
 
@@ -25,21 +25,27 @@ class Amount:
 
     name: str
     size: int
+    folder: Path | None = None  # of what is on disk: where it lies, or will
 
 
 def disk_of(costs: Costs) -> tuple[Amount, ...]:
-    """What stays on disk, the policy's own files among it."""
+    """What is on disk at the most, the policy's own files among it."""
     config = costs.config
-    found = [Amount(name=f"checkpoints, {config.checkpoint.keep} kept", size=checkpoint_bytes(costs))]
+    keep, run, kept = config.checkpoint.keep, Path(config.run.dir), checkpoint_bytes(costs)
+    found = [
+        Amount(name=f"checkpoints, {keep} kept", size=kept, folder=run),
+        Amount(name="one more, until the oldest is removed", size=kept // keep, folder=run),
+    ]
     if config.data.condition_cache:
         prompts = _num_prompts(config)
         name = f"text conditions of up to {prompts:,} prompts"
-        found.append(Amount(name=name, size=prompts * costs.condition_bytes))
+        size, cache = prompts * costs.condition_bytes, Path(config.data.condition_cache)
+        found.append(Amount(name=name, size=size, folder=cache))
     folder = folder_of(config.model.path, "sd35")
     files = [file.stat().st_size for file in folder.rglob("*.safetensors")]
     here = "here" if files else "to be fetched"
     size = sum(files) or _PUBLISHED * (costs.policy.num_parameters + costs.model.text_encoder_parameters)
-    return (*found, Amount(name=f"weights of the policy, {here}", size=size))
+    return (*found, Amount(name=f"weights of the policy, {here}", size=size, folder=folder))
 
 
 def checkpoint_bytes(costs: Costs) -> int:
@@ -48,17 +54,23 @@ def checkpoint_bytes(costs: Costs) -> int:
 
 
 def host_of(costs: Costs, devices: tuple[DeviceMemory, ...]) -> tuple[Amount, ...]:
-    """What the fullest node needs of its own memory, beside files that the system keeps there if there is room."""
+    """What the fullest node needs of its own memory, beside files that the system keeps there if there is room.
+
+    On the CPU that is one machine with all actors, and what they hold to compute is in its memory too.
+    """
+    placement = costs.config.placement
+    on_gpus, in_one_process = placement.device == "cuda", placement.mode == "local"
     seats = sorted((kind for kind in devices for _ in range(kind.devices)), key=lambda kind: -_away(kind))
-    node = seats[:GPUS_PER_NODE]
-    processes = 1 + sum(kind.processes for kind in node)
-    on_gpus = costs.config.placement.device == "cuda"
-    found = [
-        Amount(name=f"{processes} processes", size=processes * (PROCESS if on_gpus else _CPU_PROCESS)),
-        Amount(name="loading the frozen weights", size=int(_LOADING * costs.policy.weight_bytes)),
-    ]
-    if costs.config.placement.mode != "local":
-        conditions = min(_CONDITIONS, _num_prompts(costs.config)) * costs.condition_bytes
+    node = seats[:GPUS_PER_NODE] if on_gpus else seats
+    processes = 1 if in_one_process else 1 + sum(kind.processes for kind in node)
+    name = "one process" if in_one_process else f"{processes} processes"
+    found = [Amount(name=name, size=processes * (PROCESS if on_gpus else _CPU_PROCESS))]
+    if on_gpus:
+        found.append(Amount(name="loading the frozen weights", size=int(_LOADING * costs.policy.weight_bytes)))
+    else:
+        found.append(Amount(name="what the actors hold to compute on the CPU", size=sum(kind.peak for kind in node)))
+    if not in_one_process:
+        conditions = min(MAX_CONDITIONS, _num_prompts(costs.config)) * costs.condition_bytes
         found.append(Amount(name="object store", size=trajectory_bytes(costs) + conditions))
     away = sum(map(_away, node))
     return (*found, Amount(name="weights of roles that wait", size=away)) if away else tuple(found)

@@ -10,7 +10,7 @@ import torch
 from flowrl.base.dtypes import torch_dtype
 from flowrl.types import HollowReward, RewardInput, SampleShapes, TrainedOn
 from rewards.batch_inputs import LatentFormat
-from rewards.dina_lrm.cost import hollow_dina
+from rewards.dina_lrm.hollow import hollow_dina
 from rewards.dina_lrm.layout import check_files, load
 from rewards.dina_lrm.model import sample_noise
 

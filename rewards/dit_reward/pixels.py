@@ -19,7 +19,7 @@ from flowrl.models.latent_inputs import EncoderSetting, LatentInputs
 from flowrl.models.sd3 import SD3
 from flowrl.types import HollowReward, RewardInput, SampleShapes, TrainedOn
 from rewards.batch_inputs import pixels_of
-from rewards.dit_reward.cost import hollow_pixels
+from rewards.dit_reward.hollow import hollow_pixels
 from rewards.dit_reward.layout import holds_backbone, open_folder
 from rewards.dit_reward.model import DiTRewardConfig
 from rewards.dit_reward.reward import DiTReward

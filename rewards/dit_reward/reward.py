@@ -14,7 +14,7 @@ from flowrl.base.empty_module import fill
 from flowrl.core.latent_space import channels_and_factor
 from flowrl.types import HollowReward, RewardInput, SampleShapes, TrainedOn
 from rewards.batch_inputs import LatentFormat
-from rewards.dit_reward.cost import hollow_latent
+from rewards.dit_reward.hollow import hollow_latent
 from rewards.dit_reward.layout import open_folder, read_folder
 from rewards.dit_reward.model import sample_noise
 from rewards.dit_reward.stored import empty_model, read_weights

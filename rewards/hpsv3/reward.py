@@ -14,7 +14,7 @@ from flowrl.base.empty_module import fill
 from flowrl.types import HollowReward, RewardInput, SampleShapes, TrainedOn
 from rewards.batch_inputs import pixels_of
 from rewards.files import checkpoint_folder
-from rewards.hpsv3.cost import hollow_hpsv3
+from rewards.hpsv3.hollow import hollow_hpsv3
 from rewards.hpsv3.layout import check_folder, open_folder
 from rewards.hpsv3.model import tokenize
 from rewards.hpsv3.preprocess import patchify

@@ -96,7 +96,7 @@ def test_a_shm_of_64_mb_is_told_with_the_remedy() -> None:
     examined = doctor("--no-step", before=(*here, f'{mount} && exec "$@"', "bash"))
     told = examined.findings["Machine: /dev/shm"]
     assert (examined.code, told.verdict) == (1, "problem")
-    assert told.found.startswith("67 MB of 67 MB free")
+    assert told.found.startswith("67.1 MB of 67.1 MB free")
     assert "--shm-size=16g" in told.advice
 
 

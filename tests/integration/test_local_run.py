@@ -300,6 +300,15 @@ def test_a_reward_that_was_trained_on_other_image_sizes_is_noted_on_the_console_
     assert "trained on" not in capsys.readouterr().out
 
 
+def test_learners_that_cannot_see_the_run_s_folder_stop_it_before_it_begins(
+    runs: TinyRuns, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # As on a node without the disk of the driver.
+    monkeypatch.setattr(Path, "is_file", lambda path: path != tmp_path / "run" / "config.yaml" and path.exists())
+    with pytest.raises(ConfigError, match=r"^run\.dir: .*run is not on a disk that all nodes share"):
+        run_training(runs.config(tmp_path / "run"))
+
+
 def test_all_files_that_are_not_there_are_named_at_once(runs: TinyRuns, tmp_path: Path) -> None:
     policy, prompts = tmp_path / "stable-diffusion-3.5-large", tmp_path / "pickscore" / "train.txt"
     with pytest.raises(ConfigError) as raised:

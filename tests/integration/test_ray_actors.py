@@ -47,6 +47,13 @@ def scores_of(runtime: Runtime, arguments: dict[str, Any], groups: list[Trajecto
     return scores
 
 
+def test_a_node_without_the_driver_s_folder_is_named(ray: RayRuntime, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("flowrl.actors.group.os.getcwd", lambda: "/no/such/checkout")
+    ray.start("unreliable", Unreliable, size=1, gang=False)
+    with pytest.raises(ActorError, match=r"has no folder /no/such/checkout; every node needs the same checkout"):
+        ray.ready()
+
+
 def test_a_reward_spread_over_two_ranks_scores_as_one_that_is_whole(
     ray: RayRuntime, sd3_folder: Path, tiny_reward: Path
 ) -> None:

@@ -14,18 +14,20 @@ from pathlib import Path
 
 import pytest
 
+from flowrl.base.amounts import size
 from flowrl.base.errors import UserError
 from flowrl.cli.main import main
 from flowrl.config import RunConfig, load
 from flowrl.doctor.collect import collect, disk, packages
 from flowrl.doctor.examination import Request, examination
-from flowrl.doctor.finding import Check, Entry, examine, fine, note, problem
-from flowrl.doctor.machine import GpuState, Machine
+from flowrl.doctor.finding import Check, Entry, Finding, examine, fine, guarded, note, problem, tried
+from flowrl.doctor.machine import Disk, GpuState, Machine
 from flowrl.doctor.node_checks import ask_by_ssh, equal_versions, node_checks, node_state, own_name, reachable
 from flowrl.doctor.nvidia import SmiError, ask_smi, graphics
 from flowrl.doctor.page import as_json, lines, verdict
-from flowrl.doctor.run_checks import file_checks, fit_checks
-from flowrl.doctor.versions import VersionReport, differences, version_report
+from flowrl.doctor.run_checks import file_checks, fit_checks, host_memory
+from flowrl.doctor.versions import VersionReport, code_digest, differences, version_report
+from flowrl.plan.run_plan import run_plan
 from tests import tiny
 from tests.unit.test_doctor_machine import GOOD, with_gpus
 
@@ -137,13 +139,33 @@ def test_an_error_is_a_finding_and_the_others_are_made() -> None:
 
 
 def test_an_error_between_checks_is_a_finding() -> None:
-    def checks() -> Iterator[Check]:
-        yield Check(subject="s", name="one", look=lambda: fine("good"))
+    def checks() -> Iterator[Entry]:
+        yield Check(subject="s", name="one", look=lambda: fine("good")).made()
         raise KeyError("gone")
 
-    entries = list(examine(checks()))
+    entries = list(guarded(checks()))
     assert [entry.finding.verdict for entry in entries] == ["ok", "problem"]
     assert "KeyError: 'gone'" in entries[1].finding.found
+
+
+def test_what_later_checks_need_is_there_before_its_entry_is_read() -> None:
+    entry, got = tried("s", "a number", lambda: 3, lambda number: fine(f"it is {number}"))
+    assert (entry.finding, got) == (fine("it is 3"), 3)
+
+    def raises() -> int:
+        raise UserError("no number; count again")
+
+    entry, got = tried("s", "a number", raises, lambda number: fine(f"it is {number}"))
+    assert (entry.finding, got) == (problem("no number", "count again"), None)
+
+
+@pytest.mark.parametrize("part", ["files", "fit"])
+def test_findings_do_not_depend_on_when_they_are_read(sd3_folder: Path, part: str) -> None:
+    """All of them are asked for before the first is looked at, by one who takes them two at a time."""
+    config = tiny_config(sd3_folder, "rewards.train=[{name: oracle}]", "model.max_sequence_length=14")
+    entries = file_checks(config, "my.yaml") if part == "files" else fit_checks(config, GOOD, 0)
+    names = [entry.name for pair in zip(entries, entries, strict=False) for entry in pair]
+    assert names == {"files": ["policy", "reward"], "fit": ["plan", "memory"]}[part]
 
 
 def test_a_machine_that_cannot_be_read_is_one_finding() -> None:
@@ -205,7 +227,7 @@ def test_a_node_without_the_files_is_told() -> None:
     told = node_state(replace(N2, missing=("/models/sd35",)))
     assert told.verdict == "problem"
     assert "not there: /models/sd35" in told.found
-    assert "rsync -a /models/sd35/ n2:/models/sd35/" in told.advice
+    assert "rsync -aR /models/sd35 n2:/" in told.advice
 
 
 def test_a_node_answers_over_ssh_with_its_own_versions(
@@ -215,9 +237,9 @@ def test_a_node_answers_over_ssh_with_its_own_versions(
     other.mkdir(parents=True)
     (other / "METADATA").write_text("Metadata-Version: 2.1\nName: peft\nVersion: 0.1.2\n")
     monkeypatch.chdir(ROOT)
-    program(programs, "ssh", f'[ "$6" = n2 ] || exit 9\nexport PYTHONPATH={other.parent}\nexec bash -c "$7"')
+    program(programs, "ssh", f'[ "$5" = n2 ] || exit 9\nexport PYTHONPATH={other.parent}\nexec bash -c "$6"')
     reports: list[VersionReport] = []
-    entries = list(examine(node_checks(GOOD, ["n2"], ["/nowhere"], reports)))
+    entries = list(node_checks(GOOD, ["n2"], ["/nowhere"], reports))
     assert [report.missing for report in reports] == [(), ("/nowhere",)]
     assert [entry.name for entry in entries] == ["own name", "n2", "versions"]
     assert "not there: /nowhere" in entries[1].finding.found
@@ -246,14 +268,48 @@ def test_a_node_that_gives_no_report_says_why(programs: Path, script: str, found
     assert (told.verdict, found in told.found, advice in told.advice) == ("problem", True, True), told
 
 
+def test_another_command_than_ssh_is_called_with_its_options(
+    programs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    program(programs, "ssh", "echo 'the wrong one' >&2; exit 1")
+    program(programs, "my-ssh", f'echo "$*" >{tmp_path}/told; echo "No route" >&2; exit 255')
+    monkeypatch.setenv("FLOWRL_SSH", "my-ssh -p 2222")
+    told = ask_by_ssh("n2", [])
+    assert not isinstance(told, VersionReport)
+    assert told.found == "cannot be reached: No route"
+    assert told.advice.startswith("my-ssh -p 2222 n2 true    # ")
+    assert (tmp_path / "told").read_text().startswith("-p 2222 -o BatchMode=yes -o ConnectTimeout=3 n2 cd ")
+    monkeypatch.setenv("FLOWRL_SSH", "no-such-ssh -v")
+    told = ask_by_ssh("n2", [])
+    assert told == problem("there is no program no-such-ssh here", "put right or unset FLOWRL_SSH, which names it")
+
+
+def test_nodes_whose_rewards_differ_are_told_apart(tmp_path: Path) -> None:
+    other = tmp_path / "rewards"
+    shutil.copytree(ROOT / "rewards", other, ignore=shutil.ignore_patterns("__pycache__"))
+    ask = [sys.executable, "-m", "flowrl.doctor.versions"]
+    environment = {**os.environ, "PYTHONPATH": f"{tmp_path}{os.pathsep}{ROOT}"}
+
+    def digest() -> str:
+        done = subprocess.run(ask, cwd=tmp_path, env=environment, capture_output=True, text=True, check=True)
+        return dict(VersionReport.from_json(done.stdout).versions)["flowrl"]
+
+    assert code_digest() in digest()
+    (other / "__init__.py").write_text('"""Another."""\n')
+    assert code_digest() not in digest()
+
+
 def test_an_address_is_tried() -> None:
     with socket.create_server(("127.0.0.1", 0)) as server:
         port = server.getsockname()[1]
         assert reachable(f"127.0.0.1:{port}").verdict == "ok"
     refused = reachable(f"127.0.0.1:{port}")
     assert refused.found == f"127.0.0.1 is up, but nothing listens at port {port}"
-    assert refused.advice.endswith(f"ray start --head --port={port}")
-    assert "HOST:PORT" in reachable("node1").found
+    assert f"launch/ray/node.sh --head --port {port}    #" in refused.advice
+    for unclear in ("node1", "auto"):  # a run joins neither
+        told = reachable(unclear)
+        assert (told.verdict, told.found) == ("problem", f"{unclear!r} is not HOST:PORT")
+        assert "launch/ray/node.sh --head" in told.advice
     assert reachable("no-such-host.invalid:1").verdict == "problem"
 
 
@@ -272,7 +328,7 @@ def tiny_config(folder: Path, *more: str) -> RunConfig:
 
 def fit(config: RunConfig, *gpus: GpuState, machine_free: int = 500 * 10**9) -> dict[str, Entry]:
     machine = replace(with_gpus(GOOD, *gpus), memory_free=machine_free, memory_total=machine_free)
-    return {entry.name: entry for entry in examine(fit_checks(config, machine, len(gpus)))}
+    return {entry.name: entry for entry in fit_checks(config, machine, len(gpus))}
 
 
 def test_a_gpu_too_small_gets_proposals(sd3_folder: Path) -> None:
@@ -280,12 +336,12 @@ def test_a_gpu_too_small_gets_proposals(sd3_folder: Path) -> None:
     small = GpuState(index=0, name="Small", total=10**6, free=10**6, capability=(9, 0))
     told = fit(config, small)["GPU memory"].finding
     assert told.verdict == "problem"
-    assert "; the GPU is Small with 1 MB, of which 1 MB can be filled" in told.found
+    assert "; the GPU is Small with 1.00 MB, of which 920 kB can be filled" in told.found
     assert told.advice == "use a GPU with 24 GB, such as RTX 4090 24 GB"
     large = replace(small, total=80 * 10**9, free=79 * 10**9)
     assert fit(config, large)["GPU memory"].finding.verdict == "ok"
     taken = fit(config, replace(large, free=10**6))["GPU memory"].finding
-    assert (taken.verdict, taken.found.endswith("; but GPU 0 has 1 MB free")) == ("problem", True)
+    assert (taken.verdict, taken.found.endswith("; but GPU 0 has 1.00 MB free")) == ("problem", True)
 
 
 def test_too_few_gpus_are_counted(sd3_folder: Path) -> None:
@@ -300,15 +356,73 @@ def test_too_few_gpus_are_counted(sd3_folder: Path) -> None:
     assert told[3].found == "the run takes 3 of 3"
 
 
-def test_memory_and_disk_are_weighed(sd3_folder: Path) -> None:
-    config = tiny_config(sd3_folder)
-    assert fit(config)["memory"].finding.verdict == "ok"
-    told = fit(config, machine_free=10**9)["memory"].finding
-    assert (told.verdict, "placement.mode=local" in told.advice) == ("problem", True)
-    full = replace(GOOD, disks=(replace(GOOD.disks[0], free=10**6),))
-    entries = {entry.name: entry.finding for entry in examine(fit_checks(config, full, 0))}
-    assert entries["disk"].verdict == "problem"
-    assert "run.dir=" in entries["disk"].advice
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+def test_the_memory_of_the_host_is_what_the_plan_says(sd3_folder: Path, device: str) -> None:
+    config = tiny_config(sd3_folder, f"placement.device={device}")
+    needed = sum(amount.size for amount in run_plan(config).host)
+    told = {free: fit(config, machine_free=free)["memory"].finding for free in (needed, needed - 1)}
+    assert [one.verdict for one in told.values()] == ["ok", "problem"]
+    assert told[needed].found.startswith(f"{size(needed)} needed on the fullest node (")
+    assert " for object store" in told[needed].found
+    assert ("placement.mode=local" in told[needed - 1].advice) is (device == "cpu")
+    taken = replace(GOOD, memory_total=needed, memory_free=needed - 1)
+    assert host_memory(config, run_plan(config), taken).verdict == "note"
+
+
+def test_on_the_cpu_the_host_has_all_that_the_actors_hold(sd3_folder: Path) -> None:
+    split = ["placement.mode=split", "placement.num_rollouts=8", "placement.num_learners=2", "placement.num_scorers=1"]
+    for placement, processes in ((["placement.mode=local"], "one process"), (split, "13 processes")):
+        plan = run_plan(tiny_config(sd3_folder, *placement))
+        amounts = {amount.name: amount.size for amount in plan.host}
+        held = sum(kind.devices * kind.peak for kind in plan.devices)
+        assert amounts["what the actors hold to compute on the CPU"] == held
+        assert next(iter(amounts)) == processes
+        assert ("object store" in amounts) is (placement == split)
+
+
+def disk_told(config: RunConfig, *disks: Disk) -> Finding:
+    entries = {entry.name: entry for entry in fit_checks(config, replace(GOOD, disks=disks), 0)}
+    return entries["disk"].finding
+
+
+def test_what_a_run_writes_is_weighed_disk_by_disk(sd3_folder: Path, tmp_path: Path) -> None:
+    texts = tmp_path / "texts"
+    config = tiny_config(sd3_folder, f"run.dir={tmp_path / 'run'}", f"data.condition_cache={texts}")
+    plan = run_plan(config)
+    checkpoints = 4 * (config.checkpoint.keep + 1) * plan.policy.adapter_bytes  # one more than are kept
+    [conditions] = (amount.size for amount in plan.disk if amount.folder == texts)
+    runs = Disk(use="runs", path=tmp_path / "run", device=1, free=checkpoints + conditions, writable=True)
+    there = replace(runs, use="texts", path=texts)
+    assert disk_told(config, runs, there).verdict == "ok"
+    less = runs.free - 1
+    together = disk_told(config, replace(runs, free=less), replace(there, free=less))
+    assert together.verdict == "problem"
+    assert together.found.startswith(f"{size(runs.free)} needed (")
+    assert f", {size(conditions)} in {texts} for text conditions of up to " in together.found
+    assert "add data.condition_cache=/a/disk/with/room/texts" in together.advice
+    alone = disk_told(config, replace(runs, free=checkpoints - 1))
+    assert "add run.dir=/a/disk/with/room/run; or keep fewer checkpoints: checkpoint.keep=1" in alone.advice
+    apart = disk_told(config, replace(runs, free=less), replace(there, device=2, free=conditions))
+    assert apart.verdict == "ok"
+    assert disk_told(config, replace(runs, free=less), replace(there, device=2, free=conditions - 1)).verdict != "ok"
+
+
+def test_weights_that_are_to_come_take_room(sd3_folder: Path, tmp_path: Path) -> None:
+    seen: list[Mapping[str, Path]] = []
+
+    def machine(disks: Mapping[str, Path]) -> Machine:
+        seen.append(disks)
+        return GOOD
+
+    absent = tmp_path / "stable-diffusion-3.5-medium"
+    for folder in (absent, sd3_folder):
+        list(examination(Request(config=tiny_config(folder), collect=machine, step=False)))
+    assert [disks.get("weights") for disks in seen] == [absent, None]
+    weights = Disk(use="weights", path=absent, device=2, free=10**9, writable=True)
+    told = disk_told(tiny_config(absent, "rewards.train=[{name: oracle}]"), GOOD.disks[0], weights)
+    assert told.verdict == "problem"
+    assert f" in {absent} for weights of the policy, to be fetched" in told.found
+    assert "add model.path=/a/disk/with/room/stable-diffusion-3.5-medium" in told.advice
 
 
 def test_a_model_of_unknown_size_is_one_problem() -> None:
@@ -318,7 +432,7 @@ def test_a_model_of_unknown_size_is_one_problem() -> None:
 
 
 def files(config: RunConfig) -> list[Entry]:
-    return list(examine(file_checks(config, "my.yaml")))
+    return list(file_checks(config, "my.yaml"))
 
 
 def test_gated_weights_that_are_missing_say_how_to_get_them(tmp_path: Path) -> None:

@@ -40,7 +40,7 @@ GOOD = Machine(
     shm_total=256 * GB,
     shm_free=256 * GB,
     open_files=1_048_576,
-    disks=(Disk(use="runs", path=Path("runs/x"), free=900 * GB, writable=True),),
+    disks=(Disk(use="runs", path=Path("runs/x"), device=1, free=900 * GB, writable=True),),
 )
 BARE = replace(GOOD, graphics=Graphics(), torch=CPU_BUILD)
 ON_GPUS = Purpose(gpus=True, ray=True)
@@ -195,7 +195,7 @@ def test_the_shm_of_docker_is_too_small_for_ray() -> None:
     small = replace(GOOD, shm_total=64 * 2**20, shm_free=64 * 2**20, in_container=True)
     [(name, problem)] = faults(small).items()
     assert (name, problem.verdict) == ("/dev/shm", "problem")
-    assert problem.found.startswith("67 MB of 67 MB free; Ray and NCCL pass data")
+    assert problem.found.startswith("67.1 MB of 67.1 MB free; Ray and NCCL pass data")
     assert "docker run --shm-size=16g" in problem.advice
     outside = faults(replace(small, in_container=False))["/dev/shm"]
     assert "mount -o remount,size=16G /dev/shm" in outside.advice
@@ -228,8 +228,8 @@ def test_an_old_python_is_told() -> None:
 
 def test_open_files_and_disks_have_limits() -> None:
     disks = (
-        Disk(use="runs", path=Path("/full/runs"), free=GB // 2, writable=True),
-        Disk(use="cache", path=Path("/locked"), free=GB * 9, writable=False),
+        Disk(use="runs", path=Path("/full/runs"), device=1, free=GB // 2, writable=True),
+        Disk(use="cache", path=Path("/locked"), device=2, free=GB * 9, writable=False),
     )
     problems = faults(replace(GOOD, open_files=512, disks=disks))
     assert {name: one.verdict for name, one in problems.items()} == dict.fromkeys(

@@ -12,7 +12,7 @@ import pytest
 from flowrl import cli
 from flowrl.base.embedded import EMBEDDED
 from flowrl.config import load
-from flowrl.fetch.needs import Need, needs
+from flowrl.fetch.needs import Need, named_paths, needs
 from flowrl.fetch.sources import CLIPS, FOLDERS, PROMPTS, REWARDS, Part
 from flowrl.models.sd35_published import PUBLISHED
 from flowrl.registry import BUILT_IN, find
@@ -95,6 +95,21 @@ def test_an_unknown_path_is_a_need_until_something_is_there(tmp_path: Path) -> N
     assert [need.faults for need in needs_of(tmp_path, text)] == [(f"{tmp_path}/mine: empty",)]
     (tmp_path / "mine" / "model_index.json").write_text("{}", encoding="utf-8")
     assert needs_of(tmp_path, text) == []
+
+
+def test_every_path_that_a_configuration_names_is_listed_whether_it_is_there_or_not(tmp_path: Path) -> None:
+    there = tmp_path / "mine"
+    there.mkdir()
+    (there / "model_index.json").write_text("{}", encoding="utf-8")
+    text = f"""
+model: {{path: {there}}}
+data: {{train_prompts: some/train.txt}}
+rewards: {{train: [{{name: dina_lrm, options: {{path: a/DiNa, base: a/base}}}}, {{name: hpsv3}}],
+  watch: [{{name: aesthetic, options: {{path: a/DiNa}}}}]}}
+"""
+    file = tmp_path / "run.yaml"
+    file.write_text(text, encoding="utf-8")
+    assert list(map(str, named_paths(load(file)))) == [str(there), "a/DiNa", "a/base", "some/train.txt"]
 
 
 @pytest.mark.parametrize(

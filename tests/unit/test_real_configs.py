@@ -14,6 +14,8 @@ from transformers import CLIPTextConfig, CLIPTextModelWithProjection, T5Config, 
 from flowrl.config import RunConfig, load
 from flowrl.models import lora
 from flowrl.models.sd35_published import PUBLISHED
+from flowrl.plan.gpus import GPUS
+from flowrl.plan.proposals import too_large
 from flowrl.plan.run_plan import RunPlan, run_plan
 
 CONFIGS = sorted((Path(__file__).parents[2] / "configs").glob("sd35-*/*.yaml"))
@@ -22,9 +24,13 @@ COUNTS = {
     "large": (8_056_627_520, 303, 47_161_344),
     "medium": (2_243_171_520, 191, 18_776_064),
 }
-# DiT-Reward of SD3.5-Large, which the plan takes where none is trained yet, up to the last block that it reads;
-# HPSv3 on Qwen2-VL-7B.
-REWARD_BYTES = {"dit_reward": (15e9, 17e9), "hpsv3": (15e9, 17e9)}
+# DiT-Reward up to the last block that it reads, and HPSv3 on Qwen2-VL-7B, in bfloat16.
+REWARD_BYTES = {
+    ("dit_reward", "large"): (16e9, 16.5e9),
+    ("dit_reward", "medium"): (4.4e9, 5.1e9),
+    ("hpsv3", "large"): (15e9, 16e9),
+    ("hpsv3", "medium"): (15e9, 16e9),
+}
 
 
 def size_of(path: Path) -> str:
@@ -64,9 +70,10 @@ def test_the_plan_of_a_configuration_has_the_counted_sizes(path: Path) -> None:
     assert roles["learner that samples"]["adapter, gradients, 2 moments, average"] == 5 * 4 * adapter
     [reward] = plan.costs.rewards
     assert reward.cost is not None
-    low, high = REWARD_BYTES[config.rewards.train[0].name]
+    low, high = REWARD_BYTES[config.rewards.train[0].name, size_of(path)]
     assert low < reward.cost.weight_bytes < high
     assert reward.cost.flops > 1e12
+    assert too_large(plan, GPUS["h100"]) == []  # as the header of each configuration says
     assert plan.trajectory_bytes > 768 * 11 * 16 * 64 * 64 * 4
 
 

@@ -48,8 +48,8 @@ class Parts:
         self.rollout_group = runtime.start("rollout", partial(Rollout, **sampling), size=rollouts, gang=False)
         self.scorer_group = runtime.start("scorer", partial(Scorer, **scoring), size=scorers, gang=False)
         self.encoder_group = runtime.start("encoder", partial(Encoder, model=model), size=1, gang=False)
-        self.encoder = Encoders(runtime, self.encoder_group)
         turns = Turns(runtime)
+        self.encoder = Encoders(runtime, self.encoder_group, turns)
         for group in (self.rollout_group, self.scorer_group) if in_turn else ():
             turns.join(group)
         self.rollouts = Rollouts(runtime, self.rollout_group, turns)
@@ -175,12 +175,25 @@ def test_in_turns_the_roles_have_the_devices_one_after_the_other_and_the_numbers
             assert moves == turns
 
 
+def test_text_encoders_are_loaded_when_nobody_else_is_there(sd3_folder: Path) -> None:
+    parts = Parts(sd3_folder, ScrambledRuntime(ORDERS["first"]()), rollouts=1, scorers=1, in_turn=True)
+    parts.run(2)
+    there = [args[0] for _, name, args in log(parts.scorer_group) if name == "move_frozen"]
+    assert there == [False, True]
+    parts.encoder.prepare([tiny.TEXTS[5]])
+    assert log(parts.encoder_group)[-1][1] == "prepare"
+    last = [args[0] for group in (parts.rollout_group, parts.scorer_group) for _, _, args in log(group)[-1:]]
+    assert last == [False, False]
+    parts.encoder.prepare([tiny.TEXTS[5]])  # known: nothing moves, nothing is asked for
+    assert [name for _, name, _ in log(parts.encoder_group)].count("prepare") == 1
+
+
 def test_a_text_is_encoded_once_while_it_is_remembered(sd3_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     parts = Parts(sd3_folder, ScrambledRuntime(ORDERS["first"]()), rollouts=1, scorers=1)
     parts.run(3)
     parts.run(3)
     assert [args for _, _, args in log(parts.encoder_group)] == [(text,) for text in (*tiny.TEXTS[:3], "")]
-    monkeypatch.setattr("flowrl.actors.roles._MAX_CONDITIONS", 2)
+    monkeypatch.setattr("flowrl.actors.roles.MAX_CONDITIONS", 2)
     first = parts.encoder.conditions([*tiny.TEXTS[:4]])
     assert len(first) == 4  # more than are remembered, and all of them there
     parts.encoder.conditions([tiny.TEXTS[0]])

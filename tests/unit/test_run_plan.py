@@ -12,12 +12,12 @@ from flowrl.base.errors import CheckpointError
 from flowrl.cli.main import main
 from flowrl.config import RunConfig, load
 from flowrl.core.sampler import sample
-from flowrl.plan.figures import as_json, judge
-from flowrl.plan.gpus import Gpu
+from flowrl.plan.gpus import GPUS, Gpu
 from flowrl.plan.memory import RoleMemory, room
 from flowrl.plan.page import page
-from flowrl.plan.proposals import find_proposals, most_samples, proposals, too_large
+from flowrl.plan.proposals import Proposal, most_samples, proposals, too_large
 from flowrl.plan.run_plan import RunPlan, run_plan
+from flowrl.plan.verdict import as_json, judge
 from flowrl.plan.work import step_work
 from flowrl.protocols import Policy
 from flowrl.types import Prompt, RolloutRequest, SamplingPlan
@@ -167,6 +167,7 @@ def test_the_encoder_sits_with_a_scorer(sd3_folder: Path) -> None:
 def test_in_turns_only_one_role_has_its_frozen_weights_on_a_shared_device(sd3_folder: Path) -> None:
     shared = ["placement.mode=colocated", "placement.num_rollouts=1", "placement.num_learners=1"]
     shared += ["placement.num_scorers=1", "data.condition_cache=c", "data.encode_ahead=4"]
+    shared += ["placement.shard_scorer=false"]
     [together] = run_plan(tiny_config(sd3_folder, *shared)).devices
     [in_turn] = run_plan(tiny_config(sd3_folder, *shared, "placement.offload=true")).devices
     assert [role.role for role in in_turn.roles] == ["encoder", "rollout", "scorer", "learner"]
@@ -175,7 +176,8 @@ def test_in_turns_only_one_role_has_its_frozen_weights_on_a_shared_device(sd3_fo
     contexts = 3 * 500 * 10**6
     assert together.peak == contexts + sum(role.peak for role in together.roles)
     stays = rollout.stays + scorer.stays + learner.stays
-    assert stays == held(rollout, scorer, learner) - 2 * learner.held[0].size
+    reward = scorer.held[1].size
+    assert stays == held(rollout, scorer, learner) - 2 * learner.held[0].size - reward
     most = max(role.peak - role.stays for role in (encoder, rollout, scorer, learner))
     assert in_turn.peak == contexts + stays + most
 
@@ -211,14 +213,14 @@ def test_what_does_not_fit_is_told_and_what_is_proposed_fits(sd3_folder: Path) -
     small = gpu(int(between / 0.92))
     assert room(small) == pytest.approx(between, abs=2)
     assert too_large(plan, small) == list(plan.devices)
-    assert "rollout.samples_per_forward=2" in proposals(config, small)
-    assert any("checkpointing" in one for one in proposals(config, small))
+    *changes, larger = proposals(config, small)
+    assert "rollout.samples_per_forward=2" in [one.text for one in changes]
+    assert any("checkpointing" in one.text for one in changes)
+    assert larger.gpu is not None
     assert not too_large(fewer, small)
-    for proposal in find_proposals(config, small, None)[:-1]:  # the last is a larger GPU
-        changed = tiny_config(
-            sd3_folder, "rollout.samples_per_forward=4", "placement.mode=local", *proposal.keys.split()
-        )
-        assert not too_large(run_plan(changed), small), proposal.keys
+    for proposal in changes:
+        changed = tiny_config(sd3_folder, "rollout.samples_per_forward=4", "placement.mode=local", *proposal.overrides)
+        assert not too_large(run_plan(changed), small), proposal.text
 
 
 def test_fewer_gpus_than_a_run_takes_are_proposed_a_placement(sd3_folder: Path) -> None:
@@ -228,7 +230,7 @@ def test_fewer_gpus_than_a_run_takes_are_proposed_a_placement(sd3_folder: Path) 
         assert not verdict.fits
         assert verdict.proposals
         for proposal in verdict.proposals:
-            assert run_plan(tiny_config(sd3_folder, *proposal.keys.split())).gpus <= number, proposal.keys
+            assert run_plan(tiny_config(sd3_folder, *proposal.overrides)).gpus <= number, proposal.text
     assert judge(config, run_plan(config), large, share=0.4, num_gpus=6).fits
 
 
@@ -249,6 +251,19 @@ def test_a_reward_that_does_not_say_what_it_takes_is_named(sd3_folder: Path) -> 
     assert json.loads(as_json(plan, verdict))["not_counted"] == ["oracle"]
 
 
+def test_one_of_a_kind_is_said_as_one(sd3_folder: Path) -> None:
+    local = ["placement.mode=local", "rollout.samples_per_forward=1"]
+    pages = []
+    for more in (local, ["placement.num_learners=16"]):
+        plan = run_plan(tiny_config(sd3_folder, *more))
+        pages.append(page(plan, judge(plan.costs.config, plan, gpu(10**10), share=0.4)))
+    one, many = pages
+    assert "1 learner trains on 16 groups, 16 in an inner step" in one
+    assert "update, 1 sample, all activations kept" in one
+    assert "16 learners train, each on 1 group, 1 in an inner step" in many
+    assert "  learner, 16 of them\n" in many
+
+
 def test_what_a_host_keeps_of_roles_that_wait_is_counted(sd3_folder: Path) -> None:
     shared = ["placement.mode=colocated", "placement.num_rollouts=2", "placement.offload=true"]
     plan = run_plan(tiny_config(sd3_folder, *shared))
@@ -260,7 +275,9 @@ def test_what_a_host_keeps_of_roles_that_wait_is_counted(sd3_folder: Path) -> No
 
 
 def test_a_gpu_for_nothing_is_proposed_a_larger_one(sd3_folder: Path) -> None:
-    assert proposals(tiny_config(sd3_folder), gpu(1000)) == ["a GPU with 24 GB, such as RTX 4090 24 GB"]
+    [larger] = proposals(tiny_config(sd3_folder), gpu(1000))
+    assert larger == Proposal(gpu=GPUS["rtx4090"])
+    assert larger.text == "a GPU with 24 GB, such as RTX 4090 24 GB"
 
 
 def test_a_model_of_unknown_sizes_is_named() -> None:

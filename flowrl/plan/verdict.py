@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass
 from flowrl.config import RunConfig
 from flowrl.plan.gpus import Gpu
 from flowrl.plan.memory import room
-from flowrl.plan.proposals import Proposal, find_proposals, most_samples, too_large
+from flowrl.plan.proposals import Proposal, most_samples, proposals, too_large
 from flowrl.plan.run_plan import RunPlan
 
 
@@ -41,7 +41,7 @@ def judge(config: RunConfig, plan: RunPlan, gpu: Gpu, *, share: float, num_gpus:
         num_gpus=num_gpus,
         share=share,
         fits=fits,
-        proposals=() if fits else tuple(find_proposals(config, gpu, num_gpus)),
+        proposals=() if fits else tuple(proposals(config, gpu, num_gpus)),
         more_samples=most if most > plan.work.samples_per_forward else 0,
     )
 
@@ -54,12 +54,22 @@ def as_json(plan: RunPlan, verdict: Verdict) -> str:
         "efficiency": verdict.share,
         "gpus": plan.gpus,
         "fits": verdict.fits,
-        "proposals": [proposal.keys for proposal in verdict.proposals],
+        "proposals": [proposal.text for proposal in verdict.proposals],
         "more_samples_per_forward": verdict.more_samples or None,
         "not_counted": [reward.name for reward in plan.costs.rewards if reward.cost is None],
         "work": asdict(plan.work),
         "policy": asdict(plan.policy),
-        "roles": [asdict(role) | {"peak": role.peak} for role in plan.roles],
+        "roles": [
+            {
+                "role": role.role,
+                "actors": role.actors,
+                "held": [asdict(part) for part in role.held],
+                "in_turn": [asdict(part) for part in role.in_turn],
+                "not_counted": role.not_counted,
+                "peak": role.peak,
+            }
+            for role in plan.roles
+        ],
         "devices": [
             {"roles": [role.role for role in kind.roles], "devices": kind.devices, "peak": kind.peak}
             for kind in plan.devices

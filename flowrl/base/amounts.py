@@ -1,8 +1,9 @@
-"""Sizes of files and disks in words."""
+"""Amounts in words: bytes of files, disks and memory, and numbers of things."""
 
 from __future__ import annotations
 
-_UNITS = ((10**9, "GB"), (10**6, "MB"), (10**3, "kB"))
+GB = 10**9
+_UNITS = ((GB, "GB"), (10**6, "MB"), (10**3, "kB"))
 
 
 def size(amount: int) -> str:
@@ -17,6 +18,6 @@ def size(amount: int) -> str:
     return f"{amount} bytes"
 
 
-def files(count: int) -> str:
-    """A number of files, such as "1 file" and "24 files"."""
-    return f"{count} file{'' if count == 1 else 's'}"
+def count(number: int, what: str) -> str:
+    """A number of things, such as "1 file" and "24 files"."""
+    return f"{number} {what}{'' if number == 1 else 's'}"

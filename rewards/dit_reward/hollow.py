@@ -18,6 +18,10 @@ from rewards.dit_reward.layout import holds_backbone, read_folder
 from rewards.dit_reward.model import DiTRewardConfig, DiTRewardModel
 from rewards.dit_reward.stored import empty_model
 
+# A reward of the policy's own model, as configs/reward trains it; of any other policy the published one.
+_NOT_TRAINED_YET = {
+    "stable-diffusion-3.5-medium": ("stabilityai/stable-diffusion-3.5-medium", (9, 14, 17, 23)),
+}
 _VAE_AT_A_TIME = 4  # images, as flowrl.models.latent_inputs encodes them
 
 
@@ -61,7 +65,8 @@ def hollow_model(path: str, base: str, shapes: SampleShapes) -> DiTRewardModel:
     folder = folder_of(path, "dit_reward")
     if folder.is_dir():
         return empty_model(read_folder(folder, base))
-    config = DiTRewardConfig(text_length=shapes.text[0], latent_space="")
+    base, layers = _NOT_TRAINED_YET.get(shapes.policy, (DiTRewardConfig.base, DiTRewardConfig.layers))
+    config = DiTRewardConfig(text_length=shapes.text[0], latent_space="", base=base, layers=layers)
     with torch.device("meta"):
         transformer = SD3Transformer2DModel.from_config(dict(PUBLISHED[config.base].transformer))
         model = DiTRewardModel(transformer, config)

@@ -1,4 +1,4 @@
-"""Disks: where a path that is not there yet will lie, and whether what is to come fits."""
+"""Whether what is to come fits on the disks."""
 
 from __future__ import annotations
 
@@ -6,13 +6,9 @@ import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from flowrl.fetch.amounts import size
+from flowrl.base.amounts import size
+from flowrl.base.existing_folder import existing_folder
 from flowrl.fetch.published import FetchError
-
-
-def existing_folder(path: Path) -> Path:
-    """The path, or the nearest folder above it that is there."""
-    return next(folder for folder in (path.absolute(), *path.absolute().parents) if folder.is_dir())
 
 
 def check_room(needed: Mapping[Path, int]) -> str:
