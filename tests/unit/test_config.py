@@ -239,7 +239,7 @@ BROKEN: dict[str, tuple[list[str], str]] = {
     "shares_are_shares": (["optim.ema_decay=1.0"], "optim.ema_decay must lie in [0, 1), got 1.0"),
     "run_name_is_a_folder_name": (["run.name=a/b"], "run.name must be usable as the name of a folder, got 'a/b'"),
     "plugins_are_known": (["model.family=sd4"], "model.family: unknown policy 'sd4'; did you mean 'sd3'?"),
-    "attention_is_known": (["model.attention=flahs"], "model.attention: unknown 'flahs'; did you mean 'flash'?"),
+    "attention_is_known": (["model.attention=flassh"], "model.attention: unknown 'flassh'; did you mean 'flash'?"),
     "image_size_fits_patches": (
         ["model.image_size=70"],
         "model.image_size must be a multiple of 16 with model.family sd3, got 70; use 64 or 80",
