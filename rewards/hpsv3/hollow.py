@@ -18,7 +18,7 @@ from rewards.hpsv3.preprocess import PatchSpec
 _PROMPT = "a large red circle on sand " * 4
 _CHAT = 550  # tokens of the published template around a prompt of 20 words, without those of the image
 # config.json of Qwen2-VL-7B-Instruct; the published HPSv3.safetensors has embeddings of the tokens in use alone.
-_TEXT: dict[str, Any] = {
+PUBLISHED_TEXT: dict[str, Any] = {
     "vocab_size": 151_658,
     "hidden_size": 3584,
     "intermediate_size": 18_944,
@@ -32,7 +32,7 @@ _TEXT: dict[str, Any] = {
     "eos_token_id": None,
     "pad_token_id": None,
 }
-_VISION = {"depth": 32, "embed_dim": 1280, "hidden_size": 3584, "num_heads": 16, "mlp_ratio": 4}
+PUBLISHED_VISION = {"depth": 32, "embed_dim": 1280, "hidden_size": 3584, "num_heads": 16, "mlp_ratio": 4}
 
 
 def hollow_hpsv3(path: str, dtype: str, batch_size: int, shapes: SampleShapes) -> HollowReward:
@@ -45,7 +45,7 @@ def hollow_hpsv3(path: str, dtype: str, batch_size: int, shapes: SampleShapes) -
         length = tokenize(stored.tokenizer, (_PROMPT,), tokens).input_ids.shape[1]
     else:
         with init_empty_weights(include_buffers=False):
-            model = HPSv3Model(Qwen2VLConfig(text_config=dict(_TEXT), vision_config=dict(_VISION)))
+            model = HPSv3Model(Qwen2VLConfig(text_config=dict(PUBLISHED_TEXT), vision_config=dict(PUBLISHED_VISION)))
         spec = PatchSpec()
         length = _CHAT + spec.num_tokens(*shapes.pixels[1:])
     model.backbone.to(torch_dtype(dtype))  # the head stays float32

@@ -11,6 +11,7 @@ from flowrl.core.latent_space import factor_of
 from flowrl.models.sd35_published import CLIP_TOKENS, PUBLISHED
 from flowrl.plan.policy_measure import AdapterShape
 from rewards.dit_reward.model import DiTRewardConfig
+from rewards.hpsv3.hollow import PUBLISHED_TEXT, PUBLISHED_VISION
 from rewards.hpsv3.preprocess import PatchSpec
 
 _LARGE = PUBLISHED["stabilityai/stable-diffusion-3.5-large"]
@@ -82,19 +83,8 @@ REAL = Sizes(
     adapter=AdapterShape(rank=_MODEL.lora_rank, alpha=_MODEL.lora_alpha, targets=tuple(_MODEL.lora_targets)),
     reward=DiTRewardConfig(text_length=CLIP_TOKENS + 256),
     language=LanguageSizes(
-        # Qwen2-VL-7B-Instruct; the published HPSv3.safetensors has embeddings of the tokens in use alone.
-        text={
-            "vocab_size": 151_658,
-            "hidden_size": 3584,
-            "intermediate_size": 18_944,
-            "num_hidden_layers": 28,
-            "num_attention_heads": 28,
-            "num_key_value_heads": 4,
-            "max_position_embeddings": 32_768,
-            "rms_norm_eps": 1e-6,
-            "rope_parameters": {"rope_type": "default", "rope_theta": 1e6, "mrope_section": [16, 24, 24]},
-        },
-        vision={"depth": 32, "embed_dim": 1280, "hidden_size": 3584, "num_heads": 16, "mlp_ratio": 4},
+        text=PUBLISHED_TEXT,
+        vision=PUBLISHED_VISION,
         chat_tokens=806,  # a prompt of 20 words in the published template
         patches=PatchSpec(),
     ),
