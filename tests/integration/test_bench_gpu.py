@@ -65,6 +65,7 @@ def setting() -> Setting:
     return Setting(small=True, until=time.monotonic() + 60)
 
 
+@pytest.mark.slow
 def test_every_part_is_there_and_all_its_cases_were_measured(trial: Trial) -> None:
     assert [part.name for part in trial.record.parts] == [part.name for part in (*PARTS, PLAN)]
     cases = [case for part in trial.record.parts if part.name != PLAN.name for case in part.cases]
@@ -73,6 +74,7 @@ def test_every_part_is_there_and_all_its_cases_were_measured(trial: Trial) -> No
     assert [case.outcome for case in trial.record.part(PLAN.name).cases] == ["computed"] * 7
 
 
+@pytest.mark.slow
 def test_the_sizes_that_were_asked_for_are_measured(trial: Trial) -> None:
     assert [case.name for case in trial.record.part("rollout").cases] == list(
         map(case_names.rollout, SMALL.samples_per_forward)
@@ -87,6 +89,7 @@ def test_the_sizes_that_were_asked_for_are_measured(trial: Trial) -> None:
     assert [case.name for case in trial.record.part("rewards").cases] == expected
 
 
+@pytest.mark.slow
 def test_the_flops_that_are_counted_are_those_of_the_plan(trial: Trial) -> None:
     computed = {case.name: case for case in trial.record.part(PLAN.name).cases}
     measured = {f"{part.name}: {case.name}": case for part in trial.record.parts for case in part.cases}
@@ -96,6 +99,7 @@ def test_the_flops_that_are_counted_are_those_of_the_plan(trial: Trial) -> None:
         assert plan.planned > 0
 
 
+@pytest.mark.slow
 def test_an_update_is_its_micro_batches(trial: Trial) -> None:
     one = trial.case("update", SMALL.group_update.name)
     group = trial.record.part("update").cases[-1]
@@ -103,6 +107,7 @@ def test_an_update_is_its_micro_batches(trial: Trial) -> None:
     assert group.images == SMALL.group_size
 
 
+@pytest.mark.slow
 def test_decoding_and_encoding_add_to_a_score(trial: Trial) -> None:
     latent, encoded, decoded = (
         trial.case("rewards", case_names.reward(path, 2)).flops
@@ -112,6 +117,7 @@ def test_decoding_and_encoding_add_to_a_score(trial: Trial) -> None:
     assert encoded > latent
 
 
+@pytest.mark.slow
 def test_on_the_cpu_the_replay_of_equal_batches_is_exact_and_sharding_changes_no_score(trial: Trial) -> None:
     for how in ("eager", "compiled"):
         equal = trial.case("deviation", f"{how}: sampled by 2, replayed by 2").deviations
@@ -122,6 +128,7 @@ def test_on_the_cpu_the_replay_of_equal_batches_is_exact_and_sharding_changes_no
     assert [(one.what, one.value) for one in sharded] == [(zero3.SCORES, 0.0)]
 
 
+@pytest.mark.slow
 def test_the_page_holds_the_figures_of_the_record(trial: Trial) -> None:
     rate = trial.record.part("matmul").cases[0].rate
     for part in trial.record.parts[:-1]:
@@ -136,6 +143,7 @@ def test_the_page_holds_the_figures_of_the_record(trial: Trial) -> None:
             ] * len(case.deviations)
 
 
+@pytest.mark.slow
 def test_the_page_says_where_and_of_what(trial: Trial) -> None:
     record = trial.record
     assert record.small
@@ -145,6 +153,7 @@ def test_the_page_says_where_and_of_what(trial: Trial) -> None:
     assert record.environment.started[:10] in trial.table.splitlines()[0]
 
 
+@pytest.mark.slow
 def test_the_published_figures_stand_beside_ours(trial: Trial) -> None:
     table = trial.table.partition("## Table 2")[2]
     for row in ("DiT-Reward, pixel | 154 | 27.2", "HPSv3, pixel | 89 | 16", "DiT-Reward, latent | 54 | 16.1"):
@@ -153,6 +162,7 @@ def test_the_published_figures_stand_beside_ours(trial: Trial) -> None:
     assert f"| {case.name} | {1000 * case.median / 2:.4g} | - | measured here |" in table
 
 
+@pytest.mark.slow
 def test_a_measured_peak_stands_beside_the_computed_one(trial: Trial) -> None:
     name = case_names.rollout(4)
     measured = Case(name=name, seconds=(2.0, 1.0, 4.0), images=16, allocated=15 * 10**9, reserved=18 * 10**9)
@@ -165,10 +175,12 @@ def test_a_measured_peak_stands_beside_the_computed_one(trial: Trial) -> None:
     assert made.row(name)[1:] == ["2", "1 to 4", "8", "-", "-", "15", "18", "12", "1.250"]
 
 
+@pytest.mark.slow
 def test_a_record_is_read_back_as_it_was(trial: Trial) -> None:
     assert from_json(to_json(trial.record)) == trial.record
 
 
+@pytest.mark.slow
 def test_a_second_record_of_a_day_replaces_none(trial: Trial, tmp_path: Path) -> None:
     names = [[file.name for file in bench.write(trial.record, tmp_path)] for _ in range(2)]
     stem = f"{trial.record.environment.started[:10]}-cpu-"

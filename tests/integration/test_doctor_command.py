@@ -112,6 +112,7 @@ def test_a_gpu_is_read_and_trains_a_step() -> None:
 
 
 @pytest.mark.ray
+@pytest.mark.slow
 def test_two_nodes_with_different_versions_are_told_apart(tmp_path: Path) -> None:
     from ray.cluster_utils import Cluster
 

@@ -65,7 +65,7 @@ def without_weights(folder: Path, to: Path) -> Path:
     return shutil.copytree(folder, to, ignore=shutil.ignore_patterns("*.safetensors"))
 
 
-@pytest.mark.parametrize("world", [1, 2, 3])
+@pytest.mark.parametrize("world", [pytest.param(1, marks=pytest.mark.slow), 2, pytest.param(3, marks=pytest.mark.slow)])
 def test_the_first_rank_alone_reads_weights_each_holds_its_share_and_scores_are_those_of_one(
     sd3_folder: Path, in_shards: Path, with_lora: Path, hpsv3: Path, group: Path, tmp_path: Path, world: int
 ) -> None:

@@ -122,6 +122,7 @@ def config(runs: TinyRuns, tmp_path: Path) -> Callable[..., Path]:
 
 
 @pytest.mark.ray
+@pytest.mark.slow
 def test_a_run_on_two_nodes_is_the_run_in_one_process(
     runs: TinyRuns, shell: Shell, config: Callable[..., Path], tmp_path: Path
 ) -> None:

@@ -129,9 +129,7 @@ def local_pocket(pocket: Callable[..., TinyRun]) -> TinyRun:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    "placement", [*PLACEMENTS.values(), *MORE_PLACEMENTS.values()], ids=[*PLACEMENTS, *MORE_PLACEMENTS]
-)
+@pytest.mark.parametrize("name", [*PLACEMENTS, *MORE_PLACEMENTS])
 def test_the_pocket_profile_is_the_same_as_well(
     pocket: Callable[..., TinyRun], local_pocket: TinyRun, name: str
 ) -> None:

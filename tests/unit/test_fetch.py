@@ -182,7 +182,9 @@ def test_ctrl_c_in_the_middle_of_a_file_leaves_what_has_arrived(hub: HubServer) 
     hub.repositories[POLICY][SHARD] = save({"weight": np.zeros(12 * 2**20, dtype=np.float16)})
     hub.stalled[SHARD] = threading.Event()
     command = [sys.executable, "-m", "flowrl", "fetch", "run.yaml", "--from", hub.url]
+    heard = signal.signal(signal.SIGINT, signal.default_int_handler)  # a job in the background is started deaf to it
     process = subprocess.Popen(command, env=with_network(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    signal.signal(signal.SIGINT, heard)
     target = Path("models/stable-diffusion-3.5-medium") / SHARD
     half = len(hub.repositories[POLICY][SHARD]) // 2
     deadline = time.monotonic() + 60
