@@ -36,7 +36,9 @@ def policy_cost(
     dual = list(transformer.get(_DUAL) or [])
     plain = blocks - len(dual)
     if dual != list(range(len(dual))) or (dual and min(len(dual), plain) < _FEW):
-        return _whole(transformer, geometry, adapter, with_reference, gradient_checkpointing)
+        return measure_policy(
+            transformer, geometry, adapter, with_reference=with_reference, gradient_checkpointing=gradient_checkpointing
+        )
 
     def stack(dual: int, plain: int, samples: int = _SAMPLES) -> PolicyCost:
         shape = replace(geometry, samples=samples)
@@ -74,18 +76,6 @@ def _continued(
     return PolicyCost(**total)
 
 
-def _whole(
-    transformer: Mapping[str, Any],
-    geometry: Geometry,
-    adapter: AdapterShape,
-    with_reference: bool,
-    gradient_checkpointing: bool,
-) -> PolicyCost:
-    return measure_policy(
-        transformer, geometry, adapter, with_reference=with_reference, gradient_checkpointing=gradient_checkpointing
-    )
-
-
 @cache
 def _measured(
     settings: str,
@@ -98,4 +88,6 @@ def _measured(
 ) -> PolicyCost:
     """The cost of a stack of so many blocks of each kind, those with two attentions first."""
     transformer = {**json.loads(settings), "num_layers": dual + plain, _DUAL: list(range(dual))}
-    return _whole(transformer, geometry, adapter, with_reference, gradient_checkpointing)
+    return measure_policy(
+        transformer, geometry, adapter, with_reference=with_reference, gradient_checkpointing=gradient_checkpointing
+    )
