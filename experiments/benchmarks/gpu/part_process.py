@@ -23,7 +23,6 @@ class PartProcess:
 
     def __init__(self, part: Part, folder: Path, *, small: bool, until: float) -> None:
         self._part, self._file, self._until = part, folder / f"{part.name}.jsonl", until
-        self._began = time.monotonic()
         self._file.touch()
         # A process that was forked cannot use a GPU that its parent has looked at; importing anew costs seconds each.
         context = multiprocessing.get_context("forkserver") if small else multiprocessing.get_context("spawn")
@@ -31,6 +30,7 @@ class PartProcess:
             context.set_forkserver_preload(_IMPORTED_ONCE)
         self._process: BaseProcess = context.Process(target=_run, args=(part, small, until, str(self._file)))
         self._process.start()
+        self._began = time.monotonic()  # the first start of all waits for the process that the others are forked from
 
     def record(self) -> PartRecord:
         """What it found, once it has ended or its time is over; it is stopped then."""
