@@ -18,6 +18,6 @@ def size(amount: int) -> str:
     return f"{amount} bytes"
 
 
-def count(number: int, what: str) -> str:
-    """A number of things, such as "1 file" and "24 files"."""
-    return f"{number} {what}{'' if number == 1 else 's'}"
+def count(number: int, what: str, plural: str = "") -> str:
+    """A number of things, such as "1 file" and "24 files"; the plural has an s unless it is given."""
+    return f"{number} {what if number == 1 else plural or what + 's'}"

@@ -47,6 +47,11 @@ class Costs:
         """Those of the rewards that are trained on."""
         return tuple(reward for reward in self.rewards if reward.trained)
 
+    def with_other_checkpointing(self) -> PolicyCost:
+        """The policy with the other setting of model.gradient_checkpointing, which is measured when it is asked for."""
+        other = not self.config.model.gradient_checkpointing
+        return _policy(self.config, self.model, self.geometry, gradient_checkpointing=other)
+
     @property
     def condition_bytes(self) -> int:
         """The text condition of one prompt."""
@@ -57,15 +62,9 @@ class Costs:
 
 def costs_of(config: RunConfig) -> Costs:
     """Measure the parts of a checked configuration; raises CheckpointError when the sizes of a model are not known."""
-    work, model, section = step_work(config), model_sizes(config.model.path), config.model
+    work, model = step_work(config), model_sizes(config.model.path)
     geometry = _geometry(config, model, work.samples_per_forward)
-    policy = policy_cost(
-        model.transformer,
-        geometry,
-        AdapterShape(rank=section.lora_rank, alpha=section.lora_alpha, targets=tuple(section.lora_targets)),
-        with_reference=config.algorithm.kl_beta > 0,
-        gradient_checkpointing=section.gradient_checkpointing,
-    )
+    policy = _policy(config, model, geometry, gradient_checkpointing=config.model.gradient_checkpointing)
     shapes = sample_shapes(config, model, geometry)
     return Costs(
         config=config,
@@ -97,6 +96,17 @@ def sample_shapes(config: RunConfig, model: ModelSizes, geometry: Geometry) -> S
         pooled=int(model.transformer["pooled_projection_dim"]),
         text_dtype=geometry.dtype,
         policy=Path(config.model.path).name,
+    )
+
+
+def _policy(config: RunConfig, model: ModelSizes, geometry: Geometry, *, gradient_checkpointing: bool) -> PolicyCost:
+    section = config.model
+    return policy_cost(
+        model.transformer,
+        geometry,
+        AdapterShape(rank=section.lora_rank, alpha=section.lora_alpha, targets=tuple(section.lora_targets)),
+        with_reference=config.algorithm.kl_beta > 0,
+        gradient_checkpointing=gradient_checkpointing,
     )
 
 

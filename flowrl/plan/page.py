@@ -4,30 +4,31 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from flowrl.base.amounts import count, size
 from flowrl.plan.memory import DeviceMemory, RoleMemory, room
 from flowrl.plan.run_plan import RunPlan
 from flowrl.plan.storage import GPUS_PER_NODE, Amount
-from flowrl.plan.timing import PhaseTime
+from flowrl.plan.timing import BANDWIDTH, PhaseTime
 from flowrl.plan.verdict import Verdict
-from flowrl.plan.wording import counted
 
-_GIGA, _HOUR, _DAY = 10**9, 3600, 86400
+_HOUR, _DAY = 3600, 86400
 
 
 def page(plan: RunPlan, verdict: Verdict) -> str:
     """The plan on GPUs of one kind: the answer first, then how it comes about."""
-    gpu, node = verdict.gpu, "the machine" if plan.gpus <= GPUS_PER_NODE else f"a node with {GPUS_PER_NODE} of the GPUs"
+    gpu = verdict.gpu
     lines = [*_answer(plan, verdict), "", *_counts(plan), "", "Memory of each actor"]
     for role in plan.roles:
         lines += _role(role)
-    lines += ["", f"{plan.gpus} x {gpu.title}, of whose memory {_size(room(gpu))} can be filled"]
+    lines += _other_checkpointing(plan)
+    lines += ["", f"{plan.gpus} x {gpu.title}, of whose memory {size(room(gpu))} can be filled"]
     lines += [_device(kind, room(gpu)) for kind in plan.devices]
     lines += ["", *_time(plan, verdict)]
     if plan.transfers:
         lines += ["", "Moved in a step, over all actors"]
-        lines += [_row(transfer.name, _size(transfer.size)) for transfer in plan.transfers]
+        lines += [_row(transfer.name, size(transfer.size)) for transfer in plan.transfers]
     lines += ["", "On disk", *_amounts(plan.disk)]
-    lines += ["", f"Memory of {node} itself, beside that of the GPUs", *_amounts(plan.host)]
+    lines += ["", f"Memory of {_host(plan)}", *_amounts(plan.host)]
     return "\n".join(lines) + "\n"
 
 
@@ -41,7 +42,7 @@ def _answer(plan: RunPlan, verdict: Verdict) -> Iterator[str]:
     names = ", ".join(dict.fromkeys(role.role for role in fullest.roles))
     small = "It does not fit" if fullest.peak > room(gpu) else "There are too few GPUs"
     fits = "It fits" if verdict.fits else small
-    yield f"{fits}: the fullest GPU needs {_size(fullest.peak)} ({names}); {gpu.title} has room for {_size(room(gpu))}."
+    yield f"{fits}: the fullest GPU needs {size(fullest.peak)} ({names}); {gpu.title} has room for {size(room(gpu))}."
     if verdict.num_gpus is not None and plan.gpus > verdict.num_gpus:
         yield f"It takes {plan.gpus} GPUs; there {'is' if verdict.num_gpus == 1 else 'are'} {verdict.num_gpus}."
     many = f"{plan.gpus} GPUs" if plan.gpus > 1 else "one GPU"
@@ -63,27 +64,27 @@ def _answer(plan: RunPlan, verdict: Verdict) -> Iterator[str]:
 def _counts(plan: RunPlan) -> Iterator[str]:
     work, policy, geometry = plan.work, plan.policy, plan.costs.geometry
     yield (
-        f"A step: {counted(work.groups, 'group')}, {counted(work.samples, 'sample')}, {work.samples_per_forward} in a "
-        f"forward; {counted(work.sampler_steps, 'sampler step')}, {work.trained_steps} trained; inner steps of "
-        f"{counted(work.samples // work.inner_steps, 'sample')}: {work.inner_steps}."
+        f"A step: {count(work.groups, 'group')}, {count(work.samples, 'sample')}, {work.samples_per_forward} in a "
+        f"forward; {count(work.sampler_steps, 'sampler step')}, {work.trained_steps} trained; inner steps of "
+        f"{count(work.samples // work.inner_steps, 'sample')}: {work.inner_steps}."
     )
     share = work.groups // work.learners
     learners = "1 learner trains" if work.learners == 1 else f"{work.learners} learners train, each"
     yield (
-        f"{learners} on {counted(share, 'group')}, {share // work.inner_steps} in an inner step of "
-        f"{counted(work.losses // work.learners // work.inner_steps, 'micro-batch', 'micro-batches')}; who samples "
-        f"makes up to {counted(-(-work.groups // work.rollouts), 'group')}."
+        f"{learners} on {count(share, 'group')}, {share // work.inner_steps} in an inner step of "
+        f"{count(work.losses // work.learners // work.inner_steps, 'micro-batch', 'micro-batches')}; who samples "
+        f"makes up to {count(-(-work.groups // work.rollouts), 'group')}."
     )
     yield (
         f"The policy: {policy.num_parameters:,} parameters, an adapter of "
-        f"{counted(policy.num_adapter_layers, 'layer')} with {policy.num_adapter_parameters:,}."
+        f"{count(policy.num_adapter_layers, 'layer')} with {policy.num_adapter_parameters:,}."
     )
     rows = geometry.samples * (2 if geometry.guided else 1)
     width = int(plan.costs.model.transformer["caption_projection_dim"])
     keys = 2 * rows * geometry.text_length * width * geometry.dtype.itemsize
     yield (
         f"The text condition of a forward: {rows} x {geometry.text_length} tokens, "
-        f"{_size(rows * plan.costs.condition_bytes)}, and {_size(keys)} of keys and values in each block; the peaks "
+        f"{size(rows * plan.costs.condition_bytes)}, and {size(keys)} of keys and values in each block; the peaks "
         "below hold both."
     )
 
@@ -91,18 +92,33 @@ def _counts(plan: RunPlan) -> Iterator[str]:
 def _role(role: RoleMemory) -> Iterator[str]:
     yield f"  {role.role}" + (f", {role.actors} of them" if role.actors > 1 else "")
     for part in role.held:
-        yield _row(f"  {part.name}", _size(part.size))
+        yield _row(f"  {part.name}", size(part.size))
     for part in role.in_turn:
-        yield _row(f"  {part.name}, at its peak", _size(part.size))
+        yield _row(f"  {part.name}, at its peak", size(part.size))
     more = f", without {role.not_counted}" if role.not_counted else ""
-    yield _row("  in all", f"{_size(role.peak)}{more}")
+    yield _row("  in all", f"{size(role.peak)}{more}")
+
+
+def _other_checkpointing(plan: RunPlan) -> Iterator[str]:
+    now, other = plan.policy, plan.costs.with_other_checkpointing()
+    setting = "false" if plan.costs.config.model.gradient_checkpointing else "true"
+    work = other.update_flops / now.update_flops
+    yield (
+        f"  With model.gradient_checkpointing={setting} the update's peak would be {size(other.update_rise)}, not "
+        f"{size(now.update_rise)}, and its work {work:.2f} times as much."
+    )
+
+
+def _host(plan: RunPlan) -> str:
+    if plan.costs.config.placement.device == "cpu":
+        return "the machine"
+    where = "the machine" if plan.gpus <= GPUS_PER_NODE else f"a node with {GPUS_PER_NODE} of the GPUs"
+    return f"{where} itself, beside that of the GPUs"
 
 
 def _device(kind: DeviceMemory, most: int) -> str:
     roles = ", ".join(role.role for role in kind.roles) + (", in turn" if kind.in_turn else "")
-    return _row(
-        f"{kind.devices} with {roles}", f"{_size(kind.peak)}  {'fits' if kind.peak <= most else 'DOES NOT FIT'}"
-    )
+    return _row(f"{kind.devices} with {roles}", f"{size(kind.peak)}  {'fits' if kind.peak <= most else 'DOES NOT FIT'}")
 
 
 def _time(plan: RunPlan, verdict: Verdict) -> Iterator[str]:
@@ -111,6 +127,8 @@ def _time(plan: RunPlan, verdict: Verdict) -> Iterator[str]:
         f"Time, if {100 * verdict.share:.0f} % of the {gpu.flops / 1e12:.0f} TFLOP/s of the data sheet are reached: "
         "an assumption (--efficiency), not a measurement"
     )
+    if any(phase.moved for phase in plan.phases):
+        yield f"What is moved, at {BANDWIDTH / 1e9:.0f} GB/s of each GPU: assumed too, and many times more over NVLink"
     for time in plan.step.times(rate):
         yield _phase(time)
     seconds = plan.step.seconds(rate)
@@ -122,23 +140,20 @@ def _time(plan: RunPlan, verdict: Verdict) -> Iterator[str]:
 def _phase(time: PhaseTime) -> str:
     phase = time.phase
     hidden = f", {_seconds(time.hidden)} of it while others are sampled" if time.hidden > 0.01 * time.seconds else ""
-    actors = f"on {phase.actors}" if phase.actors > 1 else "on one"
-    return _row(f"{phase.name}, {phase.flops / 1e15:,.3g} PFLOP {actors}", f"{_seconds(time.seconds)}{hidden}")
+    amounts = [f"{phase.flops / 1e15:,.3g} PFLOP"] if phase.flops else []
+    amounts += [f"{size(phase.moved)} moved by each"] if phase.moved else []
+    actors = f"{phase.actors} GPUs" if phase.actors > 1 else "one"
+    return _row(f"{phase.name}, {' and '.join(amounts)} on {actors}", f"{_seconds(time.seconds)}{hidden}")
 
 
 def _amounts(amounts: tuple[Amount, ...]) -> Iterator[str]:
     for amount in amounts:
-        yield _row(amount.name, _size(amount.size))
-    yield _row("in all", _size(sum(amount.size for amount in amounts)))
+        yield _row(amount.name, size(amount.size))
+    yield _row("in all", size(sum(amount.size for amount in amounts)))
 
 
 def _row(name: str, value: str) -> str:
     return f"  {name:<60} {value}"
-
-
-def _size(num_bytes: int) -> str:
-    """Bytes in decimal units, as makers of GPUs count them."""
-    return f"{num_bytes / _GIGA:,.2f} GB" if num_bytes >= _GIGA / 10 else f"{num_bytes / 1e6:,.1f} MB"
 
 
 def _seconds(seconds: float) -> str:
@@ -147,4 +162,4 @@ def _seconds(seconds: float) -> str:
         return f"{seconds / _DAY:.1f} days"
     if seconds >= 2 * _HOUR:
         return f"{seconds / _HOUR:.1f} hours"
-    return f"{seconds:,.0f} s" if seconds >= 100 else f"{seconds:.1f} s" if seconds >= 1 else f"{1000 * seconds:.2g} ms"
+    return f"{seconds:,.0f} s" if seconds >= 100 else f"{seconds:.1f} s" if seconds >= 1 else f"{1000 * seconds:.3g} ms"

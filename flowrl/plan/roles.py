@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+from flowrl.base.amounts import count
 from flowrl.config import RunConfig
 from flowrl.plan.costs import Costs
 from flowrl.plan.memory import MemoryPart, RoleMemory
 from flowrl.plan.reward_cost import RewardCost
-from flowrl.plan.wording import counted
 from flowrl.seating import seating
 
 # DeepSpeed's defaults for ZeRO-3, in numbers: so many may be whole at a time, and so many are fetched ahead.
@@ -17,7 +17,7 @@ def roles_of(costs: Costs) -> tuple[RoleMemory, ...]:
     """One entry for each role that has actors."""
     config, policy, seats = costs.config, costs.policy, seating(costs.config.placement)
     frozen = MemoryPart(name=f"frozen weights, {_precision(config)}", size=policy.weight_bytes, leaves=True)
-    samples = counted(costs.work.samples_per_forward, "sample")
+    samples = count(costs.work.samples_per_forward, "sample")
     sampling = MemoryPart(name=f"sampling, {samples}", size=policy.sample_rise)
     held, update = learner_parts(costs)
     encoder, scorer = _encoder(costs, seats.encoder), _scorer(costs, seats.scorers)
@@ -42,7 +42,7 @@ def learner_parts(costs: Costs) -> tuple[tuple[MemoryPart, ...], MemoryPart]:
     config, policy, ranks = costs.config, costs.policy, costs.work.learners
     strategy = config.placement.learner_strategy
     checkpointing = "each block computed again" if config.model.gradient_checkpointing else "all activations kept"
-    samples = counted(costs.work.samples_per_forward, "sample")
+    samples = count(costs.work.samples_per_forward, "sample")
     update = MemoryPart(name=f"update, {samples}, {checkpointing}", size=policy.update_rise)
     name = f"frozen weights, {_precision(config)}"
     if strategy in ("ddp", "zero2"):
@@ -83,7 +83,7 @@ def _encoder(costs: Costs, seats: tuple[int, ...]) -> RoleMemory:
 def _scorer(costs: Costs, seats: tuple[int, ...]) -> RoleMemory:
     images, ranks = _decoded(costs), len(seats)
     held = [MemoryPart(name="VAE, float32", size=costs.image.weight_bytes)]
-    decoding = MemoryPart(name=f"decoding {counted(images, 'image')}", size=costs.image.rise * images)
+    decoding = MemoryPart(name=f"decoding {count(images, 'image')}", size=costs.image.rise * images)
     in_turn = [decoding] if images else []
     unknown = []
     for reward in costs.rewards:
@@ -96,7 +96,7 @@ def _scorer(costs: Costs, seats: tuple[int, ...]) -> RoleMemory:
         held.append(MemoryPart(name=name, size=size, leaves=not spread))
         batch = min(reward.cost.samples, costs.config.rollout.group_size)
         rise = reward.cost.rise * batch // reward.cost.samples + gathered_bytes(costs, reward.cost)
-        in_turn.append(MemoryPart(name=f"scoring by {reward.name}, {counted(batch, 'sample')}", size=rise))
+        in_turn.append(MemoryPart(name=f"scoring by {reward.name}, {count(batch, 'sample')}", size=rise))
     return RoleMemory(
         role="scorer",
         seats=seats,

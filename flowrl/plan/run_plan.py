@@ -9,7 +9,7 @@ from flowrl.plan.costs import Costs, costs_of
 from flowrl.plan.memory import DeviceMemory, RoleMemory, devices_of
 from flowrl.plan.policy_measure import PolicyCost
 from flowrl.plan.roles import roles_of
-from flowrl.plan.storage import Amount, checkpoint_bytes, disk_of, host_of
+from flowrl.plan.storage import Amount, disk_of, host_of
 from flowrl.plan.timing import Pass, Phase, evaluation_of, num_evaluations, step_of
 from flowrl.plan.traffic import Transfer, trajectory_bytes, transfers_of
 from flowrl.plan.work import StepWork
@@ -49,11 +49,6 @@ class RunPlan:
         return trajectory_bytes(self.costs)
 
     @property
-    def checkpoint_bytes(self) -> int:
-        """Of all that are kept."""
-        return checkpoint_bytes(self.costs)
-
-    @property
     def gpus(self) -> int:
         """How many devices there must be."""
         return sum(kind.devices for kind in self.devices)
@@ -74,13 +69,14 @@ def run_plan(config: RunConfig) -> RunPlan:
     costs = costs_of(config)
     roles = roles_of(costs)
     devices = devices_of(config.placement, roles)
+    transfers = transfers_of(costs, devices)
     return RunPlan(
         costs=costs,
         roles=roles,
         devices=devices,
-        step=step_of(costs),
+        step=step_of(costs, transfers),
         evaluation=evaluation_of(costs),
-        transfers=transfers_of(costs, devices),
+        transfers=transfers,
         disk=disk_of(costs),
         host=host_of(costs, devices),
     )

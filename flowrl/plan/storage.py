@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from flowrl.actors.roles import MAX_CONDITIONS
-from flowrl.base.embedded import folder_of
+from flowrl.base.embedded import POCKET, folder_of
 from flowrl.config import RunConfig
 from flowrl.plan.costs import Costs
 from flowrl.plan.memory import DeviceMemory
@@ -41,11 +41,21 @@ def disk_of(costs: Costs) -> tuple[Amount, ...]:
         name = f"text conditions of up to {prompts:,} prompts"
         size, cache = prompts * costs.condition_bytes, Path(config.data.condition_cache)
         found.append(Amount(name=name, size=size, folder=cache))
-    folder = folder_of(config.model.path, "sd35")
-    files = [file.stat().st_size for file in folder.rglob("*.safetensors")]
-    here = "here" if files else "to be fetched"
-    size = sum(files) or _PUBLISHED * (costs.policy.num_parameters + costs.model.text_encoder_parameters)
-    return (*found, Amount(name=f"weights of the policy, {here}", size=size, folder=folder))
+    numbers = costs.policy.num_parameters + costs.model.text_encoder_parameters
+    policy = _weights("the policy", folder_of(config.model.path, "sd35"), _PUBLISHED * numbers)
+    specs = (*config.rewards.train, *config.rewards.watch)
+    rewards = [
+        _weights(reward.name, Path(spec.options["path"]), reward.cost.weight_bytes)
+        for spec, reward in zip(specs, costs.rewards, strict=True)
+        if reward.cost is not None and spec.options.get("path", POCKET) != POCKET
+    ]
+    return (*found, policy, *rewards)
+
+
+def _weights(what: str, folder: Path, published: int) -> Amount:
+    """What is in the folder, or what will be."""
+    files = sum(file.stat().st_size for file in folder.rglob("*.safetensors"))
+    return Amount(name=f"weights of {what}, {'here' if files else 'to come'}", size=files or published, folder=folder)
 
 
 def checkpoint_bytes(costs: Costs) -> int:

@@ -6,6 +6,11 @@ from dataclasses import dataclass
 
 from flowrl.config import RunConfig
 from flowrl.plan.costs import Costs, ScoringCost
+from flowrl.plan.traffic import Transfer, gathered_to_score
+
+BANDWIDTH = (
+    25e9  # bytes per second, assumed, of each device: PCIe 4.0, or a network of 200 Gb/s; NVLink has 18 times it
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -16,6 +21,7 @@ class Phase:
     flops: int  # over all actors
     actors: int
     groups: int
+    moved: int = 0  # bytes of each actor, meanwhile
 
     @property
     def rounds(self) -> int:
@@ -23,8 +29,8 @@ class Phase:
         return -(-self.groups // self.actors)
 
     def seconds(self, flops_per_second: float) -> float:
-        """How long it takes at a rate per actor."""
-        return self.rounds * self.flops / self.groups / flops_per_second
+        """How long it takes at a rate per actor: the longer of computing and moving."""
+        return max(self.rounds * self.flops / self.groups / flops_per_second, self.moved / BANDWIDTH)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,8 +44,9 @@ class PhaseTime:
 
 @dataclass(frozen=True, kw_only=True)
 class Pass:
-    """The phases that make scored groups, and those that follow."""
+    """The phases that make scored groups, and those that come before and after."""
 
+    before: tuple[Phase, ...]
     sampling: Phase
     scoring: tuple[Phase, ...]  # by the same actors, one after the other
     after: tuple[Phase, ...]
@@ -48,7 +55,7 @@ class Pass:
     @property
     def phases(self) -> tuple[Phase, ...]:
         """In the order in which they begin."""
-        return (self.sampling, *self.scoring, *self.after)
+        return (*self.before, self.sampling, *self.scoring, *self.after)
 
     def times(self, rate: float) -> tuple[PhaseTime, ...]:
         """The phases at a rate per actor.
@@ -74,18 +81,29 @@ class Pass:
         return sum(time.seconds - time.hidden for time in self.times(rate))
 
 
-def step_of(costs: Costs) -> Pass:
-    """A training step."""
+def step_of(costs: Costs, transfers: tuple[Transfer, ...]) -> Pass:
+    """A training step, in which `transfers` are made."""
     work, policy = costs.work, costs.policy
-    sampling = Phase(
-        name="rollout", flops=policy.sample_flops * work.forwards, actors=work.rollouts, groups=work.groups
-    )
-    update = Phase(name="update", flops=policy.update_flops * work.losses, actors=work.learners, groups=work.groups)
     pixels = any(reward.reads_pixels for reward in costs.trained)
+    turns = Phase(name="turns", flops=0, actors=work.learners, groups=work.groups, moved=_moved(transfers, "turns"))
     return Pass(
-        sampling=sampling,
-        scoring=_scoring(costs, costs.trained, work.groups, work.samples, decoded=pixels),
-        after=(update,),
+        before=(_encoding(costs),),
+        sampling=Phase(
+            name="rollout", flops=policy.sample_flops * work.forwards, actors=work.rollouts, groups=work.groups
+        ),
+        scoring=_scoring(
+            costs, costs.trained, work.groups, work.samples, decoded=pixels, moved=_moved(transfers, "score")
+        ),
+        after=(
+            Phase(
+                name="update",
+                flops=policy.update_flops * work.losses,
+                actors=work.learners,
+                groups=work.groups,
+                moved=_moved(transfers, "update"),
+            ),
+            *((turns,) if turns.moved else ()),
+        ),
         together=_together(costs.config),
     )
 
@@ -98,8 +116,11 @@ def evaluation_of(costs: Costs) -> Pass:
     flops = round(images * config.eval.num_steps * per_sample)
     pixels = config.eval.grid_prompts > 0 or any(reward.reads_pixels for reward in costs.rewards)
     return Pass(
+        before=(),
         sampling=Phase(name="rollout", flops=flops, actors=work.rollouts, groups=groups),
-        scoring=_scoring(costs, costs.rewards, groups, images, decoded=pixels),
+        scoring=_scoring(
+            costs, costs.rewards, groups, images, decoded=pixels, moved=gathered_to_score(costs, costs.rewards, groups)
+        ),
         after=(),
         together=_together(config),
     )
@@ -116,10 +137,22 @@ def _together(config: RunConfig) -> bool:
     return config.placement.mode in ("split", "fused")
 
 
+def _encoding(costs: Costs) -> Phase:
+    """The prompts of a step, each once, if none of them is in the cache: the most that it can be."""
+    tokens = costs.work.groups * costs.config.model.max_sequence_length
+    flops = 2 * costs.model.text_encoder_parameters * tokens
+    return Phase(name="encode", flops=flops, actors=1, groups=costs.work.groups)
+
+
+def _moved(transfers: tuple[Transfer, ...], phase: str) -> int:
+    return sum(transfer.of_each for transfer in transfers if transfer.phase == phase)
+
+
 def _scoring(
-    costs: Costs, rewards: tuple[ScoringCost, ...], groups: int, images: int, *, decoded: bool
+    costs: Costs, rewards: tuple[ScoringCost, ...], groups: int, images: int, *, decoded: bool, moved: int
 ) -> tuple[Phase, ...]:
     actors = costs.work.scorers
     phases = [Phase(name="decode", flops=costs.image.flops * images, actors=actors, groups=groups)] if decoded else []
     flops = images * sum(reward.cost.flops for reward in rewards if reward.cost is not None)
-    return (*phases, Phase(name="score", flops=flops, actors=actors, groups=groups)) if flops else tuple(phases)
+    score = Phase(name="score", flops=flops, actors=actors, groups=groups, moved=moved)
+    return (*phases, score) if flops else tuple(phases)

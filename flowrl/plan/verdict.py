@@ -59,6 +59,7 @@ def as_json(plan: RunPlan, verdict: Verdict) -> str:
         "not_counted": [reward.name for reward in plan.costs.rewards if reward.cost is None],
         "work": asdict(plan.work),
         "policy": asdict(plan.policy),
+        "policy_with_other_checkpointing": asdict(plan.costs.with_other_checkpointing()),
         "roles": [
             {
                 "role": role.role,
@@ -75,8 +76,7 @@ def as_json(plan: RunPlan, verdict: Verdict) -> str:
             for kind in plan.devices
         ],
         "phases": [
-            {"name": time.phase.name, "flops": time.phase.flops, "seconds": time.seconds, "hidden": time.hidden}
-            for time in plan.step.times(rate)
+            asdict(time.phase) | {"seconds": time.seconds, "hidden": time.hidden} for time in plan.step.times(rate)
         ],
         "step_seconds": plan.step.seconds(rate),
         "evaluation_seconds": plan.evaluation.seconds(rate),

@@ -421,7 +421,7 @@ def test_weights_that_are_to_come_take_room(sd3_folder: Path, tmp_path: Path) ->
     weights = Disk(use="weights", path=absent, device=2, free=10**9, writable=True)
     told = disk_told(tiny_config(absent, "rewards.train=[{name: oracle}]"), GOOD.disks[0], weights)
     assert told.verdict == "problem"
-    assert f" in {absent} for weights of the policy, to be fetched" in told.found
+    assert f" in {absent} for weights of the policy, to come" in told.found
     assert "add model.path=/a/disk/with/room/stable-diffusion-3.5-medium" in told.advice
 
 

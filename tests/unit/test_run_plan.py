@@ -8,6 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from flowrl.base.amounts import size
+from flowrl.base.embedded import embedded
 from flowrl.base.errors import CheckpointError
 from flowrl.cli.main import main
 from flowrl.config import RunConfig, load
@@ -63,7 +65,9 @@ def test_a_local_run_has_one_of_each(sd3_folder: Path) -> None:
 
 def test_phases_are_the_forwards_times_their_cost(sd3_folder: Path) -> None:
     plan = run_plan(tiny_config(sd3_folder, "placement.num_rollouts=4"))
-    rollout, score, update = plan.phases
+    encode, rollout, score, update = plan.phases
+    tokens = 16 * plan.costs.config.model.max_sequence_length
+    assert encode.flops == 2 * plan.costs.model.text_encoder_parameters * tokens > 0
     assert rollout.flops == 16 * 2 * 3 * plan.policy.sample_flops
     assert update.flops == 16 * 2 * 2 * plan.policy.update_flops
     [reward] = plan.costs.rewards
@@ -74,32 +78,36 @@ def test_phases_are_the_forwards_times_their_cost(sd3_folder: Path) -> None:
 
 def test_groups_are_not_split_over_actors(sd3_folder: Path) -> None:
     plan = run_plan(tiny_config(sd3_folder, "placement.num_rollouts=5"))
-    assert plan.phases[0].seconds(1e9) == pytest.approx(plan.phases[0].flops * 4 / 16 / 1e9)  # one samples 4 of 16
+    rollout = plan.step.sampling
+    assert rollout.seconds(1e9) == pytest.approx(rollout.flops * 4 / 16 / 1e9)  # one samples 4 of 16
 
 
 def test_only_a_reward_on_images_has_them_decoded_in_a_step(sd3_folder: Path) -> None:
     latent, pixel = (
         run_plan(tiny_config(sd3_folder, f"rewards.train=[{{name: {name}}}]")) for name in ("dit_reward", "hpsv3")
     )
-    assert [phase.name for phase in latent.phases] == ["rollout", "score", "update"]
-    assert [phase.name for phase in pixel.phases] == ["rollout", "decode", "score", "update"]
+    assert [phase.name for phase in latent.phases] == ["encode", "rollout", "score", "update"]
+    assert [phase.name for phase in pixel.phases] == ["encode", "rollout", "decode", "score", "update"]
 
 
 def test_scoring_is_hidden_where_it_has_devices_of_its_own(sd3_folder: Path) -> None:
     sizes = ["placement.num_rollouts=1", "placement.num_scorers=8"]
     split, local = (run_plan(tiny_config(sd3_folder, f"placement.mode={mode}", *sizes)) for mode in ("split", "local"))
-    rollout, score, update = split.step.times(1e9)
+    encode, rollout, score, update = split.step.times(1e9)
     assert score.hidden == pytest.approx(score.seconds / 2)  # the last of 2 rounds of 8 scorers is waited for
-    assert split.step.seconds(1e9) == pytest.approx(rollout.seconds + score.seconds / 2 + update.seconds)
-    assert [time.hidden for time in local.step.times(1e9)] == [0, 0, 0]
+    assert split.step.seconds(1e9) == pytest.approx(
+        encode.seconds + rollout.seconds + score.seconds / 2 + update.seconds
+    )
+    assert [time.hidden for time in local.step.times(1e9)] == [0, 0, 0, 0]
     assert local.step.seconds(1e9) == pytest.approx(sum(phase.flops for phase in local.phases) / 1e9)
 
 
 def test_slow_scoring_is_waited_for_but_for_the_sampling_beside_it(sd3_folder: Path) -> None:
     pixels = ["rewards.train=[{name: hpsv3}]", "placement.num_scorers=1"]
-    rollout, decode, score, update = (step := run_plan(tiny_config(sd3_folder, *pixels)).step).times(1e9)
+    encode, rollout, decode, score, update = (step := run_plan(tiny_config(sd3_folder, *pixels)).step).times(1e9)
     assert decode.seconds + score.seconds > rollout.seconds
-    expected = rollout.seconds / 8 + decode.seconds + score.seconds + update.seconds  # 8 rounds of 2 rollouts
+    waited = rollout.seconds / 8 + decode.seconds + score.seconds  # 8 rounds of 2 rollouts
+    expected = encode.seconds + waited + update.seconds
     assert step.seconds(1e9) == pytest.approx(expected)
 
 
@@ -133,6 +141,21 @@ def test_strategies_that_cut_the_model_divide_the_frozen_weights(sd3_folder: Pat
     assert moved["ddp"]["gradients, over learners"] == 2 * 3 * policy.adapter_bytes
     assert "frozen weights by fsdp2, over learners" in moved["fsdp2"]
     assert not any("frozen" in name for name in moved["ddp"])
+    updates = {name: plan.phases[-1].seconds(1e30) for name, plan in plans.items()}
+    assert updates["ddp"] == pytest.approx(2 * 3 * policy.adapter_bytes / 4 / 25e9, rel=1e-3)
+    all_of_it = sum(one.size for one in plans["zero3"].transfers if "learners" in one.name and "traj" not in one.name)
+    assert updates["zero3"] == pytest.approx(all_of_it / 4 / 25e9, rel=1e-3)
+
+
+def test_a_gang_waits_for_weights_where_they_take_longer_than_computing(sd3_folder: Path) -> None:
+    plan = run_plan(tiny_config(sd3_folder, "placement.num_scorers=2"))
+    [reward], [moved] = plan.costs.trained, [one for one in plan.transfers if "over scorers" in one.name]
+    assert reward.cost is not None
+    calls = 8 * -(-4 // reward.cost.samples)  # 16 groups of 4 over two
+    assert moved.size == pytest.approx(calls * reward.cost.spread_bytes, rel=1e-3)  # the half that each has not, twice
+    score = plan.step.scoring[0]
+    assert score.seconds(1e30) == pytest.approx(moved.size / 2 / 25e9, rel=1e-3)
+    assert score.seconds(1e9) == pytest.approx(score.flops / 2 / 1e9)
 
 
 def held(*roles: RoleMemory) -> int:
@@ -237,8 +260,10 @@ def test_fewer_gpus_than_a_run_takes_are_proposed_a_placement(sd3_folder: Path) 
 def test_room_for_more_samples_is_told(sd3_folder: Path) -> None:
     config = tiny_config(sd3_folder, "placement.mode=local", "rollout.samples_per_forward=1")
     two, four = (
-        run_plan(tiny_config(sd3_folder, "placement.mode=local", f"rollout.samples_per_forward={size}")).devices[0].peak
-        for size in (2, 4)
+        run_plan(tiny_config(sd3_folder, "placement.mode=local", f"rollout.samples_per_forward={samples}"))
+        .devices[0]
+        .peak
+        for samples in (2, 4)
     )
     assert most_samples(config, gpu(int((two + four) / 2 / 0.92))) == 2
     assert most_samples(config, gpu(10**10)) == 4
@@ -249,6 +274,26 @@ def test_a_reward_that_does_not_say_what_it_takes_is_named(sd3_folder: Path) -> 
     verdict = judge(plan.costs.config, plan, gpu(10**10), share=0.4)
     assert "Not counted, as they do not say what they take: oracle." in page(plan, verdict)
     assert json.loads(as_json(plan, verdict))["not_counted"] == ["oracle"]
+
+
+def test_the_update_is_told_with_and_without_gradient_checkpointing(sd3_folder: Path) -> None:
+    plans = [run_plan(tiny_config(sd3_folder, f"model.gradient_checkpointing={on}")) for on in ("false", "true")]
+    kept, again = (plan.policy for plan in plans)
+    assert kept.update_rise > again.update_rise
+    assert [plan.costs.with_other_checkpointing() for plan in plans] == [again, kept]
+    pages = [page(plan, judge(plan.costs.config, plan, gpu(10**10), share=0.4)) for plan in plans]
+    assert f"gradient_checkpointing=true the update's peak would be {size(again.update_rise)}, not" in pages[0]
+    assert f"gradient_checkpointing=false the update's peak would be {size(kept.update_rise)}, not" in pages[1]
+
+
+def test_a_reward_s_weights_are_counted_on_disk(sd3_folder: Path) -> None:
+    folder = embedded("dit_reward")
+    on_disk = {"weights of the policy, here": sd3_folder, "weights of dit_reward, here": folder}
+    plan = run_plan(tiny_config(sd3_folder, f"rewards.train=[{{name: dit_reward, options: {{path: {folder}}}}}]"))
+    amounts = {amount.name: amount for amount in plan.disk}
+    for name, path in on_disk.items():
+        files = sum(file.stat().st_size for file in path.rglob("*.safetensors"))
+        assert (amounts[name].folder, amounts[name].size) == (path, files)
 
 
 def test_one_of_a_kind_is_said_as_one(sd3_folder: Path) -> None:
@@ -271,6 +316,9 @@ def test_what_a_host_keeps_of_roles_that_wait_is_counted(sd3_folder: Path) -> No
     assert amounts["weights of roles that wait"] == 2 * plan.policy.weight_bytes  # one of two copies on each device
     moved = {transfer.name: transfer.size for transfer in plan.transfers}
     assert moved["weights of roles in turn, off GPUs and on"] == 2 * 2 * 2 * plan.policy.weight_bytes
+    [*_, update, turns] = plan.step.times(1e30)  # so fast that moving is all there is
+    assert (update.phase.name, turns.phase.name) == ("update", "turns")
+    assert turns.seconds == pytest.approx(2 * 2 * plan.policy.weight_bytes / 25e9)  # of each of two devices
     assert "weights of roles that wait" not in {amount.name for amount in run_plan(tiny_config(sd3_folder)).host}
 
 
