@@ -90,7 +90,7 @@ pocket: $(STAMP) ## Rebuild the pocket checkpoints from nothing (hours; resumes 
 reward-table: $(STAMP) ## Train every reward of the pocket table and measure them side by side (over an hour; resumes)
 	FLOWRL=$(BIN)/flowrl PYTHON=$(BIN)/python experiments/0002-pocket-rewards/run.sh
 
-test: $(STAMP) ## Run the tests: CPU, no network, six minutes on two cores
+test: $(STAMP) ## Run the tests: CPU, no network, five to ten minutes on two cores
 	$(BIN)/python -m pytest -m "not slow and not gpu" -n 2 --dist loadgroup $(ARGS)
 
 test-all: $(STAMP) ## Run the slow tests as well

@@ -22,11 +22,7 @@ class Clock:
         try:
             yield
         finally:
-            self.add(name, time.perf_counter() - began)
-
-    def add(self, name: str, seconds: float) -> None:
-        """Count seconds that were measured elsewhere."""
-        self._seconds[name] = self._seconds.get(name, 0.0) + seconds
+            self._seconds[name] = self._seconds.get(name, 0.0) + time.perf_counter() - began
 
     def metrics(self) -> list[Metric]:
         """One metric per phase."""

@@ -15,6 +15,7 @@ from flowrl.base.config_file import diff_configs, dump_config, read_config
 from flowrl.base.config_tree import ConfigError
 from flowrl.config_rules import RULES, check
 from flowrl.config_sections import (
+    CUTTING,
     CheckpointSection,
     DataSection,
     EvalSection,
@@ -31,6 +32,7 @@ from flowrl.config_sections import (
 )
 
 __all__ = [
+    "CUTTING",
     "RULES",
     "CheckpointSection",
     "ConfigError",

@@ -11,6 +11,7 @@ from flowrl.algorithms.configs import FlowGRPOConfig
 from flowrl.base.embedded import POCKET
 
 LearnerStrategy = Literal["ddp", "fsdp2", "zero2", "zero3"]
+CUTTING: tuple[LearnerStrategy, ...] = ("fsdp2", "zero3")  # each learner has a part of the frozen weights
 
 
 @dataclass
@@ -75,6 +76,11 @@ class RolloutSection:
     num_steps: int = 10
     guidance_scale: float = 4.5
     samples_per_forward: int = 0  # of a group, in rollout and in replay alike; 0 = the whole group
+
+    @property
+    def forward_size(self) -> int:
+        """How many samples of a group share a forward."""
+        return self.samples_per_forward or self.group_size
 
 
 @dataclass
@@ -141,12 +147,17 @@ class PlacementSection:
     # The roles have the devices in turn: frozen weights are in the host's memory while their role has nothing to do,
     # but for rewards that are spread over scorers. The text encoders' turn is data.encode_ahead.
     offload: bool = False
-    timeout_s: float = 300.0  # of one call to an actor
+    timeout_s: float = 300.0  # until an actor answers a call, and until the ranks of a gang have met in a collective
 
     @property
     def learners(self) -> int:
         """How many learners there are."""
         return 1 if self.mode == "local" else self.num_learners
+
+    @property
+    def learners_cut_weights(self) -> bool:
+        """Whether each learner has a part of the frozen weights."""
+        return self.learner_strategy in CUTTING
 
     @property
     def scorers_are_a_gang(self) -> bool:
@@ -171,6 +182,10 @@ class EvalSection:
     weights: Literal["policy", "ema"] = "policy"
     seed: int = 1234
     grid_prompts: int = 8
+
+    def due(self, step: int, steps: int) -> bool:
+        """Whether a run of so many steps is evaluated after one: its start, each multiple of `every`, and its end."""
+        return step == 0 or (self.every > 0 and (step % self.every == 0 or step == steps))
 
 
 @dataclass

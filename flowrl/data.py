@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
 from pathlib import Path
 
 import torch
@@ -19,13 +20,13 @@ def read_prompts(path: Path, key: str) -> list[Prompt]:
         raise ConfigError(f"{key}: no such prompt file: {path}") from None
     except UnicodeDecodeError as error:
         line = path.read_bytes()[: error.start].count(b"\n") + 1
-        raise ConfigError(f"{key}: {path} is not UTF-8 text (line {line}); save it as UTF-8") from None
+        raise ConfigError(f"{key}: {path} is not UTF-8 text (line {line})", advice="save it as UTF-8") from None
     except OSError as error:
         raise ConfigError(f"{key}: {path} cannot be read: {error.strerror}") from None
     lines = text.removeprefix("\ufeff").split("\n")  # a byte order mark is not part of the first prompt
     prompts = [Prompt(id=i, text=line.strip()) for i, line in enumerate(lines) if line.strip()]
     if not prompts:
-        raise ConfigError(f"{key}: {path} holds no prompt; it needs one per line")
+        raise ConfigError(f"{key}: {path} holds no prompt", advice="it needs one per line")
     return prompts
 
 
@@ -36,22 +37,28 @@ class PromptOrder:
         if per_step > len(prompts):
             raise ConfigError(
                 f"rollout.prompts_per_step must be at most the number of training prompts = {len(prompts)}, "
-                f"got {per_step}; add prompts or lower it"
+                f"got {per_step}",
+                advice="add prompts or lower it",
             )
         self._prompts = prompts
         self._per_step = per_step
         self._steps_per_pass = len(prompts) // per_step
         self._seed = seed
+        self._order = lru_cache(maxsize=2)(self._draw_order)
 
     def take(self, step: int) -> list[Prompt]:
         """The prompts of step `step` (the first is 1); needs no state, so a resumed run goes on in the same order."""
         number, place = divmod(step - 1, self._steps_per_pass)
-        generator = seeds.generator(self._seed, number, seeds.PROMPT_ORDER)
-        order = torch.randperm(len(self._prompts), generator=generator).tolist()
-        chosen = order[place * self._per_step : (place + 1) * self._per_step]
+        chosen = self._order(number)[place * self._per_step : (place + 1) * self._per_step]
         return [self._prompts[i] for i in chosen]
 
     def texts_ahead(self, step: int, block: int) -> list[str]:
         """The texts of all steps after `step` in its block, when steps are counted off in blocks of this size."""
         last = step + (-step) % block if block else step
         return [prompt.text for later in range(step + 1, last + 1) for prompt in self.take(later)]
+
+    def _draw_order(self, number: int) -> list[int]:
+        """The order of a pass over the file, the first is 0."""
+        generator = seeds.generator(self._seed, number, seeds.PROMPT_ORDER)
+        order: list[int] = torch.randperm(len(self._prompts), generator=generator).tolist()
+        return order

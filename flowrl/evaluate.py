@@ -10,7 +10,7 @@ from pathlib import Path
 
 import torch
 
-from flowrl.actors.roles import Actors
+from flowrl.actors.run_actors import RunActors
 from flowrl.base.atomic_file import write_atomically
 from flowrl.config import EvalSection
 from flowrl.samples import write_sheet
@@ -61,7 +61,7 @@ class Evaluator:
         self._section = section
         self._prompts = prompts[: section.num_prompts]
 
-    def evaluate(self, actors: Actors) -> Evaluation:
+    def evaluate(self, actors: RunActors) -> Evaluation:
         """Sample and score all held-out prompts; the first `grid_prompts` bring their images."""
         section = self._section
         kind: StepKind = "ode"
@@ -78,13 +78,12 @@ class Evaluator:
             for prompt in self._prompts
         ]
         shown, texts = section.grid_prompts, [prompt.text for prompt in self._prompts]
+        parts = [(requests[:shown], section.samples_per_prompt)] if shown else []
+        parts += [(requests[start : start + _TOGETHER], 0) for start in range(shown, len(requests), _TOGETHER)]
         scores: list[Scores] = []
-        if shown:
-            images = section.samples_per_prompt
-            scores += actors.sample_and_score(requests[:shown], texts=texts, num_images=images).scores
-        for start in range(shown, len(requests), _TOGETHER):
-            some = requests[start : start + _TOGETHER]
-            scores += actors.sample_and_score(some, texts=texts, num_images=0).scores
+        for some, num_images in parts:
+            conditions = actors.encode(some, soon=texts)
+            scores += actors.sample_and_score(some, conditions, num_images=num_images).scores
         return Evaluation(prompts=self._prompts, scores=scores)
 
     def gains(self, result: Evaluation, folder: Path, step: int) -> list[Metric]:

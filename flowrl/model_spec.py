@@ -8,8 +8,9 @@ from pathlib import Path
 import torch
 
 from flowrl.base.dtypes import torch_dtype
-from flowrl.base.errors import CheckpointError
-from flowrl.config import ModelSection
+from flowrl.base.embedded import folder_of
+from flowrl.base.errors import CheckpointError, UserError
+from flowrl.config import ModelSection, RunConfig
 from flowrl.protocols import Policy, PolicyFamily
 from flowrl.registry import resolve
 
@@ -23,6 +24,19 @@ class ModelSpec:
     seed: int  # of the run; the adapter's start depends on it
     device: str
     threads: int
+
+    @classmethod
+    def of(cls, config: RunConfig) -> ModelSpec:
+        """That of a run; raises UserError, naming the key, when its folder is not one or a package lacks."""
+        spec = cls(
+            section=config.model,
+            path=folder_of(config.model.path, "sd35"),
+            seed=config.run.seed,
+            device=config.placement.device,
+            threads=config.placement.threads,
+        )
+        spec.check()
+        return spec
 
     @property
     def family(self) -> PolicyFamily:
@@ -45,6 +59,8 @@ class ModelSpec:
         """Raise UserError, before anything starts, when the model cannot be loaded as the section says."""
         try:
             self.family.check(self.path)
+        except UserError as error:
+            raise CheckpointError(f"model.path: {error.problem}", advice=error.advice) from error
         except ValueError as error:
             raise CheckpointError(f"model.path: {error}") from error
         section = self.section
@@ -56,14 +72,15 @@ class ModelSpec:
         """Settings of the whole process that results depend on."""
         torch.set_num_threads(self.threads)
 
-    def load_policy(self) -> Policy:
-        """The policy with a fresh adapter, equal on every actor of the run."""
+    def load_policy(self, *, to_be_cut: bool = False) -> Policy:
+        """The policy with a fresh adapter, equal on every actor of the run; `to_be_cut` leaves it on the CPU."""
         section = self.section
         policy = self.family.load_policy(
             self.path,
             image_size=section.image_size,
             dtype=self.dtype,
             device=self.device,
+            to_be_cut=to_be_cut,
             quantisation=section.quantisation,
             attention=section.attention,
         )

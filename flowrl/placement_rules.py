@@ -14,13 +14,13 @@ def learners_that_share_weights_only_train(config: RunConfig) -> None:
         f"placement.learner_strategy must be ddp with placement.mode local, which has one learner, got {strategy}",
     )
     require(
-        strategy in ("ddp", "zero2") or not placement.learners_sample,
+        not (placement.learners_cut_weights and placement.learners_sample),
         f"placement.learner_strategy {strategy} cuts the model over the learners, so that none can sample alone: it "
         f"needs rollouts beside them, of which placement.mode {placement.mode} has none; use split, or colocated with "
         "placement.num_rollouts, or ddp or zero2",
     )
     require(
-        strategy in ("ddp", "zero2") or not placement.offload,
+        not (placement.learners_cut_weights and placement.offload),
         f"placement.learner_strategy {strategy} keeps its parts of the model on the devices: set "
         "placement.offload=false, or use ddp or zero2",
     )
@@ -30,7 +30,7 @@ def rounded_weights_are_whole(config: RunConfig) -> None:
     """A base of 8 or 4 bits is small enough for each device, and its scales are not cut."""
     quantisation, strategy = config.model.quantisation, config.placement.learner_strategy
     require(
-        quantisation == "none" or strategy in ("ddp", "zero2"),
+        quantisation == "none" or not config.placement.learners_cut_weights,
         f"model.quantisation {quantisation} needs placement.learner_strategy ddp or zero2, which leave the model whole "
         f"on each learner, got {strategy}",
     )

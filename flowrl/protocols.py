@@ -134,10 +134,14 @@ class PolicyFamily(Protocol):
         image_size: int,
         dtype: torch.dtype,
         device: str,
+        to_be_cut: bool,
         quantisation: Quantisation,
         attention: str,
     ) -> Policy:
-        """The velocity model, frozen parts and all, without an adapter; `attention` is a backend of diffusers."""
+        """The velocity model, frozen parts and all, without an adapter; `attention` is a backend of diffusers.
+
+        With `to_be_cut` its weights are left on the CPU, and reach the device in parts when ranks share them.
+        """
         ...
 
     def load_encoder(self, path: Path, *, max_sequence_length: int, dtype: torch.dtype, device: str) -> PromptEncoder:

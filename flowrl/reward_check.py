@@ -18,9 +18,10 @@ from typing import Literal
 import numpy as np
 import torch
 
+from flowrl.base.amounts import size
 from flowrl.base.errors import UserError
 from flowrl.core.latent_space import latent_space_name
-from flowrl.core.reward_call import reason
+from flowrl.reward_call import reason
 from flowrl.reward_protocols import Reward
 from flowrl.types import RewardInput, TextCondition
 
@@ -191,17 +192,17 @@ def gradient(trial: Trial) -> Finding:
 
 def cost(trial: Trial) -> Finding:
     """Time per image and peak memory of one call with `batch_size` samples, 64 at most."""
-    size = min(trial.reward.batch_size, _LARGEST_TIMED)
-    large = trial.batch.take([row % len(trial.batch.prompts) for row in range(size)])
+    samples = min(trial.reward.batch_size, _LARGEST_TIMED)
+    large = trial.batch.take([row % len(trial.batch.prompts) for row in range(samples)])
     on_gpu = torch.cuda.is_available() and torch.cuda.max_memory_allocated() > 0
     began = time.perf_counter()
     trial.scores(large).cpu()  # which waits for a GPU
-    milliseconds = 1000 * (time.perf_counter() - began) / size
+    milliseconds = 1000 * (time.perf_counter() - began) / samples
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
-    memory = f"peak memory of the process {peak / 2**30:.2f} GiB"
+    memory = f"peak memory of the process {size(peak)}"
     if on_gpu:
-        memory += f", of the GPU {torch.cuda.max_memory_allocated() / 2**30:.2f} GiB"
-    return Finding(verdict="info", found=f"{milliseconds:.3g} ms per image, {size} in one call; {memory}")
+        memory += f", of the GPU {size(torch.cuda.max_memory_allocated())}"
+    return Finding(verdict="info", found=f"{milliseconds:.3g} ms per image, {samples} in one call; {memory}")
 
 
 def tells_apart(trial: Trial) -> Finding:

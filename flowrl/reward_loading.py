@@ -13,10 +13,10 @@ from flowrl.base.devices import pick_device
 from flowrl.base.dtypes import DTYPES
 from flowrl.base.errors import UserError
 from flowrl.config import ConfigError, RewardSpec
-from flowrl.core.reward_call import reason
 from flowrl.protocols import PolicyFamily
 from flowrl.registry import resolve
-from flowrl.reward_protocols import CheckableReward, MeasurableReward, Reward
+from flowrl.reward_call import reason
+from flowrl.reward_protocols import CheckableReward, FetchableReward, MeasurableReward, NeededFiles, Reward
 from flowrl.types import HollowReward, SampleShapes, TrainedOn
 
 
@@ -93,6 +93,23 @@ def hollow(spec: RewardSpec, shapes: SampleShapes, device: str = "cpu") -> Hollo
     return shown
 
 
+def files_of(spec: RewardSpec, policy: str = "") -> tuple[NeededFiles, ...]:
+    """The folders and files that a reward reads, there or not; none where its class does not name them.
+
+    `policy` is the name of the folder of the run's policy. Raises ConfigError, or what the class itself raises, when
+    the options of the reward do not fit.
+    """
+    factory, bound = _bind(spec, "cpu")
+    if not isinstance(factory, FetchableReward):
+        return ()
+    found = _ask(spec, factory.needs, {**bound.arguments, **bound.kwargs, "policy": policy}, "needs")
+    if not isinstance(found, tuple) or not all(isinstance(one, NeededFiles) for one in found):
+        raise ConfigError(
+            f"rewards: needs of {spec.name!r} must return a tuple of flowrl.reward_protocols.NeededFiles, got {found!r}"
+        )
+    return found
+
+
 def _ask(spec: RewardSpec, method: Callable[..., object], given: dict[str, Any], name: str) -> object:
     """What a static method of a reward's class says of what it asks for among the constructor's arguments."""
     asked = inspect.signature(method).parameters
@@ -144,11 +161,16 @@ def check_latent_space(name: str, reward_space: str | None, source: LatentSource
     if space is not None:
         maker = f"{source.folder} holds" if source.folder else "the policy makes"
         raise ConfigError(
-            f"{said} {maker} latents of {space}; use a reward trained in that latent space, or a pixel reward"
+            f"{said} {maker} latents of {space}",
+            advice="use a reward trained in that latent space, or a pixel reward",
         )
     if source.folder:
-        raise ConfigError(f"{said} {source.folder} holds none; prepare the set with latents, or use a pixel reward")
-    raise ConfigError(f"{said} {source.key} is not set; name the policy's encoders there, or use a pixel reward")
+        raise ConfigError(
+            f"{said} {source.folder} holds none", advice="prepare the set with latents, or use a pixel reward"
+        )
+    raise ConfigError(
+        f"{said} {source.key} is not set", advice="name the policy's encoders there, or use a pixel reward"
+    )
 
 
 def _check_text_length(name: str, tokens: int, source: LatentSource) -> None:
@@ -158,11 +180,12 @@ def _check_text_length(name: str, tokens: int, source: LatentSource) -> None:
     said = f"rewards: {name!r} was trained on texts of {tokens} tokens, but gets {source.text_length}"
     if source.folder:
         raise ConfigError(
-            f"{said} of {source.folder}; prepare the set again with the max_sequence_length of the reward's training"
+            f"{said} of {source.folder}",
+            advice="prepare the set again with the max_sequence_length of the reward's training",
         )
     right = source.max_sequence_length + tokens - source.text_length
     advice = f"set {source.key} to {right}" if right > 0 else "use another reward"
-    raise ConfigError(f"{said} with {source.key} {source.max_sequence_length}; {advice}")
+    raise ConfigError(f"{said} with {source.key} {source.max_sequence_length}", advice=advice)
 
 
 def _bind(spec: RewardSpec, device: str) -> tuple[Any, inspect.BoundArguments]:
@@ -206,7 +229,9 @@ def _check_texts(spec: RewardSpec, signature: inspect.Signature) -> None:
         if parameter is None or parameter.annotation not in (str, "str"):
             continue
         if not isinstance(value, str | Path):
-            raise ConfigError(f"rewards: {key} of {spec.name!r} must be a text, got {value!r}; put it in quotes")
+            raise ConfigError(
+                f"rewards: {key} of {spec.name!r} must be a text, got {value!r}", advice="put it in quotes"
+            )
         if key == "path" and value == "":
             raise ConfigError(f"rewards: path of {spec.name!r} must not be empty; name a checkpoint, or leave it out")
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal, Protocol, runtime_checkable
 
 import torch
@@ -72,3 +74,30 @@ class MeasurableReward(Protocol):
     """
 
     hollow: Callable[..., HollowReward]
+
+
+@dataclass(frozen=True, kw_only=True)
+class NeededFiles:
+    """A folder or a file that a reward reads and that does not come with it, there or not.
+
+    Example: ``NeededFiles(option="path", path=Path("models/HPSv3"))``
+    """
+
+    option: str  # that names it, or would name another
+    path: Path
+    # "reward": files of this reward alone, in a folder of any name. "base": a published model, known by its folder's.
+    kind: Literal["reward", "base"] = "reward"
+    said_in: str = ""  # the file that names it where the option does not
+    advice: str = ""  # how to get it, in words, where no public source is known to `flowrl fetch`
+
+
+@runtime_checkable
+class FetchableReward(Protocol):
+    """The class of a reward that can name the files that it reads, for `flowrl fetch`, `doctor` and `train`.
+
+    `needs` is a static method. Its parameters are `policy`, the name of the folder of the run's policy, and those of
+    the constructor that it needs, by their names; of these it gets what the constructor would get, defaults included.
+    It works before anything is there: what is wrong with files is for the preflight to say.
+    """
+
+    needs: Callable[..., tuple[NeededFiles, ...]]

@@ -2,47 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from functools import partial
 from pathlib import Path
-from typing import Any
 
-from flowrl.actors.encoder import Encoder
-from flowrl.actors.fused import Fused
-from flowrl.actors.group import RayRuntime
-from flowrl.actors.learner import Learner
-from flowrl.actors.roles import (
-    Actors,
-    Encoders,
-    Learners,
-    Rollouts,
-    Scorers,
-)
-from flowrl.actors.rollout import Rollout
-from flowrl.actors.runtime import ActorGroup, LocalRuntime, Runtime
-from flowrl.actors.scorer import Scorer
-from flowrl.actors.turns import Turns
+from flowrl.actors.start import start_actors, start_runtime
 from flowrl.base import checkpoint
-from flowrl.base.devices import pick_device
-from flowrl.base.embedded import POCKET, folder_of
 from flowrl.base.signals import StopRequest, stop_at_once
 from flowrl.config import ConfigError, RunConfig, diff, dump, load
 from flowrl.console import Console
-from flowrl.data import PromptOrder, read_prompts
 from flowrl.evaluate import Evaluator
-from flowrl.fetch.needs import needs
 from flowrl.metrics import run_log
 from flowrl.model_spec import ModelSpec
-from flowrl.models.image_sizes import latent_deviations
-from flowrl.pocket.prompt_sets import prompt_file
+from flowrl.models.adapter_size import num_adapter_parameters
+from flowrl.preflight import RunInputs, run_inputs
 from flowrl.protocols import Algorithm
 from flowrl.registry import resolve
 from flowrl.report.run_report import write_report
-from flowrl.reward_loading import LatentSource, check_rewards
 from flowrl.run_dir import RunDir, begin, claim, release
-from flowrl.seating import seating
 from flowrl.trainer import Trainer
-from flowrl.types import Prompt
 
 # Keys that shape no number of a step.
 _MAY_CHANGE = (
@@ -68,57 +44,30 @@ def run_evaluation(config: RunConfig, adapter: Path | None) -> int:
 
 
 def _run(config: RunConfig, *, resume: bool, adapter: Path | None) -> int:
-    _check_files(config)
-    model = model_spec(config)
-    train = read_prompts(_prompt_path(config.data.train_prompts, "train"), "data.train_prompts")
-    held_out = read_prompts(_prompt_path(config.data.eval_prompts, "eval"), "data.eval_prompts")
-    prompts = PromptOrder(train, per_step=config.rollout.prompts_per_step, seed=config.run.seed)
-    if config.eval.num_prompts > len(held_out):
-        raise ConfigError(
-            f"eval.num_prompts must be at most the number of held-out prompts = {len(held_out)}, "
-            f"got {config.eval.num_prompts}"
-        )
     if resume:
         _check_resumable(config)
-    placement = config.placement
-    if placement.mode == "local" or placement.ray_address == "local":  # the actors will be on this machine
-        pick_device(placement.device, key="placement.device")
-    source = LatentSource.of_policy(
-        model.family, model.path, model.section.max_sequence_length, key="model.max_sequence_length"
-    )
-    trained = check_rewards([*config.rewards.train, *config.rewards.watch], [source], model.device)
-    notes = latent_deviations([(config.model.image_size,) * 2], trained)
-    folder = claim(config, resume=resume)
+    inputs = run_inputs(config)
+    folder = claim(config, resume=resume, adapter_bytes=_adapter_bytes(inputs.model))
     try:
         with stop_at_once(), Console(config) as console:
-            for note in notes:
+            for note in inputs.notes:
                 console.note(note)
-            _train(config, model, prompts, held_out, folder, console, notes, resume=resume, adapter=adapter)
+            _train(inputs, folder, console, resume=resume, adapter=adapter)
             console.close(write_report(folder.path))
     finally:
         release(folder)
     return 0
 
 
-def _train(
-    config: RunConfig,
-    model: ModelSpec,
-    prompts: PromptOrder,
-    held_out: list[Prompt],
-    folder: RunDir,
-    console: Console,
-    notes: list[str],
-    *,
-    resume: bool,
-    adapter: Path | None,
-) -> None:
+def _train(inputs: RunInputs, folder: RunDir, console: Console, *, resume: bool, adapter: Path | None) -> None:
+    config = inputs.config
     start_from = _newest_checkpoint(folder, console) if resume else None
     console.phase("starting actors")
     with StopRequest() as starting:  # what is half started cannot be closed
         runtime = start_runtime(config)
     try:
         starting.obey()
-        actors = start_actors(config, model, runtime)
+        actors = start_actors(config, inputs.model, runtime)
         if adapter is not None:
             actors.learners.load_adapter(adapter)
             actors.sync()
@@ -132,14 +81,14 @@ def _train(
         with run_log(folder.path, resumed_step=resumed_step) as log:
             if not resume:
                 log.text("config", 0, f"```\n{dump(config)}```")
-                if notes:
-                    log.text("notes", 0, "\n\n".join(notes))
+                if inputs.notes:
+                    log.text("notes", 0, "\n\n".join(inputs.notes))
             trainer = Trainer(
                 config=config,
                 algorithm=algorithm,
-                prompts=prompts,
+                prompts=inputs.prompts,
                 actors=actors,
-                evaluator=Evaluator(config.eval, held_out),
+                evaluator=Evaluator(config.eval, inputs.held_out),
                 log=log,
                 console=console,
                 folder=folder,
@@ -147,17 +96,6 @@ def _train(
             trainer.fit(start_from)
     finally:
         runtime.close()
-
-
-def _check_files(config: RunConfig) -> None:
-    """Raise ConfigError, which names all of them, when files that the configuration names are not there at all."""
-    absent = [need for need in needs(config) if not need.path.exists()]
-    if not absent:
-        return
-    lines = [f"{need.key}: {need.path} is not there" + (f"; {need.advice}" if need.advice else "") for need in absent]
-    if any(need.bundle is not None for need in absent):
-        lines.append("flowrl fetch CONFIG downloads what is public, and says how to get what is gated")
-    raise ConfigError("\n  ".join(lines))
 
 
 def _check_resumable(config: RunConfig) -> None:
@@ -180,86 +118,11 @@ def _check_resumable(config: RunConfig) -> None:
         )
 
 
-def model_spec(config: RunConfig) -> ModelSpec:
-    """Which model the actors load; raises UserError, naming the key, when its folder is not one or a package lacks."""
-    path = folder_of(config.model.path, "sd35")
-    spec = ModelSpec(
-        section=config.model,
-        path=path,
-        seed=config.run.seed,
-        device=config.placement.device,
-        threads=config.placement.threads,
-    )
-    spec.check()
-    return spec
-
-
-def start_runtime(config: RunConfig) -> Runtime:
-    """Where the actors of this configuration live."""
-    placement = config.placement
-    if placement.mode == "local":
-        return LocalRuntime()
-    return RayRuntime(
-        address=placement.ray_address,
-        threads=placement.threads,
-        on_gpus=placement.device == "cuda",
-        timeout_s=placement.timeout_s,
-    )
-
-
-def start_actors(config: RunConfig, model: ModelSpec, runtime: Runtime) -> Actors:
-    """Start every role and wait until all are ready; those that have the devices in turn are made in turn."""
-    placement, part, seats = config.placement, config.rollout.samples_per_forward, seating(config.placement)
-    runtime.reserve(seats.shares)
-    turns = Turns(runtime)
-
-    def start(name: str, make: Callable[[], Any], seats: tuple[int, ...], *, gang: bool) -> ActorGroup:
-        group = runtime.start(name, make, size=len(seats), gang=gang, devices=seats)
-        if placement.offload:
-            runtime.ready()
-            turns.join(group)
-        return group
-
-    encode = partial(Encoder, model=model, cache=config.data.condition_cache, stays=config.data.encode_ahead == 0)
-    encoder = runtime.start("encoder", encode, size=1, gang=False, devices=seats.encoder)
-    sharded = placement.scorers_are_a_gang
-    scorer = partial(
-        Scorer,
-        model=model,
-        train=config.rewards.train,
-        watch=config.rewards.watch,
-        sharded=sharded,
-        timeout_s=placement.timeout_s,
-    )
-    scorers = start("scorer", scorer, seats.scorers, gang=sharded)
-    learner = partial(
-        Fused if placement.learners_sample else Learner,
-        model=model,
-        algorithm=config.algorithm,
-        optim=config.optim,
-        gate=config.gate,
-        samples_per_forward=part,
-        strategy=placement.learner_strategy,
-        timeout_s=placement.timeout_s,
-    )
-    gang = len(seats.learners) > 1 or placement.learner_strategy != "ddp"
-    learners = start("learner", learner, seats.learners, gang=gang)
-    rollouts = learners
-    if not placement.learners_sample:
-        rollout = partial(Rollout, model=model, samples_per_forward=part)
-        rollouts = start("rollout", rollout, seats.rollouts, gang=False)
-    runtime.ready()
-    return Actors(
-        runtime=runtime,
-        encoder=Encoders(runtime, encoder, turns if config.data.encode_ahead else Turns(runtime)),
-        rollouts=Rollouts(runtime, rollouts, turns),
-        scorers=Scorers(runtime, scorers, turns, lockstep=sharded),
-        learners=Learners(runtime, learners, turns),
-    )
-
-
-def _prompt_path(value: str, part: str) -> Path:
-    return prompt_file(part) if value == POCKET else Path(value)
+def _adapter_bytes(model: ModelSpec) -> int:
+    """Of the adapter, in float32."""
+    section = model.section
+    transformer = model.path / "transformer"
+    return 4 * num_adapter_parameters(transformer, rank=section.lora_rank, targets=section.lora_targets)
 
 
 def _newest_checkpoint(folder: RunDir, console: Console) -> Path | None:

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO
 
+from flowrl.base.amounts import count, size
 from flowrl.base.atomic_file import write_atomically
 from flowrl.base.environment import environment, read_environments, write_environments
 from flowrl.base.folder_lock import make_writable, take_lock
@@ -23,8 +24,8 @@ LOCK = ".lock"
 # _MOVING, and goes by way of _TRASH: each of these appears and vanishes at once, so that a kill at any moment loses
 # nothing, and what stands beside _BEFORE is the new run's alone.
 _BEFORE, _MOVING, _TRASH = ".before", ".moving", ".trash"
-_MIB = 2**20
-_LEAST_FREE = 256 * _MIB
+_LOGS = 256 * 10**6  # bytes: what all that a run writes beside checkpoints and adapter may take
+_COPIES = 4  # of the adapter in a checkpoint: itself, its moving average and two moments
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,11 +64,12 @@ class RunDir:
         return self.path / "lora"
 
 
-def claim(config: RunConfig, *, resume: bool = False, needed_bytes: int = _LEAST_FREE) -> RunDir:
+def claim(config: RunConfig, *, resume: bool = False, adapter_bytes: int = 0) -> RunDir:
     """Make `config.run.dir` where it is not there yet and keep others out of it; what is in it stays as it is.
 
-    A directory in which no step was recorded yet counts as new. `needed_bytes` is what the run will write at most.
-    Raises ConfigError when the directory is in use, holds another run, cannot be written, or the disk is too full.
+    A directory in which no step was recorded yet counts as new. `adapter_bytes` is the size of the adapter, from
+    which that of checkpoints follows. Raises ConfigError when the directory is in use, holds another run, cannot be
+    written, or when what the run will write does not fit on its disk.
     """
     path = Path(config.run.dir)
     if path.name == LATEST:
@@ -87,7 +89,7 @@ def claim(config: RunConfig, *, resume: bool = False, needed_bytes: int = _LEAST
                 "before its first evaluation. The earlier run is back: resume that, or start with run.overwrite=true"
             )
         _refuse_to_overwrite(path, overwrite=config.run.overwrite)
-    _check_space(path, needed_bytes)
+    _check_space(path, config, adapter_bytes)
     return RunDir(path=path, lock=lock)
 
 
@@ -178,10 +180,20 @@ def _clear(path: Path) -> None:
             child.unlink(missing_ok=True)
 
 
-def _check_space(path: Path, needed_bytes: int) -> None:
-    free = shutil.disk_usage(path).free
-    if free < needed_bytes:
+def _check_space(path: Path, config: RunConfig, adapter_bytes: int) -> None:
+    """Raise ConfigError when the checkpoints that will be there at a time, the adapter and the logs do not fit.
+
+    What is in the folder already makes room for the new: it is of this run, or of one whose place this run takes.
+    """
+    steps, every, keep = config.run.steps, config.checkpoint.every, config.checkpoint.keep
+    saved = -(-steps // every) if every else min(steps, 1)  # the last step is saved in any case
+    at_once = min(saved, keep + 1)  # the oldest goes once a new one is whole
+    old = (file for name in ("checkpoints", "lora") for file in (path / name).rglob("*") if file.is_file())
+    large = (_COPIES * at_once + 1) * adapter_bytes - sum(file.stat().st_size for file in old)
+    needed, free = max(0, large) + _LOGS, shutil.disk_usage(path).free
+    if free < needed:
         raise ConfigError(
-            f"run.dir={path} needs {needed_bytes / _MIB:,.0f} MiB of free disk space, its disk has "
-            f"{free / _MIB:,.0f} MiB; free some, or use another run.dir"
+            f"run.dir={path} needs {size(needed)} of free disk space, for {count(at_once, 'checkpoint')} of "
+            f"{size(_COPIES * adapter_bytes)} and what else a run writes; its disk has {size(free)}",
+            advice="free some, lower checkpoint.keep, or use another run.dir",
         )

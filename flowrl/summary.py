@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import torch
 
+from flowrl.actors.run_actors import ScoredGroups
 from flowrl.base.errors import UserError
+from flowrl.clock import Clock
 from flowrl.types import Metric, Scores
 
 
@@ -54,3 +56,15 @@ def score_metrics(scores: list[Scores]) -> list[Metric]:
 def advantage_metrics(advantages: list[torch.Tensor]) -> list[Metric]:
     """How strongly the samples of a step are told apart."""
     return [Metric(key="policy/advantage_absmean", value=torch.cat(advantages).abs().mean().item())]
+
+
+def cost_metrics(clock: Clock, groups: ScoredGroups, weight_bytes: int) -> list[Metric]:
+    """How long the phases of a step took, what it moved and how fast it was."""
+    images = sum(len(group.valid) for group in groups.scores)
+    return [
+        *clock.metrics(),
+        Metric(key="time/rollout_s", value=groups.rollout_s),
+        Metric(key="time/score_s", value=groups.score_s),
+        Metric(key="bytes/weights", value=weight_bytes),
+        Metric(key="speed/images_per_s", value=images / clock.seconds("step")),
+    ]

@@ -1,11 +1,11 @@
-"""The training loop: sample, score, advantages, update, sync. Read this page first."""
+"""The training loop: encode, sample, score, advantages, update, sync. Read this page first; run_actors.py is next."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from flowrl.actors.roles import Actors
+from flowrl.actors.run_actors import RunActors
 from flowrl.base import checkpoint
 from flowrl.base.signals import StopRequest
 from flowrl.clock import Clock
@@ -17,8 +17,8 @@ from flowrl.memory import MemoryMeter
 from flowrl.metrics import MetricLog, reduce
 from flowrl.protocols import Algorithm
 from flowrl.run_dir import RunDir, settle
-from flowrl.summary import advantage_metrics, check_valid, score_metrics
-from flowrl.types import Metric, RolloutRequest, SamplingPlan
+from flowrl.summary import advantage_metrics, check_valid, cost_metrics, score_metrics
+from flowrl.types import Metric, RolloutRequest
 
 
 @dataclass(kw_only=True)
@@ -28,7 +28,7 @@ class Trainer:
     config: RunConfig
     algorithm: Algorithm
     prompts: PromptOrder
-    actors: Actors
+    actors: RunActors
     evaluator: Evaluator
     log: MetricLog
     console: Console
@@ -44,7 +44,7 @@ class Trainer:
                 step = done + 1
                 metrics = self.train_step(step)
                 last = step == config.run.steps
-                if config.eval.every and (step % config.eval.every == 0 or last):
+                if config.eval.due(step, config.run.steps):
                     metrics += self._evaluate(step)
                 due = config.checkpoint.every and step % config.checkpoint.every == 0
                 if due or last or stop.asked is not None:
@@ -60,35 +60,32 @@ class Trainer:
 
     def train_step(self, step: int) -> list[Metric]:
         """One step; the metrics say what happened and how long it took."""
-        config, clock = self.config, Clock()
+        actors, clock = self.actors, Clock()
         with clock.phase("step"):
-            plan = self.algorithm.plan(step, config.rollout.num_steps)
-            soon = self.prompts.texts_ahead(step, config.data.encode_ahead)
-            groups = self.actors.sample_and_score(self._requests(step, plan), texts=soon)
-            clock.add("encode", groups.encode_s)
-            clock.add("rollout", groups.rollout_s)
-            clock.add("score", groups.score_s)
-            check_valid(groups.scores, config.rewards.max_invalid_fraction)
+            requests = self._requests(step)
+            with clock.phase("encode"):
+                soon = self.prompts.texts_ahead(step, self.config.data.encode_ahead)
+                conditions = actors.encode(requests, soon=soon)
+            groups = actors.sample_and_score(requests, conditions)
+            check_valid(groups.scores, self.config.rewards.max_invalid_fraction)
             with clock.phase("advantages"):
                 advantages = self.algorithm.advantages(groups.scores)
             with clock.phase("update"):
-                updates = self.actors.learners.update(step, groups.trajectories, advantages)
+                updates = actors.learners.update(step, groups.trajectories, advantages)
             with clock.phase("sync"):
-                weight_bytes = self.actors.sync()
-        num_images = len(groups.scores) * config.rollout.group_size
+                weight_bytes = actors.sync()
         return [
             *score_metrics(groups.scores),
             *advantage_metrics(advantages),
             *updates,
-            *clock.metrics(),
-            *self.memory.metrics(self.actors.runtime.memory_bytes()),
-            Metric(key="bytes/weights", value=weight_bytes),
-            Metric(key="speed/images_per_s", value=num_images / clock.seconds("step")),
+            *cost_metrics(clock, groups, weight_bytes),
+            *self.memory.metrics(actors.runtime.memory_bytes()),
         ]
 
-    def _requests(self, step: int, plan: SamplingPlan) -> list[RolloutRequest]:
+    def _requests(self, step: int) -> list[RolloutRequest]:
         """One order for a group per prompt of the step."""
         rollout = self.config.rollout
+        plan = self.algorithm.plan(step, rollout.num_steps)
         return [
             RolloutRequest(
                 prompt=prompt,

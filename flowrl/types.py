@@ -195,6 +195,7 @@ class LossOutput:
 
     loss: torch.Tensor  # [] float32
     metrics: list[Metric]
+    drift: list[Metric]  # how far rollout and learner differ: of the first inner step, as later ones differ on purpose
     ratio_absdev: float  # the largest distance from 1 of a probability ratio; 0 for an algorithm without ratios
 
 

@@ -80,6 +80,9 @@ END
     )
 fi
 
+# A mistake in the configuration is told before Ray is started anywhere.
+[[ $1 == --resume ]] || flowrl show "$@" >/dev/null
+
 umask 077
 folder=$(mktemp -d "/tmp/flowrl-$$-XXXXXXXX")
 nodes=() driver='' came=''

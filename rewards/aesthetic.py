@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Literal
 
 import torch
@@ -11,6 +12,7 @@ from transformers import CLIPVisionModelWithProjection
 
 from flowrl.base.dtypes import torch_dtype
 from flowrl.base.weight_files import check_model_folder
+from flowrl.reward_protocols import NeededFiles
 from flowrl.types import HollowCall, HollowReward, RewardInput, TrainedOn
 from rewards.batch_inputs import pixels_of
 from rewards.clip.hollow import hollow_tower
@@ -73,6 +75,11 @@ class AestheticReward:
         check_config(folder, BASE)
         check_model_folder(folder, WEIGHTS.partition(".")[0])
         return None
+
+    @staticmethod
+    def needs(path: str) -> tuple[NeededFiles, ...]:
+        """The folder `path`."""
+        return (NeededFiles(option="path", path=Path(path)),)
 
     @staticmethod
     def hollow(path: str, dtype: str, batch_size: int) -> HollowReward:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +11,7 @@ from safetensors.torch import load_file
 
 from flowrl.base.embedded import POCKET, folder_of
 from flowrl.base.errors import CheckpointError
+from flowrl.base.module_tensors import check_tensors
 from flowrl.base.weight_files import read_json, weight_files
 
 
@@ -51,20 +51,6 @@ def read_shards(folder: Path, stem: str) -> dict[str, torch.Tensor]:
     return tensors
 
 
-def check_tensors(module: torch.nn.Module, shapes: Mapping[str, tuple[int, ...]], source: Path) -> None:
-    """Raise CheckpointError unless tensors of these names and shapes are just those of the module's state dict."""
-    wanted = {key: tuple(value.shape) for key, value in module.state_dict().items()}
-    missing, unexpected = sorted(wanted.keys() - shapes.keys()), sorted(shapes.keys() - wanted.keys())
-    if missing or unexpected:
-        raise CheckpointError(
-            f"{source}: its tensors are not those of the model: missing {_first(missing)}, "
-            f"unexpected {_first(unexpected)}"
-        )
-    for key, shape in wanted.items():
-        if tuple(shapes[key]) != shape:
-            raise CheckpointError(f"{source}: {key} must have shape {list(shape)}, got {list(shapes[key])}")
-
-
 def load_strict(module: torch.nn.Module, tensors: dict[str, torch.Tensor], source: Path, dtype: torch.dtype) -> None:
     """Put `tensors` in `module` as `dtype`; every key and shape must agree, else CheckpointError."""
     check_tensors(module, {key: tuple(value.shape) for key, value in tensors.items()}, source)
@@ -72,9 +58,3 @@ def load_strict(module: torch.nn.Module, tensors: dict[str, torch.Tensor], sourc
     # the file to aligned memory, as they have it when sharded: products round differently by that.
     weights = {key: value.to(dtype, copy=True) for key, value in tensors.items()}
     module.load_state_dict(weights, strict=True, assign=True)
-
-
-def _first(keys: list[str], limit: int = 3) -> str:
-    if not keys:
-        return "none"
-    return ", ".join(keys[:limit]) + (f" and {len(keys) - limit} more" if len(keys) > limit else "")

@@ -15,6 +15,7 @@ from transformers.models.blip.modeling_blip_text import BlipTextModel
 from flowrl.base.dtypes import torch_dtype
 from flowrl.base.errors import CheckpointError
 from flowrl.base.weight_files import read_json
+from flowrl.reward_protocols import NeededFiles
 from flowrl.types import HollowCall, HollowReward, RewardInput, TrainedOn
 from rewards.batch_inputs import pixels_of
 from rewards.clip.preprocess import crop_pixels
@@ -181,6 +182,11 @@ class ImageReward:
         """None: it reads no latents; raises CheckpointError when the files in `path` are not whole."""
         check_folder(published_folder(path, WEIGHTS, ImageReward.name))
         return None
+
+    @staticmethod
+    def needs(path: str) -> tuple[NeededFiles, ...]:
+        """The folder `path`."""
+        return (NeededFiles(option="path", path=Path(path)),)
 
     @staticmethod
     def hollow(dtype: str, batch_size: int) -> HollowReward:

@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 
 from flowrl.base.errors import CheckpointError
+from flowrl.base.tokenizer_files import check_tokenizer_files
 
 _NESTED = ("state_dict", "model")  # where a file keeps its weights when they are not all of it
 _OLD_FORMAT = b"\x80"  # the first byte of a pickle, which torch.save wrote before it wrote zip archives
@@ -57,14 +58,11 @@ def read_torch_file(path: Path) -> dict[str, torch.Tensor]:
 def check_tokenizer(folder: Path, vocabulary: tuple[str, ...], base: str) -> None:
     """Raise CheckpointError unless `folder` holds a tokenizer: its config, with tokenizer.json or the `vocabulary`.
 
-    Without either of those files the library makes an empty one. `base` is the model whose tokenizer belongs there.
+    `base` is the model whose tokenizer belongs there.
     """
-    whole = any(all((folder / name).is_file() for name in names) for names in (("tokenizer.json",), vocabulary))
-    if not whole or not (folder / "tokenizer_config.json").is_file():
-        raise CheckpointError(
-            f"{folder}: the tokenizer is missing: tokenizer_config.json, with tokenizer.json or "
-            f"{' and '.join(vocabulary)}; copy the tokenizer files of {base} here"
-        )
+    settings = "tokenizer_config.json"
+    choices = ((settings, "tokenizer.json"), (settings, *vocabulary))
+    check_tokenizer_files(folder, choices, advice=f"copy the tokenizer files of {base} here")
 
 
 def without(tensors: dict[str, torch.Tensor], unused: tuple[str, ...]) -> dict[str, torch.Tensor]:

@@ -43,6 +43,7 @@ class Gang:
     dtype: str = "float32"
     checkpointing: bool = False
     fused: bool = False  # the learners sample as well, and are left with their average after each step
+    other_folder: Path | None = None  # of the last rank
     stumbles: bool = False  # before the last step are attempts with bad numbers on the last rank
 
     def run(self) -> list[Found]:
@@ -92,9 +93,9 @@ def _run_rank(gang: Gang, rank: int, port: int) -> None:
     os.environ |= {"OMP_NUM_THREADS": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "LOCAL_RANK": "0"}
     if gang.world > 1 or gang.strategy != "ddp":
         os.environ |= {"RANK": str(rank), "WORLD_SIZE": str(gang.world)}
-    from flowrl.actors.strategies import zero
+    from flowrl.actors import sharding
 
-    zero._PERSISTENT_BELOW = 512  # else nothing of a tiny model would be spread; this keeps biases and the adapter
+    sharding._PERSISTENT_BELOW = 512  # else nothing of a tiny model would be spread; this keeps biases and the adapter
     code = 1
     try:
         torch.save(train(gang, rank), gang.out / f"{rank}.pt")
@@ -108,7 +109,8 @@ def _run_rank(gang: Gang, rank: int, port: int) -> None:
 
 def train(gang: Gang, rank: int) -> Found:
     """What one rank does; of a gang of one with DDP this process can do it too."""
-    spec = tiny.model_spec(gang.folder)
+    last = rank == gang.world - 1
+    spec = tiny.model_spec(gang.other_folder if gang.other_folder is not None and last else gang.folder)
     section = replace(spec.section, dtype=gang.dtype, gradient_checkpointing=gang.checkpointing)
     spec = replace(spec, section=section)
     algorithm, optim = learners.sections(**gang.options)
@@ -130,7 +132,7 @@ def train(gang: Gang, rank: int) -> Found:
         groups = [rollout.generate(tiny.request(i, step), tiny.random_condition(10 + i), negative) for i in mine]
         advantages = [learners.advantages(GROUPS)[prompt] for prompt in mine]
         if gang.stumbles and step == begun + gang.steps:
-            errors = _stumble(trained, step, advantages, groups, harm=rank == gang.world - 1)
+            errors = _stumble(trained, step, advantages, groups, harm=last)
         result = trained.update(step, advantages, *groups)
         norms += learners.metric(result.metrics, "policy/grad_norm")
         deviation = max(deviation, *learners.metric(result.metrics, "policy/ratio_absdev_max"))

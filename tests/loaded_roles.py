@@ -10,12 +10,13 @@ from typing import Any, Literal
 import torch
 
 from flowrl.actors.scorer import Scorer
-from flowrl.actors.sharding import join_gang, local_elements, shard_empty
+from flowrl.actors.sharding import join_gang, shard_empty
 from flowrl.config import ModelSection, RewardSpec
 from flowrl.model_spec import ModelSpec
 from flowrl.models.sd3 import SD3
 from flowrl.types import RewardInput
 from tests import tiny
+from tests.measured_scorer import local_elements
 
 
 def policy(folder: Path, rank: int) -> Any:
@@ -43,7 +44,7 @@ def decoder(folder: Path, rank: int) -> Any:
 def scorer(folder: Path, name: str, reward: Path, sharded: bool, rank: int) -> Any:
     """A scorer with one reward in half precision, beside the small decoder of a folder."""
     spec = RewardSpec(name=name, options={"path": str(reward), "dtype": "bfloat16"})
-    loaded = Scorer(tiny.model_spec(folder), [spec], [], sharded=sharded, timeout_s=60)
+    loaded = Scorer(tiny.model_spec(folder), [spec], [], sharded=sharded, timeout_s=60, shows_images=True)
     if not sharded:
         _use(loaded._rewards[name].module)  # type: ignore[attr-defined]
     return loaded
@@ -67,7 +68,7 @@ def scorer_of(folder: Path, rewards: dict[str, list[Path]], rank: int, *, sharde
         for name, paths in rewards.items()
         for dtype in ("float32", "bfloat16")
     ]
-    return Scorer(tiny.model_spec(folder), specs, [], sharded=sharded, timeout_s=60)
+    return Scorer(tiny.model_spec(folder), specs, [], sharded=sharded, timeout_s=60, shows_images=False)
 
 
 def score(folder: Path, rewards: dict[str, list[Path]], group: Path, rank: int) -> dict[str, Any]:
@@ -102,7 +103,7 @@ class Weighted:
 def make(folder: Path, options: dict[str, Any], rank: int) -> list[float]:
     """A scorer of a gang with a reward that cannot be made empty; gives its scores of latents of ones."""
     spec = RewardSpec(name="tests.loaded_roles:Weighted", options=options)
-    made = Scorer(tiny.model_spec(folder), [spec], [], sharded=True, timeout_s=60)
+    made = Scorer(tiny.model_spec(folder), [spec], [], sharded=True, timeout_s=60, shows_images=False)
     [reward] = made._rewards.values()
     batch = RewardInput(prompts=("",), seeds=torch.zeros(1, dtype=torch.int64), latents=torch.ones(1, *tiny.SHAPE))
     return reward(batch).tolist()

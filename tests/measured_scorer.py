@@ -2,8 +2,18 @@
 
 from __future__ import annotations
 
+import torch
+
 from flowrl.actors.scorer import Scorer
-from flowrl.actors.sharding import local_elements
+
+
+def local_elements(module: torch.nn.Module) -> int:
+    """How many weights this rank holds of a sharded module; what the others hold counts for nothing."""
+    total = 0
+    for parameter in module.parameters():
+        partition = parameter.ds_tensor if hasattr(parameter, "ds_tensor") else parameter
+        total += partition.numel()
+    return total
 
 
 class MeasuredScorer(Scorer):

@@ -90,7 +90,7 @@ class RayRuntime:
         import ray  # reads the environment
 
         if address != "local":
-            _join(address)
+            _join(address, threads)
             return
         self._folder = socket_folder.make()
         try:
@@ -125,7 +125,7 @@ class RayRuntime:
         if not self._reserved.wait(self._timeout_s):
             raise ActorError(
                 f"placement: {len(shares)} devices were not free within placement.timeout_s = {self._timeout_s:g} s; "
-                f"available resources: {ray.available_resources()}"
+                "wait until other runs of this cluster end, or use fewer"
             )
 
     def start(
@@ -182,10 +182,7 @@ class RayRuntime:
             values: list[Any] = ray.get(list(refs), timeout=self._timeout_s)
             return values
         except ray.exceptions.GetTimeoutError:
-            raise ActorError(
-                f"an actor did not answer within placement.timeout_s = {self._timeout_s:g} s; it may hang, or the "
-                "machine may be too slow for this configuration"
-            ) from None
+            raise self._late() from None
         except ray.exceptions.RayTaskError as error:
             cause = error.cause if isinstance(error.cause, Exception) else error
             raise cause from error
@@ -198,12 +195,15 @@ class RayRuntime:
 
         ready, _ = ray.wait(list(refs), num_returns=1, timeout=self._timeout_s, fetch_local=False)
         if not ready:
-            raise ActorError(
-                f"no actor answered within placement.timeout_s = {self._timeout_s:g} s; "
-                f"available resources: {ray.available_resources()}"
-            )
+            raise self._late()
         ref: Ref = ready[0]
         return ref
+
+    def _late(self) -> ActorError:
+        return ActorError(
+            f"an actor did not answer within placement.timeout_s = {self._timeout_s:g} s; it may hang, or the machine "
+            "may be too slow for this configuration: raise placement.timeout_s"
+        )
 
     def put(self, value: Any) -> Ref:
         """The value as one object in the store."""
@@ -234,7 +234,7 @@ class RayRuntime:
             self._folder = None
 
 
-def _join(address: str) -> None:
+def _join(address: str, threads: int) -> None:
     """Connect to the Ray cluster at HOST:PORT; raises UserError when nobody answers, or this process has no access."""
     import ray
 
@@ -247,7 +247,13 @@ def _join(address: str) -> None:
             "cluster that is up and can be reached from here"
         ) from None
     try:
-        ray.init(address=address, log_to_driver=False, logging_level="ERROR")
+        ray.init(
+            address=address,
+            log_to_driver=False,
+            logging_level="ERROR",
+            # Its nodes were started by others, and have nothing of this process's environment.
+            runtime_env={"env_vars": {"OMP_NUM_THREADS": str(threads)}},
+        )
     except (ray.exceptions.RayError, ConnectionError) as error:
         said = str(error).partition(". ")[0]
         raise UserError(
@@ -259,7 +265,8 @@ def _join(address: str) -> None:
 def ask_each_node(call: Callable[[], Any], *, address: str, timeout_s: float) -> list[tuple[str, Any]]:
     """What `call` returns on every live node of the Ray cluster at `address`, each after the node's address.
 
-    In place of what it raised on a node stands an ActorError. Raises UserError when the cluster cannot be joined.
+    In place of what it raised on a node stands an ActorError, and a TimeoutError where nothing came within `timeout_s`,
+    for which all nodes are waited for together. Raises UserError when the cluster cannot be joined.
     """
     runtime = RayRuntime(address=address, threads=1, on_gpus=False, timeout_s=timeout_s)
     import ray
@@ -272,10 +279,11 @@ def ask_each_node(call: Callable[[], Any], *, address: str, timeout_s: float) ->
         nodes = [node for node in ray.nodes() if node["Alive"]]
         there = [NodeAffinitySchedulingStrategy(node["NodeID"], soft=False) for node in nodes]
         refs = [ray.remote(answer_there).options(num_cpus=0, scheduling_strategy=one).remote() for one in there]
+        ready, _ = ray.wait(refs, num_returns=len(refs), timeout=timeout_s)
         answers: list[tuple[str, Any]] = []
         for node, ref in zip(nodes, refs, strict=True):
             try:
-                answer = ray.get(ref, timeout=timeout_s)
+                answer = ray.get(ref) if ref in ready else TimeoutError(f"no answer in {timeout_s:.0f} s")
             except ray.exceptions.RayError as error:
                 answer = ActorError(str(error))
             answers.append((node["NodeManagerAddress"], answer))

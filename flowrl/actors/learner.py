@@ -16,7 +16,7 @@ from flowrl.actors.turns import move_frozen
 from flowrl.actors.weights import pack
 from flowrl.algorithms.configs import FlowGRPOConfig
 from flowrl.base.errors import UserError
-from flowrl.config import GateSection, LearnerStrategy, OptimSection
+from flowrl.config import CUTTING, GateSection, LearnerStrategy, OptimSection
 from flowrl.model_spec import ModelSpec
 from flowrl.protocols import Algorithm, Policy
 from flowrl.registry import resolve
@@ -28,10 +28,6 @@ from flowrl.types import (
     Trajectory,
     UpdateResult,
 )
-
-# Of a metric that tells how far the weights are from those that sampled, only the first inner step counts: later
-# ones move away on purpose.
-_FIRST_INNER_STEP_ONLY = ("policy/ratio_absdev", "policy/logp_absdiff")
 
 
 class TrainingError(UserError, RuntimeError):
@@ -58,7 +54,7 @@ class Learner:
     ) -> None:
         join(strategy, model.device, timeout_s)
         model.prepare_process()
-        self._policy = policy or model.load_policy()
+        self._policy = policy or model.load_policy(to_be_cut=strategy in CUTTING)
         self._algorithm: Algorithm = resolve("algorithm", algorithm.name)[0](algorithm, model.seed)
         self._optim = optim
         self._gate = gate
@@ -105,7 +101,7 @@ class Learner:
                 output: LossOutput = self._algorithm.loss(self._policy, batch, samples, step_index)
                 self._strategy.backward(output.loss / len(micro_batches))
             deviations.append(output.ratio_absdev)
-            metrics += [m for m in output.metrics if first or not m.key.startswith(_FIRST_INNER_STEP_ONLY)]
+            metrics += [*output.metrics, *(output.drift if first else ())]
         if first:
             self._check_ratio(deviations)
         norm = self._strategy.step()

@@ -1,15 +1,13 @@
-"""The actors of each role, as the trainer speaks to them: references in and out, never a latent.
+"""The actors of each role, as the driver speaks to them: references in and out, never a latent.
 
 A call is named by a method of the role's Protocol, so that a renamed method is found by the type checker.
 """
 
 from __future__ import annotations
 
-import time
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -23,39 +21,48 @@ MAX_CONDITIONS = 512  # that are remembered; of SD3.5 each is 2.7 MB in the obje
 _QUEUED_PER_ROLLOUT = 2  # one at work, one waiting, so that no rollout idles while the driver looks elsewhere
 
 
+@dataclass(frozen=True, kw_only=True)
+class Conditions:
+    """Where the text conditions of a list of prompts are, and that of the empty one."""
+
+    of_each: list[Ref]
+    negative: Ref
+
+
 class Encoders:
     """Conditions of prompts, each encoded once while it is remembered."""
 
-    def __init__(self, runtime: Runtime, group: ActorGroup, turns: Turns) -> None:
-        """`turns` are those in which the text encoders need room; none, if they stay loaded."""
+    def __init__(self, runtime: Runtime, group: ActorGroup, turns: Turns | None) -> None:
+        """Without `turns` the text encoders stay loaded; else they are loaded for many texts at once, in a turn."""
         self._runtime = runtime
         self._group = group
         self._turns = turns
         self._known: OrderedDict[str, Ref] = OrderedDict()
         self._prepared: set[str] = set()
 
-    def prepare(self, texts: Sequence[str]) -> None:
-        """Have the conditions of texts that will be asked for made at once and kept on disk, if the encoder does so."""
-        new = sorted(set(texts) - self._prepared)
-        if new:
+    def conditions(self, texts: Sequence[str], *, soon: Sequence[str] = ()) -> Conditions:
+        """The conditions of texts, once those that are new have been encoded.
+
+        Where text encoders do not stay loaded, what is new among these and those of `soon`, which will be asked for
+        later, is encoded together.
+        """
+        new = sorted({*texts, *soon, ""} - self._prepared)
+        if self._turns is not None and new:
             self._turns.clear()
             self._runtime.get([self._group.submit(0, Encoder.prepare, new)])
             self._prepared.update(new)
-
-    def conditions(self, texts: Sequence[str]) -> list[Ref]:
-        """One reference to a TextCondition per text, once those that are new have been encoded."""
-        new = []
-        for text in texts:
-            if text not in self._known:
-                self._known[text] = self._group.submit(0, Encoder.encode, text)
-                new.append(self._known[text])
-            self._known.move_to_end(text)
-        for ref in new:
+        *of_each, negative = [self._condition(text) for text in (*texts, "")]
+        for ref in (*of_each, negative):
             self._runtime.wait([ref])
-        refs = [self._known[text] for text in texts]
         while len(self._known) > MAX_CONDITIONS:
             self._known.popitem(last=False)
-        return refs
+        return Conditions(of_each=of_each, negative=negative)
+
+    def _condition(self, text: str) -> Ref:
+        if text not in self._known:
+            self._known[text] = self._group.submit(0, Encoder.encode, text)
+        self._known.move_to_end(text)
+        return self._known[text]
 
 
 class Rollouts:
@@ -67,19 +74,18 @@ class Rollouts:
         self._turns = turns
         self.size = group.size
 
-    def stream(
-        self, requests: Sequence[RolloutRequest], conditions: Sequence[Ref], negative: Ref
-    ) -> Iterator[tuple[int, Ref]]:
+    def stream(self, requests: Sequence[RolloutRequest], conditions: Conditions) -> Iterator[tuple[int, Ref]]:
         """Have the groups sampled; yields (place in requests, reference to its Trajectory) as each is done."""
         self._turns.take(self._group)
-        queue = list(zip(range(len(requests)), requests, conditions, strict=True))[::-1]
+        queue = list(zip(range(len(requests)), requests, conditions.of_each, strict=True))[::-1]
         sampling: dict[Ref, tuple[int, int]] = {}  # reference -> (place, actor)
         load = [0] * self.size
         while queue or sampling:
             while queue and min(load) < _QUEUED_PER_ROLLOUT:
                 place, request, condition = queue.pop()
                 actor = load.index(min(load))
-                sampling[self._group.submit(actor, Rollout.generate, request, condition, negative)] = place, actor
+                group = self._group.submit(actor, Rollout.generate, request, condition, conditions.negative)
+                sampling[group] = place, actor
                 load[actor] += 1
             done = self._runtime.wait(list(sampling))
             place, actor = sampling.pop(done)
@@ -169,87 +175,3 @@ class Learners:
     def export(self, folder: Path) -> None:
         """Write the adapter in the format of the family's pipeline."""
         self._runtime.get([self._group.submit(rank, Learner.export, str(folder)) for rank in range(self.size)])
-
-
-@dataclass(frozen=True, kw_only=True)
-class ScoredGroups:
-    """Groups in the order they were asked for: where they are, and what the rewards say."""
-
-    trajectories: list[Ref]
-    scores: list[Scores]
-    rollout_s: float  # from the first order until the last group was sampled
-    score_s: float  # from then until the last score was there
-    encode_s: float = 0.0  # before, for prompts that were new
-
-
-def rollout_and_score(
-    runtime: Runtime,
-    rollouts: Rollouts,
-    scorers: Scorers,
-    requests: Sequence[RolloutRequest],
-    conditions: Sequence[Ref],
-    negative: Ref,
-    *,
-    num_images: int | None = None,
-) -> ScoredGroups:
-    """Sample and score groups; a group is scored as soon as it and the scorers are there."""
-    began = time.perf_counter()
-    trajectories: dict[int, Ref] = {}  # place in requests -> reference
-    scored: dict[int, Ref] = {}
-    waiting: list[int] = []  # sampled, and not yet given to the scorers
-    for place, trajectory in rollouts.stream(requests, conditions, negative):
-        trajectories[place] = trajectory
-        waiting.append(place)
-        last = len(trajectories) == len(requests)
-        while waiting and (last or (len(waiting) >= scorers.round_size and not scorers.waits)):
-            together, waiting = waiting[: scorers.round_size], waiting[scorers.round_size :]
-            refs = scorers.submit([trajectories[i] for i in together], num_images)
-            scored.update(zip(together, refs, strict=True))
-    sampled = time.perf_counter()
-    scores = runtime.get([scored[i] for i in range(len(requests))])
-    return ScoredGroups(
-        trajectories=[trajectories[i] for i in range(len(requests))],
-        scores=scores,
-        rollout_s=sampled - began,
-        score_s=time.perf_counter() - sampled,
-    )
-
-
-@dataclass(frozen=True, kw_only=True)
-class Actors:
-    """All the actors of a run."""
-
-    runtime: Runtime
-    encoder: Encoders
-    rollouts: Rollouts
-    scorers: Scorers
-    learners: Learners
-
-    def sample_and_score(
-        self, requests: Sequence[RolloutRequest], *, texts: Sequence[str] = (), num_images: int | None = None
-    ) -> ScoredGroups:
-        """Encode what is new, sample and score; with `num_images` every reward scores and images come back.
-
-        `texts` are those that will be asked for soon, to be encoded together with these.
-        """
-        began = time.perf_counter()
-        self.encoder.prepare([*(request.prompt.text for request in requests), *texts, ""])
-        *conditions, negative = self.encoder.conditions([*(request.prompt.text for request in requests), ""])
-        encode_s = time.perf_counter() - began
-        groups = rollout_and_score(
-            self.runtime, self.rollouts, self.scorers, requests, conditions, negative, num_images=num_images
-        )
-        return replace(groups, encode_s=encode_s)
-
-    def sync(self, *, ema: bool = False) -> int:
-        """Give the rollouts the learners' weights, or their moving average; returns the bytes that this moved."""
-        return self.rollouts.load_weights(self.learners.weights(ema=ema))
-
-    @contextmanager
-    def evaluation_weights(self, *, ema: bool) -> Iterator[None]:
-        """Within the context the rollouts sample with the moving average, if `ema`, else with what they have."""
-        if ema:
-            self.sync(ema=True)
-        yield
-        if ema:
-            self.sync()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Iterable
 from dataclasses import replace
 from functools import partial
 
@@ -12,16 +13,20 @@ from flowrl.actors.sharding import join_gang, on_all_ranks, shard, shard_empty
 from flowrl.actors.turns import give_back, move_frozen
 from flowrl.base.empty_module import is_empty
 from flowrl.config import RewardSpec
-from flowrl.core.reward_call import RewardInputError, score_in_parts
 from flowrl.core.reward_sum import Term, unnormalised_sum, weighted_sum
 from flowrl.model_spec import ModelSpec
+from flowrl.models.image_parts import SplitDecoder
+from flowrl.reward_call import RewardInputError, score_in_parts
 from flowrl.reward_loading import load_reward
 from flowrl.reward_protocols import Reward, ShardableReward, StreamedReward
 from flowrl.types import RewardInput, Scores, TextCondition, Trajectory
 
 
 class Scorer:
-    """Latent rewards read the final latents; pixel rewards get them decoded, once for all of them."""
+    """Latent rewards read the final latents; pixel rewards get them decoded, once for all of them.
+
+    The image decoder is loaded with the rewards where one of them reads pixels, or evaluations show images.
+    """
 
     def __init__(
         self,
@@ -31,6 +36,7 @@ class Scorer:
         *,
         sharded: bool,
         timeout_s: float,
+        shows_images: bool,
     ) -> None:
         model.prepare_process()
         self._device, self._sharded = model.device, sharded
@@ -45,7 +51,9 @@ class Scorer:
             make = partial(load_reward, spec, model.latent_space, model.device, empty=sharded)
             reward = _spread(on_all_ranks(make), torch.device(model.device)) if sharded else make()
             self._rewards[spec.metric_name] = reward
-        self._decoder = model.family.load_decoder(model.path, device=model.device)
+        self._decoder = SplitDecoder(partial(model.family.load_decoder, model.path, device=model.device))
+        if shows_images or _read_pixels(self._rewards.values()):
+            self._decoder.load()
 
     def move_frozen(self, on_device: bool) -> None:
         """Have the networks of the rewards on the device, or else in the host's memory.
@@ -69,8 +77,8 @@ class Scorer:
     def _score(self, trajectory: Trajectory, rewards: dict[str, Reward], num_images: int) -> Scores:
         began = time.perf_counter()
         pixels = None
-        if num_images or any(reward.input_kind == "pixel" for reward in rewards.values()):
-            pixels = self._decoder.decode(trajectory.final_latents).cpu()
+        if num_images or _read_pixels(rewards.values()):
+            pixels = self._decoder.decode(trajectory.final_latents)
         decoded = time.perf_counter()
         per_reward = {name: _apply(reward, trajectory, pixels) for name, reward in rewards.items()}
         total = unnormalised = torch.zeros(trajectory.num_samples)
@@ -94,6 +102,10 @@ class Scorer:
                 "score": time.perf_counter() - decoded,
             },
         )
+
+
+def _read_pixels(rewards: Iterable[Reward]) -> bool:
+    return any(reward.input_kind == "pixel" for reward in rewards)
 
 
 def _spread(reward: Reward, device: torch.device) -> Reward:

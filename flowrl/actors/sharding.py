@@ -212,26 +212,23 @@ def _gathering(module: torch.nn.Module) -> torch.nn.Module:
     return engine
 
 
+def stage3_settings() -> dict[str, Any]:
+    """What DeepSpeed's zero_optimization is wherever weights are spread, in scoring and in training."""
+    return {
+        "stage": 3,
+        "stage3_param_persistence_threshold": _PERSISTENT_BELOW,
+        # Else torch's linear is replaced in the whole process by one that adds the bias apart, and rounds differently
+        # from that of the rollouts. Torch's own keeps each gathered weight from the forward to the backward pass,
+        # unless activations are checkpointed.
+        "memory_efficient_linear": False,
+    }
+
+
 def _config(dtype: torch.dtype) -> dict[str, Any]:
-    """DeepSpeed's settings for a module of this dtype."""
+    """DeepSpeed's settings for a module of this dtype that only computes forwards."""
     return {
         "train_micro_batch_size_per_gpu": 1,
         "bf16": {"enabled": dtype == torch.bfloat16},
         "fp16": {"enabled": dtype == torch.float16},
-        "zero_optimization": {
-            "stage": 3,
-            "stage3_param_persistence_threshold": _PERSISTENT_BELOW,
-            # Else torch's linear is replaced in the whole process by one that adds the bias apart, and rounds
-            # differently; it saves memory in a backward pass, of which there is none.
-            "memory_efficient_linear": False,
-        },
+        "zero_optimization": stage3_settings(),
     }
-
-
-def local_elements(module: torch.nn.Module) -> int:
-    """How many weights this rank holds of a sharded module; what the others hold counts for nothing."""
-    total = 0
-    for parameter in module.parameters():
-        partition = parameter.ds_tensor if hasattr(parameter, "ds_tensor") else parameter
-        total += partition.numel()
-    return total

@@ -62,6 +62,6 @@ def move_frozen(module: torch.nn.Module, device: str) -> None:
 
 def give_back() -> None:
     """Give the memory of a GPU that nothing is in any more back to the other processes there."""
-    gc.collect()
     if torch.cuda.is_available():
+        gc.collect()  # what is in a cycle still has its memory
         torch.cuda.empty_cache()

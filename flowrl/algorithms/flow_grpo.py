@@ -94,7 +94,8 @@ class FlowGRPO:
             loss = policy_loss + self.config.kl_beta * kl
         return LossOutput(
             loss=loss,
-            metrics=_metrics(ratio, log_prob - old_log_prob, policy_loss, kl, loss, clip, step_index),
+            metrics=_metrics(ratio, policy_loss, kl, loss, clip),
+            drift=_drift(ratio, log_prob - old_log_prob, step_index),
             ratio_absdev=(ratio.detach() - 1).abs().max().item(),
         )
 
@@ -112,22 +113,22 @@ class FlowGRPO:
 
 
 def _metrics(
-    ratio: torch.Tensor,
-    log_ratio: torch.Tensor,
-    policy_loss: torch.Tensor,
-    kl: torch.Tensor,
-    loss: torch.Tensor,
-    clip: float,
-    step_index: int,
+    ratio: torch.Tensor, policy_loss: torch.Tensor, kl: torch.Tensor, loss: torch.Tensor, clip: float
 ) -> list[Metric]:
-    deviation = (ratio.detach() - 1).abs()
+    clipped = (ratio.detach() - 1).abs() > clip
     return [
         Metric(key="policy/loss", value=loss.item()),
         Metric(key="policy/policy_loss", value=policy_loss.item()),
         Metric(key="policy/kl", value=kl.item()),
         Metric(key="policy/ratio_mean", value=ratio.detach().mean().item()),
-        Metric(key="policy/ratio_absdev_max", value=deviation.max().item(), reduce="max"),
-        Metric(key=f"policy/ratio_absdev_step_{step_index}", value=deviation.max().item(), reduce="max"),
+        Metric(key="policy/clip_fraction", value=clipped.float().mean().item()),
+    ]
+
+
+def _drift(ratio: torch.Tensor, log_ratio: torch.Tensor, step_index: int) -> list[Metric]:
+    deviation = (ratio.detach() - 1).abs().max().item()
+    return [
+        Metric(key="policy/ratio_absdev_max", value=deviation, reduce="max"),
+        Metric(key=f"policy/ratio_absdev_step_{step_index}", value=deviation, reduce="max"),
         Metric(key="policy/logp_absdiff_max", value=log_ratio.detach().abs().max().item(), reduce="max"),
-        Metric(key="policy/clip_fraction", value=(deviation > clip).float().mean().item()),
     ]

@@ -6,7 +6,7 @@ GB = 10**9
 _UNITS = ((GB, "GB"), (10**6, "MB"), (10**3, "kB"))
 
 
-def size(amount: int) -> str:
+def size(amount: float) -> str:
     """Bytes in the decimal units of disk vendors, to three digits or so.
 
     Example: ``size(9_980_000_000)`` is "9.98 GB"
@@ -15,7 +15,7 @@ def size(amount: int) -> str:
         if amount >= unit:
             value = amount / unit
             return f"{value:,.{2 if value < 10 else 1 if value < 100 else 0}f} {name}"
-    return f"{amount} bytes"
+    return f"{amount:.0f} bytes"
 
 
 def count(number: int, what: str, plural: str = "") -> str:

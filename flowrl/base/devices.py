@@ -17,7 +17,7 @@ def pick_device(name: str, *, key: str = "device") -> str:
     here = torch.cuda.is_available()
     if name == "cuda" and not here:
         raise UserError(
-            f"{key} is cuda, but torch {torch.__version__} finds no GPU that it can use; take cpu, or install a torch "
-            "for this machine's driver"
+            f"{key} is cuda, but torch {torch.__version__} finds no GPU that it can use",
+            advice="take cpu, or install a torch for this machine's driver",
         )
     return "cuda" if here and name != "cpu" else "cpu"

@@ -4,7 +4,17 @@ from __future__ import annotations
 
 
 class UserError(Exception):
-    """Something is wrong with what was asked for or given; the message says what, where, and what to do."""
+    """Something is wrong with what was asked for or given; the message says what, where, and what to do.
+
+    `advice` is what to do, where that can be told apart from the problem, so that it can be shown on its own.
+
+    Example: ``UserError("model.path: cut off", advice="copy it again")`` says "model.path: cut off; copy it again"
+    """
+
+    def __init__(self, problem: str, *, advice: str = "") -> None:
+        super().__init__(f"{problem}; {advice}" if advice else problem)
+        self.problem = problem
+        self.advice = advice
 
 
 class CheckpointError(UserError, ValueError):

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -59,3 +60,8 @@ class TensorFiles:
         tensor: torch.Tensor = self._mapped[file].get_tensor(key)
         odd = placed and dtype == torch.float32 and tensor.data_ptr() % _ALIGNMENT != 0
         return self.view(key).to(dtype, copy=True) if odd or tensor.dtype != dtype else tensor
+
+
+def num_elements(files: Iterable[Path]) -> int:
+    """How many numbers the tensors of some files are; raises CheckpointError as `TensorFiles` does."""
+    return sum(math.prod(shape) for file in files for shape in TensorFiles([file]).shapes.values())

@@ -23,21 +23,25 @@ def _fetch_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "config",
         metavar="CONFIG",
-        help="the YAML file of a run; or a folder, or its name below configs/, for all in it",
+        help="the YAML file of a run: what it needs comes to the paths that it names; or a folder of such files, or "
+        "its name below configs/, for all of them",
     )
-    add_overrides(parser, "model.path=/fast-disk/sd35", entry="rewards.train.0.options.path=/fast-disk/HPSv3")
+    large = "model.path=/fast-disk/stable-diffusion-3.5-large"  # by whose last name its source is known
+    add_overrides(parser, large, entry="rewards.train.0.options.path=/fast-disk/HPSv3")
     parser.add_argument(
         "--from",
         dest="origin",
         metavar="FOLDER_OR_URL",
-        help="take files from ORG/NAME/... in a folder (linked where it is on the same disk, else copied), from a "
-        "folder that the Hub's programs or another flowrl filled, or from a mirror of the Hub in place of HF_ENDPOINT; "
-        "HF_TOKEN is sent to that one",
+        help="where to take files from in place of huggingface.co and github.com: a folder that holds them as "
+        "ORG/NAME/..., or that the Hub's programs or another flowrl filled (linked where it is on the same disk, else "
+        "copied); or the URL of a mirror of the Hub, as HF_ENDPOINT may name it, to which HF_TOKEN is sent",
     )
     chosen = parser.add_mutually_exclusive_group()
-    chosen.add_argument("--dry-run", action="store_true", help="say what would come, and how much")
+    chosen.add_argument("--dry-run", action="store_true", help="download nothing; say what would come, and how much")
     chosen.add_argument(
-        "--check", action="store_true", help="download nothing; verify what is there, by checksums where they are known"
+        "--check",
+        action="store_true",
+        help="download nothing and use no network; verify what is there, by checksums where they are known",
     )
 
 
@@ -107,10 +111,11 @@ def _needs(text: str, overrides: list[str]) -> list[Need]:
     folder = next((path for path in (Path(text), _CONFIGS / text) if path.is_dir()), None)
     files = [Path(text)] if folder is None else [file for file in sorted(folder.glob("*.yaml")) if kind_of(file) == RUN]
     if folder is None and not Path(text).suffix and not Path(text).exists():
-        profiles = sorted({str(file.parent.relative_to(_CONFIGS)) for file in _CONFIGS.glob("**/*.yaml")})
+        runs = (file for file in _CONFIGS.glob("**/*.yaml") if kind_of(file) == RUN)
+        profiles = sorted({str(file.parent.relative_to(_CONFIGS)) for file in runs})
         raise ConfigError(f"{text}: no such file and no such folder of configs/; {did_you_mean(text, profiles)}")
     if not files:
-        raise ConfigError(f"{folder}: holds no configuration of a run")
+        raise ConfigError(f"{folder}: holds no configuration of a run; only what runs need can be fetched")
     by_path: dict[Path, Need] = {}
     for file in files:
         for need in needs(load_as(RUN, file, overrides)):

@@ -105,7 +105,7 @@ def _check_image_size(size: int, kind: str) -> None:
 
 def _try_text(reward: Reward, batch: RewardInput, text: str) -> None:
     """Raise UserError when the reward fails on texts of the shape that was asked for, such as with other widths."""
-    from flowrl.core.reward_call import RewardCallError, RewardInputError, call_reward
+    from flowrl.reward_call import RewardCallError, RewardInputError, call_reward
 
     try:
         call_reward(reward, batch)

@@ -1,1 +1,1 @@
-"""Pure functions on tensors: schedules, sampler steps, sampling and replay, advantages, seeds."""
+"""The mathematics: schedules, sampler steps, sampling and replay, advantages, sums of rewards, buckets and seeds."""

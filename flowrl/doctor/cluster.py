@@ -31,7 +31,8 @@ def main(address: str, paths: Sequence[str]) -> int:
     for node, answer in answers:
         failed = isinstance(answer, Exception)
         said = str(answer).strip().splitlines()[-1] if failed else str(answer)
-        sys.stdout.write(json.dumps({"node": node, "failed": failed, "said": said}) + "\n")
+        late = isinstance(answer, TimeoutError)
+        sys.stdout.write(json.dumps({"node": node, "failed": failed, "late": late, "said": said}) + "\n")
     return 0
 
 

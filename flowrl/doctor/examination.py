@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -65,13 +65,12 @@ def examination(request: Request) -> Iterator[Entry]:
     yield from examine([*host_checks(machine, purpose), *gpu_checks(machine, purpose), *software])
     imported = imports.made()
     yield imported
-    reports: list[VersionReport] = []
-    yield from guarded(_nodes(request, machine, reports))
+    reports = yield from guarded(_nodes(request, machine))
     if imported.finding.verdict == "problem":
         return
     if config is not None:
         yield from guarded(_files(config, request.run))
-        yield from guarded(_fit(config, machine, reports))
+        yield from guarded(_fit(config, machine, reports or []))
     if request.step:
         can = machine.torch is not None and machine.torch.usable_gpus > 0
         yield from guarded(_trial("cuda" if can and purpose.gpus else "cpu"))
@@ -81,29 +80,31 @@ def _name_of(machine: Machine) -> Finding:
     return fine(machine.host + (", in a container" if machine.in_container else ""))
 
 
-def _nodes(request: Request, machine: Machine, reports: list[VersionReport]) -> Iterator[Entry]:
-    """The findings on other nodes, where any are named; the reports of all nodes of the run are added to `reports`."""
+def _nodes(request: Request, machine: Machine) -> Generator[Entry, None, list[VersionReport]]:
+    """The findings on other nodes, where any are named; returns the reports of all nodes of the run, if there are."""
     if not request.hosts and not request.cluster:
-        return
+        return []
     from flowrl.doctor.node_checks import cluster_checks, node_checks
     from flowrl.fetch.needs import named_paths
 
     named = [] if request.config is None else named_paths(request.config)
     paths = [str(path.absolute()) for path in named]
+    reports: list[VersionReport] = []
     if request.hosts:
-        yield from node_checks(machine, request.hosts, paths, [] if request.cluster else reports)
-    if request.cluster:
-        yield from cluster_checks(machine, request.cluster, paths, reports)
+        reports = yield from node_checks(machine, request.hosts, paths)
+    if request.cluster:  # whose nodes then are those of the run
+        reports = yield from cluster_checks(machine, request.cluster, paths)
+    return reports
 
 
-def _files(config: RunConfig, run: str) -> Iterator[Entry]:
+def _files(config: RunConfig, run: str) -> Generator[Entry, None, None]:
     """The findings on the run's files, which need the libraries."""
     from flowrl.doctor.run_checks import file_checks
 
     yield from file_checks(config, run)
 
 
-def _fit(config: RunConfig, machine: Machine, reports: Sequence[VersionReport]) -> Iterator[Entry]:
+def _fit(config: RunConfig, machine: Machine, reports: Sequence[VersionReport]) -> Generator[Entry, None, None]:
     """The findings on the run's needs, on this machine or on all nodes whose reports there are."""
     from flowrl.doctor.run_checks import fit_checks
 
@@ -111,7 +112,7 @@ def _fit(config: RunConfig, machine: Machine, reports: Sequence[VersionReport]) 
     yield from fit_checks(config, machine, sum(len(report.gpus) for report in reports) if reports else usable)
 
 
-def _trial(device: Literal["cpu", "cuda"]) -> Iterator[Entry]:
+def _trial(device: Literal["cpu", "cuda"]) -> Generator[Entry, None, None]:
     """The step of training."""
     from flowrl.doctor.trial import trial_check
 
@@ -119,15 +120,23 @@ def _trial(device: Literal["cpu", "cuda"]) -> Iterator[Entry]:
 
 
 def _disks(config: RunConfig | None) -> dict[str, Path]:
-    """The folders that are written to, by what the checks call them; that of the policy while it is yet to come."""
+    """The folders that are written to, each by the key that sets it, or by what it is for where none does.
+
+    Those of the policy and of rewards are among them while their weights are yet to come.
+    """
     home = Path.home()
     disks = {
-        "runs": Path("runs" if config is None else config.run.dir),
+        "run.dir": Path("runs" if config is None else config.run.dir),
         "cache": Path(os.environ.get("HF_HOME") or Path(os.environ.get("XDG_CACHE_HOME") or home / ".cache")),
         "temporary": Path(tempfile.gettempdir()),
     }
-    if config is not None and config.data.condition_cache:
-        disks["texts"] = Path(config.data.condition_cache)
-    if config is not None and config.model.path != POCKET and not Path(config.model.path).exists():
-        disks["weights"] = Path(config.model.path)
-    return disks
+    if config is None:
+        return disks
+    if config.data.condition_cache:
+        disks["data.condition_cache"] = Path(config.data.condition_cache)
+    weights = {"model.path": config.model.path}
+    for part, specs in {"train": config.rewards.train, "watch": config.rewards.watch}.items():
+        for index, spec in enumerate(specs):
+            weights[f"rewards.{part}.{index}.options.path"] = spec.options.get("path", POCKET)
+    to_come = {key: Path(path) for key, path in weights.items() if path != POCKET and not Path(path).exists()}
+    return disks | to_come

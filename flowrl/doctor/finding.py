@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Literal, TypeVar
 
@@ -80,20 +80,22 @@ def tried(
         return Entry(subject=subject, name=name, finding=failed(error)), None
 
 
-def guarded(entries: Iterable[Entry]) -> Iterator[Entry]:
-    """The entries as they come; what raises between two of them is one as well, and the last."""
+def guarded(entries: Generator[Entry, None, _Got]) -> Generator[Entry, None, _Got | None]:
+    """The entries as they come, and what their generator returns; what raises between two of them is an entry as well,
+    and the last, and then there is nothing to return.
+    """
     try:
-        yield from entries
+        return (yield from entries)
     except (Exception, SystemExit) as error:
         _logger.debug("between two checks", exc_info=True)
         yield Entry(subject="The examination itself", name="next check", finding=failed(error))
+        return None
 
 
 def failed(error: BaseException) -> Finding:
-    """The finding for an error that nobody foresaw, or whose message says what to do."""
+    """The finding for an error: a UserError says what to do itself, and nobody foresaw another."""
     if isinstance(error, UserError):
-        found, _, advice = str(error).rpartition("; ")
-        return problem(found, advice) if found else problem(str(error), "")
+        return problem(error.problem, error.advice)
     text = str(error).strip().partition("\n")[0]
     return problem(
         f"this could not be examined: {type(error).__name__}{f': {text}' if text else ''}",

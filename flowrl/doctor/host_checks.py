@@ -93,11 +93,11 @@ def disk_state(disk: Disk) -> Finding:
 
 def _elsewhere(disk: Disk) -> str:
     """How to use another folder."""
-    return {
-        "runs": "write elsewhere: add run.dir=/a/disk/with/room/my-run to the run",
+    fixed = {
         "cache": "keep it elsewhere: export XDG_CACHE_HOME=/a/disk/with/room HF_HOME=/a/disk/with/room/huggingface",
         "temporary": "let temporary files lie elsewhere: export TMPDIR=/a/disk/with/room",
-    }.get(disk.use, "use a folder on another disk")
+    }
+    return fixed.get(disk.use) or f"use another folder: add {disk.use}=/a/disk/with/room/{disk.path.name} to the run"
 
 
 def _larger_shm(machine: Machine) -> str:

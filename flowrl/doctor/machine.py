@@ -62,7 +62,7 @@ class Graphics:
 class Disk:
     """A folder that is written to, and the disk it is on."""
 
-    use: str  # such as "runs"
+    use: str  # the key that sets the folder, such as "run.dir"; "cache" and "temporary" have none
     path: Path
     device: int  # the disk's number in the system, the same for all folders on it
     free: int  # bytes, for this user
@@ -73,7 +73,7 @@ class Disk:
 class Machine:
     """Everything that checks ask of a machine.
 
-    Example: ``collect(disks={"runs": Path("runs")})`` is this one.
+    Example: ``collect(disks={"run.dir": Path("runs")})`` is this one.
     """
 
     host: str

@@ -9,7 +9,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 
@@ -23,41 +23,40 @@ _SSH_S, _CLUSTER_S = 30.0, 90.0
 
 
 def node_checks(
-    machine: Machine, hosts: Sequence[str], paths: Sequence[str], reports: list[VersionReport]
-) -> Iterator[Entry]:
-    """Nodes that ssh reaches, and how they differ from this one, all of whose reports are added to `reports`.
+    machine: Machine, hosts: Sequence[str], paths: Sequence[str]
+) -> Generator[Entry, None, list[VersionReport]]:
+    """Nodes that ssh reaches, and how they differ from this one; returns the reports of this one and of those.
 
     `paths` are files that every node must have.
     """
     yield _entry("own name", partial(own_name, machine))
     with ThreadPoolExecutor(max_workers=16) as pool:
         answers = list(pool.map(lambda host: ask_by_ssh(host, paths), hosts))
-    reports.append(version_report())
-    reports.extend(answer for answer in answers if isinstance(answer, VersionReport))
+    reports = [version_report(), *(answer for answer in answers if isinstance(answer, VersionReport))]
     for host, answer in zip(hosts, answers, strict=True):
         yield _entry(host, partial(node_state, answer))
     if len(reports) > 1:
         yield _entry("versions", partial(equal_versions, reports))
+    return reports
 
 
-def cluster_checks(
-    machine: Machine, address: str, paths: Sequence[str], reports: list[VersionReport]
-) -> Iterator[Entry]:
-    """A Ray cluster answers, and its nodes are equal to this one; the reports of all are added to `reports`."""
+def cluster_checks(machine: Machine, address: str, paths: Sequence[str]) -> Generator[Entry, None, list[VersionReport]]:
+    """A Ray cluster answers, and its nodes are equal to this one; returns the reports of all that answered."""
     reached = _entry("address", partial(reachable, address))
     yield reached
     if reached.finding.verdict != "ok":
-        return
+        return []
     answers = ask_cluster(address, paths)
     if isinstance(answers, Finding):
         yield Entry(subject=SUBJECT, name="cluster", finding=answers)
-        return
-    reports.extend(answer for _, answer in answers if isinstance(answer, VersionReport))
+        return []
+    reports = [answer for _, answer in answers if isinstance(answer, VersionReport)]
     if len(answers) > 1:
         yield _entry("own name", partial(own_name, machine))
     for node, answer in answers:
         yield _entry(node, partial(node_state, answer))
     yield _entry("versions", partial(equal_versions, [version_report(), *reports]))
+    return reports
 
 
 def reachable(address: str) -> Finding:
@@ -201,6 +200,12 @@ def _answer(line: str) -> tuple[str, VersionReport | Finding]:
     fields = json.loads(line)
     if not fields["failed"]:
         return fields["node"], VersionReport.from_json(fields["said"])
+    if fields["late"]:
+        return fields["node"], problem(
+            fields["said"],
+            f"timeout 10 ssh {fields['node']} df    # must come back at once: a shared disk that hangs, most likely; "
+            "or take the node out of the cluster: on it, ray stop",
+        )
     return fields["node"], problem(
         f"flowrl does not answer there: {fields['said'][:300]}",
         "install the same flowrl on every node, and start Ray there from that environment",

@@ -2,53 +2,55 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import math
+from collections.abc import Callable, Generator
 from functools import partial
 from pathlib import Path
 
 from flowrl.base.amounts import size
-from flowrl.base.embedded import POCKET
 from flowrl.config import RewardSpec, RunConfig
-from flowrl.data import read_prompts
 from flowrl.doctor.finding import Check, Entry, Finding, fine, note, problem, tried
 from flowrl.doctor.machine import Machine
 from flowrl.fetch.needs import Need, needs
 from flowrl.fetch.sources import TOKEN
+from flowrl.model_spec import ModelSpec
 from flowrl.plan.gpus import Gpu
 from flowrl.plan.memory import room
-from flowrl.plan.proposals import proposals, too_large
+from flowrl.plan.model_sizes import UnplannedModelError
 from flowrl.plan.run_plan import RunPlan, run_plan
-from flowrl.reward_loading import LatentSource, check_rewards, preflight
-from flowrl.run import model_spec
-from flowrl.seating import seating
+from flowrl.plan.verdict import Verdict, judge
+from flowrl.preflight import held_out_prompts, prompt_order, rewards_that_fit, train_prompts
+from flowrl.reward_loading import preflight
 
 FILES, FIT = "Files of the run", "Does the run fit"
-_KEYS = {"runs": "run.dir", "texts": "data.condition_cache", "weights": "model.path"}  # of folders that are written to
 
 
-def file_checks(config: RunConfig, run: str) -> Iterator[Entry]:
+def file_checks(config: RunConfig, run: str) -> Generator[Entry, None, None]:
     """Weights and prompts are here, weights are whole, and rewards read what the policy makes.
 
-    `run` is what follows `flowrl train`, for advice.
+    What is here is told by what a run itself begins with, `flowrl.preflight`. `run` is what follows `flowrl train`, for
+    advice.
     """
-    wanted = needs(config)
+    entry, wanted = tried(FILES, "reward", partial(needs, config), lambda _: fine("its options fit"))
+    if wanted is None:  # they do not, so that it cannot say what it reads
+        yield entry
+        return
     for need in wanted:
         yield _file_entry(need.kind, partial(need_state, need, run))
     faulty = [need.path for need in wanted if not need.present]
-    policy_is_whole = False
+    model = None
     if not any(need.kind == "policy" for need in wanted if not need.present):
-        policy = _file_entry("policy", partial(policy_state, config))
-        yield policy
-        policy_is_whole = policy.finding.verdict == "ok"
+        entry, model = tried(FILES, "policy", partial(ModelSpec.of, config), _policy_state)
+        yield entry
     for part, specs in {"train": config.rewards.train, "watch": config.rewards.watch}.items():
         for index, spec in enumerate(specs):
             if not faulty or not _uses(spec, faulty):
-                look = partial(reward_state, spec, f"rewards.{part}[{index}]", config, policy_is_whole=policy_is_whole)
+                look = partial(reward_state, spec, f"rewards.{part}[{index}]", config, model)
                 yield _file_entry("reward", look)
-    for name in ("train_prompts", "eval_prompts"):
-        value = config.data.train_prompts if name == "train_prompts" else config.data.eval_prompts
-        if value != POCKET and Path(value) not in faulty:
-            yield _file_entry("prompts", partial(prompts_state, Path(value), f"data.{name}"))
+    if Path(config.data.train_prompts) not in faulty:
+        yield _file_entry("prompts", partial(train_prompts_state, config))
+    if Path(config.data.eval_prompts) not in faulty:
+        yield _file_entry("prompts", partial(held_out_prompts_state, config))
 
 
 def need_state(need: Need, run: str) -> Finding:
@@ -74,49 +76,69 @@ def need_state(need: Need, run: str) -> Finding:
     )
 
 
-def policy_state(config: RunConfig) -> Finding:
-    """The policy's folder is whole."""
-    spec = model_spec(config)
-    return fine(f"model.path: {config.model.path} is whole; latents of {spec.latent_space}")
-
-
-def reward_state(spec: RewardSpec, key: str, config: RunConfig, *, policy_is_whole: bool) -> Finding:
-    """A reward can be made, and reads what the policy makes."""
-    device = config.placement.device
-    if not policy_is_whole:
-        preflight(spec, device)
+def reward_state(spec: RewardSpec, key: str, config: RunConfig, model: ModelSpec | None) -> Finding:
+    """A reward can be made, and reads what the policy makes; `model` is None while that is not whole."""
+    if model is None:
+        preflight(spec, config.placement.device)
         return fine(
             f"{key}: {spec.metric_name} can be made; whether it reads the policy's latents shows when that is whole"
         )
-    model = model_spec(config)
-    length = config.model.max_sequence_length
-    source = LatentSource.of_policy(model.family, model.path, length, key="model.max_sequence_length")
-    check_rewards([spec], [source], device)
+    rewards_that_fit([spec], model)
     return fine(f"{key}: {spec.metric_name} can be made")
 
 
-def prompts_state(file: Path, key: str) -> Finding:
-    """A file of prompts can be read."""
-    return fine(f"{len(read_prompts(file, key)):,} prompts in {file}, {key}")
+def train_prompts_state(config: RunConfig) -> Finding:
+    """The prompts to train on can be read, and are enough for a step."""
+    prompts = train_prompts(config)
+    prompt_order(config, prompts)
+    return fine(f"{len(prompts):,} prompts in {config.data.train_prompts}, data.train_prompts")
 
 
-def fit_checks(config: RunConfig, machine: Machine, num_gpus: int) -> Iterator[Entry]:
+def held_out_prompts_state(config: RunConfig) -> Finding:
+    """The prompts to evaluate on can be read, and are enough for an evaluation."""
+    return fine(f"{len(held_out_prompts(config)):,} prompts in {config.data.eval_prompts}, data.eval_prompts")
+
+
+def fit_checks(config: RunConfig, machine: Machine, num_gpus: int) -> Generator[Entry, None, None]:
     """The run's plan, then what it asks of the machine; `num_gpus` are those of all nodes."""
-    entry, plan = tried(FIT, "plan", partial(run_plan, config), _counts)
+    entry, plan = tried(FIT, "plan", partial(_plan_of, config), _counts)
     yield entry
-    if config.placement.device == "cuda":
-        yield _fit_entry("GPUs", partial(gpu_count, config, machine, num_gpus))
     if plan is None:
         return
-    if config.placement.device == "cuda" and machine.visible_gpus:
-        yield _fit_entry("GPU memory", partial(gpu_memory, config, plan, machine))
+    if config.placement.device == "cuda":
+        look = partial(verdict_here, config, plan, machine, num_gpus)
+        entry, verdict = tried(FIT, "GPUs", look, partial(gpu_count, plan, machine, num_gpus))
+        yield entry
+        if verdict is not None:
+            yield _fit_entry("GPU memory", partial(gpu_memory, plan, machine, verdict))
     yield _fit_entry("memory", partial(host_memory, config, plan, machine))
     yield _fit_entry("disk", partial(disk_room, config, plan, machine))
 
 
-def gpu_count(config: RunConfig, machine: Machine, num_gpus: int) -> Finding:
+def _plan_of(config: RunConfig) -> RunPlan | None:
+    """The plan; None of a model for which there is none, though it can be trained."""
+    try:
+        return run_plan(config)
+    except UnplannedModelError:
+        return None
+
+
+def verdict_here(config: RunConfig, plan: RunPlan, machine: Machine, num_gpus: int) -> Verdict | None:
+    """What the plan comes to on `num_gpus` of this machine's smallest GPU; None where it has none.
+
+    While torch can use none of them, it is taken that there are as many as the run takes.
+    """
+    if not machine.visible_gpus:
+        return None
+    smallest = min(machine.visible_gpus, key=lambda gpu: gpu.total)
+    # How fast it is nobody knows here, and nothing is asked that depends on it.
+    gpu = Gpu(name=smallest.name, title=smallest.name, memory=smallest.total, flops=math.nan)
+    return judge(config, plan, gpu, share=math.nan, num_gpus=num_gpus or None)
+
+
+def gpu_count(plan: RunPlan, machine: Machine, num_gpus: int, verdict: Verdict | None) -> Finding:
     """There are as many GPUs as the actors take."""
-    wanted = len(seating(config.placement).shares)
+    wanted = plan.gpus
     if wanted <= num_gpus:
         return fine(f"the run takes {wanted} of {num_gpus}")
     if not num_gpus and machine.graphics.gpus:
@@ -124,34 +146,29 @@ def gpu_count(config: RunConfig, machine: Machine, num_gpus: int) -> Finding:
     where = "on a machine with a GPU" if wanted == 1 else f"where there are {wanted} GPUs"
     cluster = "make several machines a cluster (launch/README.md) and add placement.ray_address=HOST:PORT"
     advice = [f"start it {where}" + (f"; or {cluster}" if wanted > 1 else "")]
-    if num_gpus == 1:
-        advice.append("or use the one for all roles: add placement.mode=local")
-    elif num_gpus:
-        advice.append(
-            "or use fewer: lower placement.num_learners, num_scorers and num_rollouts; flowrl plan says what fits"
-        )
+    if verdict is not None:
+        advice += [f"or {way}" for way in _ways(verdict)]
+    elif num_gpus:  # of other nodes alone, whose memory is not known here
+        advice.append(f"or use fewer: flowrl plan CONFIG --gpu NAME --gpus {num_gpus} says how")
     have = f"here are {num_gpus}" if num_gpus > 1 else "here is 1" if num_gpus else "here is none"
     return problem(f"the run takes {wanted}, {have}", "\n".join(advice))
 
 
-def gpu_memory(config: RunConfig, plan: RunPlan, machine: Machine) -> Finding:
+def gpu_memory(plan: RunPlan, machine: Machine, verdict: Verdict) -> Finding:
     """What shares a GPU fits on the smallest one."""
-    smallest = min(machine.visible_gpus, key=lambda gpu: gpu.total)
-    kind = Gpu(name="this", title=smallest.name, memory=smallest.total, flops=0.0)
-    fullest = max(plan.devices, key=lambda device: device.peak)
+    gpu, fullest = verdict.gpu, plan.devices[0]
     roles = ", ".join(dict.fromkeys(role.role for role in fullest.roles))
     found = (
-        f"{size(fullest.peak)} needed for {roles}; the GPU is {smallest.name} with {size(smallest.total)}, of which "
-        f"{size(room(kind))} can be filled"
+        f"{size(fullest.peak)} needed for {roles}; the GPU is {gpu.title} with {size(gpu.memory)}, of which "
+        f"{size(room(gpu))} can be filled"
     )
-    if not too_large(plan, kind):
-        taken = [gpu for gpu in machine.visible_gpus if gpu.free < fullest.peak]
+    if fullest.peak <= room(gpu):
+        taken = [one for one in machine.visible_gpus if one.free < fullest.peak]
         if not taken:
             return fine(found)
-        names = ", ".join(f"GPU {gpu.index} has {size(gpu.free)}" for gpu in taken)
+        names = ", ".join(f"GPU {one.index} has {size(one.free)}" for one in taken)
         return problem(f"{found}; but {names} free", "end what uses them, which stands under GPUs")
-    changes = [f"{'add' if one.gpu is None else 'use'} {one.text}" for one in proposals(config, kind)]
-    return problem(found, "\nor ".join(changes) or "use a smaller model, such as SD3.5-Medium")
+    return problem(found, "\nor ".join(_ways(verdict)) or "use a smaller model, such as SD3.5-Medium")
 
 
 def host_memory(config: RunConfig, plan: RunPlan, machine: Machine) -> Finding:
@@ -183,14 +200,25 @@ def disk_room(config: RunConfig, plan: RunPlan, machine: Machine) -> Finding:
         said.append(f"{size(needed)} needed ({parts}), {size(free)} are free")
         if needed > free:
             largest, _ = max(there, key=lambda one: one[1].size)
-            key, shrinks = _KEYS[largest.use], largest.use == "runs" and config.checkpoint.keep > 1
+            shrinks = largest.use == "run.dir" and config.checkpoint.keep > 1
             fewer = "; or keep fewer checkpoints: checkpoint.keep=1" if shrinks else ""
-            elsewhere = f"add {key}=/a/disk/with/room/{largest.path.name}"
+            elsewhere = f"add {largest.use}=/a/disk/with/room/{largest.path.name}"
             return problem(said[-1], f"make room, or use another disk for the largest: {elsewhere}{fewer}")
     return fine("; ".join(said))
 
 
-def _counts(plan: RunPlan) -> Finding:
+def _policy_state(model: ModelSpec) -> Finding:
+    return fine(f"model.path: {model.section.path} is whole; latents of {model.latent_space}")
+
+
+def _ways(verdict: Verdict) -> list[str]:
+    """What would make the run fit."""
+    return [f"{'add' if one.gpu is None else 'use'} {one.text}" for one in verdict.proposals]
+
+
+def _counts(plan: RunPlan | None) -> Finding:
+    if plan is None:
+        return note("of this model.family none is known", "look yourself whether GPUs, memory and disks are enough")
     return fine(
         f"{plan.work.samples} images a step; a policy of {plan.policy.num_parameters:,} parameters, an adapter of "
         f"{plan.policy.num_adapter_parameters:,}"

@@ -20,7 +20,9 @@ class Copies:
 
     def __init__(self, root: Path) -> None:
         if not root.is_dir():
-            raise UserError(f"--from {root}: no such folder; name one that holds ORG/NAME/..., or the URL of a mirror")
+            raise UserError(
+                f"--from {root}: no such folder; name one that holds ORG/NAME/..., or a mirror by its URL, https://..."
+            )
         self._root = root
 
     def published(self, part: Part, folder: str) -> list[Published]:

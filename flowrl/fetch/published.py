@@ -13,13 +13,8 @@ from flowrl.fetch.sources import Part
 class FetchError(UserError):
     """Something cannot be had or is not what it should be; the message says what, and what to do.
 
-    `advice` is the part of it that may be the same for several, so that it can be said once.
+    `advice` may be the same for several, so that it can be said once.
     """
-
-    def __init__(self, problem: str, *, advice: str = "") -> None:
-        super().__init__(f"{problem}; {advice}" if advice else problem)
-        self.problem = problem
-        self.advice = advice
 
 
 @dataclass(frozen=True, kw_only=True)

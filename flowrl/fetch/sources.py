@@ -71,6 +71,7 @@ class Bundle:
 
     title: str
     parts: tuple[Part, ...]
+    folder: str = ""  # how the folder must be called, which says that this is what belongs there; empty: anything
     prompts: int = 0  # of a file of prompts: how many it held when it was published; 0 for what is no such file
 
     @property
@@ -139,7 +140,7 @@ FOLDERS: Mapping[str, Bundle] = {
 _CLIP_LARGE = _hub(
     "openai/clip-vit-large-patch14", "config.json", "model.safetensors", *_CLIP_TOKENIZER, patterns=_SPECIAL_TOKENS
 )
-# By the name of the reward; its folder may be called anything.
+# By the name of the reward.
 REWARDS: Mapping[str, Bundle] = {
     "hpsv3": Bundle(
         title="HPSv3",
@@ -187,9 +188,9 @@ REWARDS: Mapping[str, Bundle] = {
             ),
         ),
     ),
+    # It takes any CLIP, so the folder's name says which.
+    "clip_score": Bundle(title="CLIP ViT-L/14", parts=(_CLIP_LARGE,), folder="clip-vit-large-patch14"),
 }
-# CLIPScore takes any CLIP, so the folder's name says which.
-CLIPS: Mapping[str, Bundle] = {"clip-vit-large-patch14": Bundle(title="CLIP ViT-L/14", parts=(_CLIP_LARGE,))}
 # By the last two names of the path that a configuration gives for prompts.
 PROMPTS: Mapping[str, Bundle] = {
     f"{folder}/{part}.txt": _prompts(folder, part, count)

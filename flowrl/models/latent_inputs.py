@@ -12,12 +12,12 @@ import torch
 from flowrl.base.dtypes import torch_dtype
 from flowrl.base.embedded import folder_of
 from flowrl.core.buckets import BucketPlan, cover
+from flowrl.models.image_parts import TOGETHER
 from flowrl.protocols import ImageEncoder, PolicyFamily, PromptEncoder
 from flowrl.registry import resolve
 from flowrl.types import TextCondition
 
 _TEXTS = 256  # conditions kept: 333 tokens of width 4096 are 5 MB in float32
-_TOGETHER = 4  # images that pass through the VAE at a time: at 1024 pixels it takes gigabytes for each
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,7 +93,7 @@ class LatentInputs:
         pixels = pixels.to(self.setting.device)
         if (buckets := self.setting.buckets) is not None:
             pixels = cover(pixels, buckets.size_for(*pixels.shape[2:]))
-        return torch.cat([self._images.encode(part) for part in pixels.split(_TOGETHER)])
+        return torch.cat([self._images.encode(part) for part in pixels.split(TOGETHER)])
 
     def condition(self, prompts: Sequence[str]) -> TextCondition:
         """The conditions of B prompts: embeds [B, L, D] and pooled [B, P] on the CPU."""

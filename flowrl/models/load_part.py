@@ -10,8 +10,8 @@ import torch
 from transformers import PreTrainedModel
 
 from flowrl.base.empty_module import fill
-from flowrl.base.errors import CheckpointError
 from flowrl.base.library_noise import hide_progress_bars
+from flowrl.base.module_tensors import check_tensors, refuse_tensors
 from flowrl.base.tensor_files import TensorFiles
 from flowrl.base.weight_files import weight_files
 
@@ -53,14 +53,8 @@ def read_part(
     before the first.
     """
     stored = TensorFiles(weight_files(folder, _DIFFUSERS_STEM))
-    wanted = {key: tuple(value.shape) for key, value in network.state_dict().items()}
-    _check(
-        folder,
-        missing=wanted.keys() - stored.shapes.keys(),
-        misshapen={key for key, shape in wanted.items() if stored.shapes.get(key, shape) != shape},
-        unknown=stored.shapes.keys() - wanted.keys(),
-    )
-    for key in wanted:
+    check_tensors(network, stored.shapes, folder)
+    for key in network.state_dict():
         yield key, stored.share(key, dtype) if share else stored.convert(key, dtype)
 
 
@@ -74,23 +68,10 @@ def _of_transformers(kind: Any, folder: Path, dtype: torch.dtype, device: str) -
         output_loading_info=True,
         ignore_mismatched_sizes=True,  # when it refuses a shape, it names no tensor
     )
-    _check(
+    refuse_tensors(
         folder,
         missing=set(info["missing_keys"]),
-        misshapen={key for key, *_ in info["mismatched_keys"]},
-        unknown={key for key in info["unexpected_keys"] if not key.endswith(_BUFFERS)},
+        unexpected={key for key in info["unexpected_keys"] if not key.endswith(_BUFFERS)},
+        misshapen={key: (wanted, found) for key, found, wanted in info["mismatched_keys"]},
     )
     return network
-
-
-def _check(folder: Path, *, missing: set[str], misshapen: set[str], unknown: set[str]) -> None:
-    """Raise CheckpointError when the tensors of a folder are not those of its network."""
-    for keys, fault in (
-        (missing, "is missing"),
-        (misshapen, "has another shape than config.json says"),
-        (unknown, "is not one of the network that config.json describes"),
-    ):
-        if keys:
-            raise CheckpointError(
-                f"{folder}: {min(keys)} {fault} ({len(keys)} such); copy the folder again, or export it whole"
-            )

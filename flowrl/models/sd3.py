@@ -231,13 +231,15 @@ class SD3:
         image_size: int,
         dtype: torch.dtype,
         device: str,
+        to_be_cut: bool = False,
         quantisation: Quantisation = "none",
         attention: str = sd3_attention.NATIVE,
     ) -> SD3Policy:
         """The transformer without an adapter, by `quantised.quantise` and `sd3_attention.use_backend`.
 
-        Raises CheckpointError on weights that are not all there, and on a schedule or an image size that it cannot
-        have; UserError when the device cannot do what the options ask for.
+        With `to_be_cut` its weights are left on the CPU, where they are pages of the files, for a strategy that gives
+        the device a part of each. Raises CheckpointError on weights that are not all there, and on a schedule or an
+        image size that it cannot have; UserError when the device cannot do what the options ask for.
         """
         scheduler = FlowMatchEulerDiscreteScheduler.load_config(path / "scheduler")
         if scheduler.get("use_dynamic_shifting"):
@@ -247,10 +249,10 @@ class SD3:
             )
         vae = AutoencoderKL.load_config(path / "vae")
         factor = factor_of(vae)
-        at_once = device if quantisation == "none" else "cpu"  # what is quantised first would not fit
-        transformer = load_part(SD3Transformer2DModel, path / "transformer", dtype, at_once)
+        at_once = quantisation == "none" and not to_be_cut  # whole, the weights might have no room on the device
+        transformer = load_part(SD3Transformer2DModel, path / "transformer", dtype, device if at_once else "cpu")
         quantised.quantise(transformer, quantisation, device=device)
-        transformer = transformer.to(device).eval()
+        transformer = transformer.to("cpu" if to_be_cut else device).eval()
         step = factor * transformer.config.patch_size
         largest = transformer.config.pos_embed_max_size * step
         if image_size % step or image_size > largest:
@@ -258,7 +260,7 @@ class SD3:
                 f"model.image_size must be a multiple of {step} and at most {largest} for {path}, got {image_size}"
             )
         with _silent():  # the switch says at each use that it may change
-            sd3_attention.use_backend(transformer, attention)
+            sd3_attention.use_backend(transformer, attention, device)
         return SD3Policy(
             transformer,
             shift=scheduler["shift"],

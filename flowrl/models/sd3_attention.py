@@ -76,15 +76,15 @@ def _heads(attn: Attention, projected: torch.Tensor, norm: torch.nn.Module | Non
     return split if norm is None else norm(split)
 
 
-def use_backend(transformer: SD3Transformer2DModel, name: str) -> None:
+def use_backend(transformer: SD3Transformer2DModel, name: str, device: str) -> None:
     """Have every attention of the transformer computed by a backend of diffusers; "native" leaves it as it is.
 
-    The transformer is on its device and of its dtype. Raises UserError unless the backend's package is installed and
-    the backend can be trained with there.
+    The transformer is of its dtype and will compute on the device. Raises UserError unless the backend's package is
+    installed and the backend can be trained with there.
     """
     if name == NATIVE:
         return
-    check_backend(name, dtype=transformer.dtype, device=str(transformer.device))
+    check_backend(name, dtype=transformer.dtype, device=device)
     transformer.set_attn_processor(JointAttention())
     transformer.set_attention_backend(name)
 
@@ -127,8 +127,8 @@ def check_package(name: str) -> None:
             pass
     except (RuntimeError, ValueError, ImportError, OSError) as error:
         raise UserError(
-            f"model.attention: {name} cannot be used here: {_first_line(error)}; "
-            "model.attention=native works everywhere"
+            f"model.attention: {name} cannot be used here: {_first_line(error)}",
+            advice="model.attention=native works everywhere",
         ) from error
 
 

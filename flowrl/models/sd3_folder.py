@@ -9,6 +9,7 @@ from pathlib import Path
 
 from flowrl.base.errors import CheckpointError
 from flowrl.base.fingerprint import fingerprint
+from flowrl.base.tokenizer_files import check_tokenizer_files
 from flowrl.base.weight_files import check_model_folder, read_json
 
 _WEIGHTS = {
@@ -30,8 +31,8 @@ def check_folder(path: Path) -> None:
     for name in _REQUIRED:
         if not (path / name).is_file():
             raise CheckpointError(
-                f"{path} is not a Stable Diffusion 3 folder: {name} is missing; give the folder that "
-                "diffusers' save_pretrained wrote or that was downloaded whole"
+                f"{path} is not a Stable Diffusion 3 folder: {name} is missing",
+                advice="give the folder that diffusers' save_pretrained wrote or that was downloaded whole",
             )
     for file in sorted(path.rglob("*.json")):
         read_json(file)
@@ -40,7 +41,7 @@ def check_folder(path: Path) -> None:
         if part in _WEIGHTS:
             check_model_folder(path / part, _WEIGHTS[part])
         else:
-            _check_tokenizer(path / part, TOKENIZERS[part])
+            check_tokenizer_files(path / part, TOKENIZERS[part], advice="copy the folder again")
 
 
 def listed_parts(path: Path, parts: Iterable[str]) -> list[str]:
@@ -74,12 +75,6 @@ def _check_text_parts(path: Path) -> None:
     if lacking := sorted(set(needed) - set(listed_parts(path, needed))):
         raise CheckpointError(
             f"{path / 'model_index.json'}: lists no {', '.join(lacking)}; texts need both CLIPs with their tokenizers, "
-            "T5 alone can be left out; export or download the folder with them"
+            "T5 alone can be left out",
+            advice="export or download the folder with them",
         )
-
-
-def _check_tokenizer(folder: Path, vocabularies: tuple[tuple[str, ...], ...]) -> None:
-    """Raise CheckpointError unless one of the sets of files is there: without them a library may make an empty one."""
-    if not any(all((folder / name).is_file() for name in names) for names in vocabularies):
-        wanted = ", or ".join(" with ".join(names) for names in vocabularies)
-        raise CheckpointError(f"{folder}: the vocabulary is missing: it must hold {wanted}; copy the folder again")

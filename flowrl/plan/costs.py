@@ -47,6 +47,16 @@ class Costs:
         """Those of the rewards that are trained on."""
         return tuple(reward for reward in self.rewards if reward.trained)
 
+    @property
+    def steps_decode(self) -> bool:
+        """Whether the images of a step are made, which a latent reward does not need."""
+        return any(reward.reads_pixels for reward in self.trained)
+
+    @property
+    def evaluations_decode(self) -> bool:
+        """Whether images of an evaluation are made, to be scored or to be shown."""
+        return self.config.eval.grid_prompts > 0 or any(reward.reads_pixels for reward in self.rewards)
+
     def with_other_checkpointing(self) -> PolicyCost:
         """The policy with the other setting of model.gradient_checkpointing, which is measured when it is asked for."""
         other = not self.config.model.gradient_checkpointing
@@ -61,8 +71,8 @@ class Costs:
 
 
 def costs_of(config: RunConfig) -> Costs:
-    """Measure the parts of a checked configuration; raises CheckpointError when the sizes of a model are not known."""
-    work, model = step_work(config), model_sizes(config.model.path)
+    """Measure the parts of a checked configuration; raises what `model_sizes` raises."""
+    work, model = step_work(config), model_sizes(config.model)
     geometry = _geometry(config, model, work.samples_per_forward)
     policy = _policy(config, model, geometry, gradient_checkpointing=config.model.gradient_checkpointing)
     shapes = sample_shapes(config, model, geometry)
@@ -105,7 +115,7 @@ def _policy(config: RunConfig, model: ModelSizes, geometry: Geometry, *, gradien
         model.transformer,
         geometry,
         AdapterShape(rank=section.lora_rank, alpha=section.lora_alpha, targets=tuple(section.lora_targets)),
-        with_reference=config.algorithm.kl_beta > 0,
+        config.algorithm,
         gradient_checkpointing=gradient_checkpointing,
     )
 

@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
-from safetensors import safe_open
-
 from flowrl.base.embedded import folder_of
-from flowrl.base.errors import CheckpointError
+from flowrl.base.errors import CheckpointError, UserError
+from flowrl.base.tensor_files import num_elements
 from flowrl.base.weight_files import read_json
+from flowrl.config import ModelSection
 from flowrl.models.sd3 import SD3
 from flowrl.models.sd35_published import CLIP_TOKENS, PUBLISHED
+from flowrl.registry import resolve
+
+
+class UnplannedModelError(UserError):
+    """A model of which nothing can be computed beforehand; a run of it can start all the same."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,23 +33,30 @@ class ModelSizes:
     text_encoder_parameters: int
 
 
-def model_sizes(path: str) -> ModelSizes:
-    """The sizes of the diffusers folder at `path`, or where there is none, those published of the model of its name.
+def model_sizes(model: ModelSection) -> ModelSizes:
+    """The sizes of the diffusers folder of a model, or where there is none, those published of the model of its name.
 
-    Raises CheckpointError when neither is known.
+    Raises CheckpointError when neither is known, and UnplannedModelError for a model of another family than Stable
+    Diffusion 3: what is measured is the code of that one.
     """
-    folder = folder_of(path, "sd35")
+    if resolve("policy", model.family)[0] is not SD3:
+        raise UnplannedModelError(
+            f"model.family: what a run needs is computed for sd3 alone, got {model.family}",
+            advice="start the run without a plan: flowrl train needs none",
+        )
+    folder = folder_of(model.path, "sd35")
     if (folder / "model_index.json").is_file():
         return ModelSizes(
             transformer=read_json(folder / "transformer" / "config.json"),
             vae=read_json(folder / "vae" / "config.json"),
             clip_tokens=SD3.text_length(folder, 0),
-            text_encoder_parameters=sum(_num_parameters(file) for file in folder.glob("text_encoder*/*.safetensors")),
+            text_encoder_parameters=num_elements(folder.glob("text_encoder*/*.safetensors")),
         )
     names = {repository.rpartition("/")[2]: published for repository, published in PUBLISHED.items()}
     if folder.name not in names:
         raise CheckpointError(
-            f"model.path: {path} is no folder with a model_index.json, and sizes are known of {', '.join(names)} alone"
+            f"model.path: {model.path} is no folder with a model_index.json, and sizes are known of "
+            f"{', '.join(names)} alone"
         )
     published = names[folder.name]
     return ModelSizes(
@@ -55,8 +65,3 @@ def model_sizes(path: str) -> ModelSizes:
         clip_tokens=CLIP_TOKENS,
         text_encoder_parameters=published.text_encoder_parameters,
     )
-
-
-def _num_parameters(file: Path) -> int:
-    with safe_open(file, framework="pt") as opened:
-        return sum(math.prod(opened.get_slice(key).get_shape()) for key in opened.keys())

@@ -127,7 +127,7 @@ def _time(plan: RunPlan, verdict: Verdict) -> Iterator[str]:
         f"Time, if {100 * verdict.share:.0f} % of the {gpu.flops / 1e12:.0f} TFLOP/s of the data sheet are reached: "
         "an assumption (--efficiency), not a measurement"
     )
-    if any(phase.moved for phase in plan.phases):
+    if any(phase.moved for phase in plan.step.phases):
         yield f"What is moved, at {BANDWIDTH / 1e9:.0f} GB/s of each GPU: assumed too, and many times more over NVLink"
     for time in plan.step.times(rate):
         yield _phase(time)

@@ -12,6 +12,7 @@ from dataclasses import asdict, replace
 from functools import cache
 from typing import Any
 
+from flowrl.algorithms.configs import FlowGRPOConfig
 from flowrl.plan.policy_measure import AdapterShape, Geometry, PolicyCost, measure_policy
 
 _DUAL = "dual_attention_layers"  # of a config.json: the numbers of the blocks with a second attention
@@ -24,25 +25,24 @@ def policy_cost(
     transformer: Mapping[str, Any],
     geometry: Geometry,
     adapter: AdapterShape,
+    algorithm: FlowGRPOConfig,
     *,
-    with_reference: bool,
     gradient_checkpointing: bool,
 ) -> PolicyCost:
     """The cost of a policy with the transformer that `transformer`, its config.json, describes.
 
-    `with_reference` computes the KL's reference velocity in the update.
+    `algorithm` is what its update is of.
     """
     blocks, settings = int(transformer["num_layers"]), json.dumps(dict(transformer), sort_keys=True)
     dual = list(transformer.get(_DUAL) or [])
     plain = blocks - len(dual)
     if dual != list(range(len(dual))) or (dual and min(len(dual), plain) < _FEW):
-        return measure_policy(
-            transformer, geometry, adapter, with_reference=with_reference, gradient_checkpointing=gradient_checkpointing
-        )
+        return measure_policy(transformer, geometry, adapter, algorithm, gradient_checkpointing=gradient_checkpointing)
+    loss = json.dumps(asdict(algorithm), sort_keys=True)
 
     def stack(dual: int, plain: int, samples: int = _SAMPLES) -> PolicyCost:
         shape = replace(geometry, samples=samples)
-        return _measured(settings, dual, plain, shape, adapter, with_reference, gradient_checkpointing)
+        return _measured(settings, dual, plain, shape, adapter, loss, gradient_checkpointing)
 
     def of_plain(blocks: int) -> PolicyCost:
         few = min(blocks, _FEW)
@@ -83,11 +83,10 @@ def _measured(
     plain: int,
     geometry: Geometry,
     adapter: AdapterShape,
-    with_reference: bool,
+    loss: str,
     gradient_checkpointing: bool,
 ) -> PolicyCost:
     """The cost of a stack of so many blocks of each kind, those with two attentions first."""
     transformer = {**json.loads(settings), "num_layers": dual + plain, _DUAL: list(range(dual))}
-    return measure_policy(
-        transformer, geometry, adapter, with_reference=with_reference, gradient_checkpointing=gradient_checkpointing
-    )
+    algorithm = FlowGRPOConfig(**json.loads(loss))
+    return measure_policy(transformer, geometry, adapter, algorithm, gradient_checkpointing=gradient_checkpointing)

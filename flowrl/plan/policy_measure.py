@@ -6,23 +6,26 @@ which is what torch picks for these shapes: it keeps its inputs, its output and 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from diffusers import SD3Transformer2DModel
-from torch._subclasses.fake_tensor import FakeTensorMode
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
 
+from flowrl.algorithms.configs import FlowGRPOConfig
 from flowrl.core import sde
-from flowrl.core.sampler import policy_step, replay
+from flowrl.core.sampler import policy_step
 from flowrl.models.quantised import QuantisedLinear, hollow_out
 from flowrl.models.sd3 import SD3Policy
 from flowrl.plan.meter import Meter, materialise
-from flowrl.types import DenoisePath, Prompt, Quantisation, SamplingPlan, TextCondition, Trajectory
+from flowrl.protocols import Algorithm
+from flowrl.registry import resolve
+from flowrl.types import DenoisePath, Prompt, Quantisation, SamplingPlan, TextCondition, TrainBatch, Trajectory
 
 _SHIFT = 3.0  # of the schedule; shapes do not depend on it
-_PLAN = SamplingPlan(kinds=("sde", "sde"), noise_level=0.7, start=0, stop=1)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,14 +79,11 @@ def measure_policy(
     transformer: Mapping[str, Any],
     geometry: Geometry,
     adapter: AdapterShape,
+    algorithm: FlowGRPOConfig,
     *,
-    with_reference: bool,
     gradient_checkpointing: bool,
 ) -> PolicyCost:
-    """The cost of a policy, all of its blocks measured; parameters as of `flowrl.plan.policy_cost.policy_cost`.
-
-    `with_reference` computes the KL's reference velocity in the update.
-    """
+    """The cost of a policy, all of its blocks measured; parameters as of `flowrl.plan.policy_cost.policy_cost`."""
     mode, meter = FakeTensorMode(allow_non_fake_inputs=True), Meter()
     network = _hollow(transformer, geometry)
     num_parameters = sum(parameter.numel() for parameter in network.parameters())
@@ -94,11 +94,10 @@ def measure_policy(
     weights = meter.live
     trainable = [parameter for _, parameter in policy.trainable()]
     adapter_bytes = sum(parameter.numel() * parameter.element_size() for parameter in trainable)
-    condition = _condition(policy, geometry, mode)
     with mode:
+        batch = _batch(policy, geometry, algorithm)
         noise = torch.empty(geometry.samples, *geometry.latent_shape)
-        stored = torch.empty(geometry.samples, 2, *geometry.latent_shape)
-    guidance_scale = 4.5 if geometry.guided else 1.0
+    trajectory = batch.trajectory
     # The mode itself is off: fake tensors carry it, and the few real ones, such as sigmas, keep their numbers.
     with meter.stretch() as sampling, torch.no_grad():
         step = policy_step(
@@ -106,19 +105,19 @@ def measure_policy(
             noise,
             sigmas=policy.sigmas(2),
             step_index=0,
-            plan=_PLAN,
-            condition=condition,
-            negative=condition,
-            guidance_scale=guidance_scale,
+            plan=trajectory.plan,
+            condition=trajectory.condition,
+            negative=trajectory.negative,
+            guidance_scale=trajectory.guidance_scale,
         )
         sde.log_prob(step, sde.draw(step, torch.empty_like(noise)))
     del step
-    trajectory = _trajectory(stored, condition, guidance_scale)
     with meter:  # they are there from the first loss of an inner step to its end
         for parameter in trainable:
             parameter.grad = torch.empty_like(parameter)
-    with meter.stretch() as update:
-        _loss(policy, trajectory, with_reference=with_reference).backward()
+    trained: Algorithm = resolve("algorithm", algorithm.name)[0](algorithm, 0)
+    with meter.stretch() as update, _Unread():
+        trained.loss(policy, batch, slice(0, geometry.samples), 0).loss.backward()
     return PolicyCost(
         num_parameters=num_parameters,
         num_adapter_layers=len(trainable) // 2,
@@ -165,37 +164,41 @@ def _policy(
     return policy
 
 
-def _condition(policy: SD3Policy, geometry: Geometry, mode: FakeTensorMode) -> TextCondition:
-    config = policy.transformer.config
-    with mode:
-        return TextCondition(
-            embeds=torch.empty(1, geometry.text_length, config.joint_attention_dim, dtype=geometry.dtype),
-            pooled=torch.empty(1, config.pooled_projection_dim, dtype=geometry.dtype),
-        )
-
-
-def _trajectory(stored: torch.Tensor, condition: TextCondition, guidance_scale: float) -> Trajectory:
-    return Trajectory(
+def _batch(policy: SD3Policy, geometry: Geometry, algorithm: FlowGRPOConfig) -> TrainBatch:
+    """One forward's samples with one trained sampler step of two."""
+    config, samples = policy.transformer.config, geometry.samples
+    condition = TextCondition(
+        embeds=torch.empty(1, geometry.text_length, config.joint_attention_dim, dtype=geometry.dtype),
+        pooled=torch.empty(1, config.pooled_projection_dim, dtype=geometry.dtype),
+    )
+    stored, means = torch.empty(samples, 2, *geometry.latent_shape), torch.empty(samples, 1, *geometry.latent_shape)
+    trajectory = Trajectory(
         prompt=Prompt(id=0, text=""),
-        seeds=torch.zeros(len(stored), dtype=torch.int64),
+        seeds=torch.empty(samples, dtype=torch.int64),
         condition=condition,
         negative=condition,
         final_latents=stored[:, -1],
-        plan=_PLAN,
-        guidance_scale=guidance_scale,
-        path=DenoisePath(latents=stored, log_probs=torch.zeros(len(stored), 1)),
+        plan=SamplingPlan(kinds=(algorithm.step_kind,) * 2, noise_level=algorithm.noise_level, start=0, stop=1),
+        guidance_scale=4.5 if geometry.guided else 1.0,
+        path=DenoisePath(latents=stored, log_probs=torch.empty(samples, 1), means=means),
         policy_version=0,
     )
+    return TrainBatch(trajectory=trajectory, advantages=torch.empty(samples))
 
 
-def _loss(policy: SD3Policy, trajectory: Trajectory, *, with_reference: bool) -> torch.Tensor:
-    """What an algorithm's loss does to memory: the step replayed, its log-probability, and the KL's reference."""
-    everything = slice(0, trajectory.num_samples)
-    device = trajectory.final_latents.device
-    step, following = replay(policy, trajectory, everything, 0, device)
-    loss = torch.exp(sde.log_prob(step, following)).mean()
-    if with_reference:
-        with torch.no_grad(), policy.reference():
-            reference, _ = replay(policy, trajectory, everything, 0, device)
-        loss = loss + sde.gaussian_kl(step, reference).mean()
-    return loss
+class _Unread(TorchDispatchMode):
+    """Within the context a number that is read of a fake tensor, which has none, is 0: metrics read some to log them,
+    and nothing that is computed depends on them.
+    """
+
+    def __torch_dispatch__(
+        self,
+        func: Any,
+        types: Sequence[type],
+        args: Sequence[Any] = (),
+        kwargs: Mapping[str, Any] | None = None,
+    ) -> Any:
+        """Run one operation, if it does not read a number that is not there."""
+        if func is torch.ops.aten._local_scalar_dense.default and isinstance(args[0], FakeTensor):
+            return 0.0
+        return func(*args, **(kwargs or {}))

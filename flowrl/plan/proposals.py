@@ -61,9 +61,9 @@ def proposals(config: RunConfig, gpu: Gpu, num_gpus: int | None = None) -> list[
         changed, keys = _changed(config, changes), frozenset(key for change in changes for key in change.keys)
         # Only with more samples than fewer changes allow: else some of these are for nothing.
         least = max((other.samples for other in found if other.keys <= keys), default=0)
-        if changed is not None and (samples := _most_samples(changed, gpu, num_gpus, least)):
+        if changed is not None and (samples := _samples_that_fit(changed, gpu, num_gpus, least)):
             overrides = [override for change in changes for override in change.overrides]
-            overrides += [] if samples == _samples(config) else [f"rollout.samples_per_forward={samples}"]
+            overrides += [] if samples == config.rollout.forward_size else [f"rollout.samples_per_forward={samples}"]
             proposal = Proposal(overrides=tuple(overrides), plan=run_plan(_with_samples(changed, samples)))
             found.append(_Found(keys=keys, samples=samples, proposal=proposal))
         if len(found) == _MOST:
@@ -72,11 +72,11 @@ def proposals(config: RunConfig, gpu: Gpu, num_gpus: int | None = None) -> list[
     return [one.proposal for one in found] + larger
 
 
-def most_samples(config: RunConfig, gpu: Gpu) -> int:
+def room_for_more(config: RunConfig, gpu: Gpu) -> int:
     """The largest number of samples in a forward that fits, at least that of the configuration."""
     group = config.rollout.group_size
-    sizes = [size for size in range(group, _samples(config), -1) if group % size == 0]
-    return next((size for size in sizes if _fits(_with_samples(config, size), gpu, None)), _samples(config))
+    sizes = [size for size in range(group, config.rollout.forward_size, -1) if group % size == 0]
+    return next((size for size in sizes if _fits(_with_samples(config, size), gpu, None)), config.rollout.forward_size)
 
 
 def _combinations(changes: list[Change]) -> Iterator[tuple[Change, ...]]:
@@ -99,11 +99,11 @@ def _changed(config: RunConfig, changes: tuple[Change, ...]) -> RunConfig | None
     return config
 
 
-def _most_samples(config: RunConfig, gpu: Gpu, num_gpus: int | None, least: int) -> int:
+def _samples_that_fit(config: RunConfig, gpu: Gpu, num_gpus: int | None, least: int) -> int:
     """The largest number of samples in a forward with which all roles fit, above `least` and up to that of the
     configuration, or 0."""
     group = config.rollout.group_size
-    sizes = [size for size in range(_samples(config), least, -1) if group % size == 0]
+    sizes = [size for size in range(config.rollout.forward_size, least, -1) if group % size == 0]
     if not sizes or not _could_fit(_with_samples(config, sizes[-1]), gpu):
         return 0
     return next((size for size in sizes if _fits(_with_samples(config, size), gpu, num_gpus)), 0)
@@ -131,10 +131,6 @@ def _fits(config: RunConfig, gpu: Gpu, num_gpus: int | None) -> bool:
     devices = device_memory(config)
     wanted = sum(kind.devices for kind in devices)
     return devices[0].peak <= room(gpu) and (num_gpus is None or wanted <= num_gpus)
-
-
-def _samples(config: RunConfig) -> int:
-    return config.rollout.samples_per_forward or config.rollout.group_size
 
 
 def _with_samples(config: RunConfig, samples: int) -> RunConfig:

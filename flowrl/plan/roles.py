@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from flowrl.base.amounts import count
 from flowrl.config import RunConfig
+from flowrl.models.image_parts import TOGETHER
 from flowrl.plan.costs import Costs
 from flowrl.plan.memory import MemoryPart, RoleMemory
 from flowrl.plan.reward_cost import RewardCost
@@ -81,8 +82,8 @@ def _encoder(costs: Costs, seats: tuple[int, ...]) -> RoleMemory:
 
 
 def _scorer(costs: Costs, seats: tuple[int, ...]) -> RoleMemory:
-    images, ranks = _decoded(costs), len(seats)
-    held = [MemoryPart(name="VAE, float32", size=costs.image.weight_bytes)]
+    images, ranks = _decoded_together(costs), len(seats)
+    held = [MemoryPart(name="VAE, float32", size=costs.image.weight_bytes)] if images else []
     decoding = MemoryPart(name=f"decoding {count(images, 'image')}", size=costs.image.rise * images)
     in_turn = [decoding] if images else []
     unknown = []
@@ -125,9 +126,9 @@ def _precision(config: RunConfig) -> str:
     return config.model.dtype if quantisation == "none" else f"{quantisation} and {config.model.dtype}"
 
 
-def _decoded(costs: Costs) -> int:
-    """How many images a scorer decodes in one call: a group of a step, or of an evaluation."""
+def _decoded_together(costs: Costs) -> int:
+    """How many images a scorer decodes in one call at the most: of a group of a step, or of an evaluation."""
     config = costs.config
-    in_steps = config.rollout.group_size if any(reward.reads_pixels for reward in costs.trained) else 0
-    watched = config.eval.grid_prompts > 0 or any(reward.reads_pixels for reward in costs.rewards)
-    return max(in_steps, config.eval.samples_per_prompt if watched else 0)
+    in_steps = config.rollout.group_size if costs.steps_decode else 0
+    in_evaluations = config.eval.samples_per_prompt if costs.evaluations_decode else 0
+    return min(TOGETHER, max(in_steps, in_evaluations))

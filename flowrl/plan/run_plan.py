@@ -10,8 +10,8 @@ from flowrl.plan.memory import DeviceMemory, RoleMemory, devices_of
 from flowrl.plan.policy_measure import PolicyCost
 from flowrl.plan.roles import roles_of
 from flowrl.plan.storage import Amount, disk_of, host_of
-from flowrl.plan.timing import Pass, Phase, evaluation_of, num_evaluations, step_of
-from flowrl.plan.traffic import Transfer, trajectory_bytes, transfers_of
+from flowrl.plan.timing import Pass, evaluation_of, step_of
+from flowrl.plan.traffic import Transfer, transfers_of
 from flowrl.plan.work import StepWork
 
 
@@ -39,16 +39,6 @@ class RunPlan:
         return self.costs.policy
 
     @property
-    def phases(self) -> tuple[Phase, ...]:
-        """Of a step, in the order in which they begin."""
-        return self.step.phases
-
-    @property
-    def trajectory_bytes(self) -> int:
-        """Of a step, from rollouts to scorers and learners."""
-        return trajectory_bytes(self.costs)
-
-    @property
     def gpus(self) -> int:
         """How many devices there must be."""
         return sum(kind.devices for kind in self.devices)
@@ -56,7 +46,9 @@ class RunPlan:
     def seconds(self, rate: float) -> float:
         """Of the whole run at a rate per GPU: its steps and evaluations."""
         config = self.costs.config
-        return config.run.steps * self.step.seconds(rate) + num_evaluations(config) * self.evaluation.seconds(rate)
+        steps = config.run.steps
+        evaluations = sum(config.eval.due(step, steps) for step in range(steps + 1))
+        return steps * self.step.seconds(rate) + evaluations * self.evaluation.seconds(rate)
 
 
 def device_memory(config: RunConfig) -> tuple[DeviceMemory, ...]:
@@ -65,7 +57,7 @@ def device_memory(config: RunConfig) -> tuple[DeviceMemory, ...]:
 
 
 def run_plan(config: RunConfig) -> RunPlan:
-    """The plan of a checked configuration; raises CheckpointError when the sizes of its model are not known."""
+    """The plan of a checked configuration; raises what `flowrl.plan.model_sizes.model_sizes` raises."""
     costs = costs_of(config)
     roles = roles_of(costs)
     devices = devices_of(config.placement, roles)

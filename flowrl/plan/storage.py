@@ -8,6 +8,7 @@ from pathlib import Path
 from flowrl.actors.roles import MAX_CONDITIONS
 from flowrl.base.embedded import POCKET, folder_of
 from flowrl.config import RunConfig
+from flowrl.data import read_prompts
 from flowrl.plan.costs import Costs
 from flowrl.plan.memory import DeviceMemory
 from flowrl.plan.traffic import trajectory_bytes
@@ -96,5 +97,5 @@ def _num_prompts(config: RunConfig) -> int:
     """How many different prompts the run meets at most, with the empty one."""
     drawn, file = config.run.steps * config.rollout.prompts_per_step, Path(config.data.train_prompts)
     if file.is_file():
-        drawn = min(drawn, sum(1 for line in file.read_text(encoding="utf-8").splitlines() if line.strip()))
+        drawn = min(drawn, len(read_prompts(file, "data.train_prompts")))
     return drawn + config.eval.num_prompts + 1

@@ -84,7 +84,6 @@ class Pass:
 def step_of(costs: Costs, transfers: tuple[Transfer, ...]) -> Pass:
     """A training step, in which `transfers` are made."""
     work, policy = costs.work, costs.policy
-    pixels = any(reward.reads_pixels for reward in costs.trained)
     turns = Phase(name="turns", flops=0, actors=work.learners, groups=work.groups, moved=_moved(transfers, "turns"))
     return Pass(
         before=(_encoding(costs),),
@@ -92,7 +91,12 @@ def step_of(costs: Costs, transfers: tuple[Transfer, ...]) -> Pass:
             name="rollout", flops=policy.sample_flops * work.forwards, actors=work.rollouts, groups=work.groups
         ),
         scoring=_scoring(
-            costs, costs.trained, work.groups, work.samples, decoded=pixels, moved=_moved(transfers, "score")
+            costs,
+            costs.trained,
+            work.groups,
+            work.samples,
+            decoded=costs.steps_decode,
+            moved=_moved(transfers, "score"),
         ),
         after=(
             Phase(
@@ -114,22 +118,20 @@ def evaluation_of(costs: Costs) -> Pass:
     groups, images = config.eval.num_prompts, config.eval.num_prompts * config.eval.samples_per_prompt
     per_sample = costs.policy.sample_flops / work.samples_per_forward
     flops = round(images * config.eval.num_steps * per_sample)
-    pixels = config.eval.grid_prompts > 0 or any(reward.reads_pixels for reward in costs.rewards)
     return Pass(
         before=(),
         sampling=Phase(name="rollout", flops=flops, actors=work.rollouts, groups=groups),
         scoring=_scoring(
-            costs, costs.rewards, groups, images, decoded=pixels, moved=gathered_to_score(costs, costs.rewards, groups)
+            costs,
+            costs.rewards,
+            groups,
+            images,
+            decoded=costs.evaluations_decode,
+            moved=gathered_to_score(costs, costs.rewards, groups),
         ),
         after=(),
         together=_together(config),
     )
-
-
-def num_evaluations(config: RunConfig) -> int:
-    """Before the first step, at each multiple of eval.every, and after the last step."""
-    steps, every = config.run.steps, config.eval.every
-    return 1 + (-(-steps // every) if every else 0)
 
 
 def _together(config: RunConfig) -> bool:

@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass
 from flowrl.config import RunConfig
 from flowrl.plan.gpus import Gpu
 from flowrl.plan.memory import room
-from flowrl.plan.proposals import Proposal, most_samples, proposals, too_large
+from flowrl.plan.proposals import Proposal, proposals, room_for_more, too_large
 from flowrl.plan.run_plan import RunPlan
 
 
@@ -35,7 +35,7 @@ class Verdict:
 def judge(config: RunConfig, plan: RunPlan, gpu: Gpu, *, share: float, num_gpus: int | None = None) -> Verdict:
     """The verdict on a plan, on `num_gpus` GPUs or as many as it takes."""
     fits = not too_large(plan, gpu) and (num_gpus is None or plan.gpus <= num_gpus)
-    most = most_samples(config, gpu) if fits else 0
+    most = room_for_more(config, gpu) if fits else 0
     return Verdict(
         gpu=gpu,
         num_gpus=num_gpus,

@@ -47,7 +47,7 @@ def step_work(config: RunConfig) -> StepWork:
     return StepWork(
         groups=rollout.prompts_per_step,
         samples=rollout.prompts_per_step * rollout.group_size,
-        samples_per_forward=rollout.samples_per_forward or rollout.group_size,
+        samples_per_forward=rollout.forward_size,
         inner_steps=algorithm.inner_steps,
         sampler_steps=rollout.num_steps,
         trained_steps=len(algorithm.plan(1, rollout.num_steps).trained),

@@ -6,6 +6,7 @@ import dataclasses
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from flowrl.base.amounts import size
 from flowrl.base.atomic_file import write_atomically
 from flowrl.config import ConfigError, diff
 from flowrl.report.charts import Chart, Series
@@ -25,7 +26,7 @@ from flowrl.report.run_page import (
 )
 from flowrl.report.run_record import RunRecord, part_of, read_run
 from flowrl.report.verdict import MAY_DIFFER, Change, changes, comparison_verdict, mismatches, violations
-from flowrl.report.wording import duration, listed, significant, size
+from flowrl.report.wording import duration, listed, significant
 from flowrl.samples import Sheet
 
 _STYLES = ("marked", "hollow")  # of the two arms, so that they can be told apart without colour

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from flowrl.base.amounts import size
 from flowrl.report.run_record import RunRecord
-from flowrl.report.wording import size
 
 PHASES = ("encode", "rollout", "score", "advantages", "update", "sync")
 _BESIDE = ("eval", "checkpoint")  # come on top of a step, and not after every one

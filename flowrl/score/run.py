@@ -10,8 +10,8 @@ from typing import Literal
 import torch
 
 from flowrl.base.errors import UserError
-from flowrl.core.reward_call import RewardInputError, score_in_parts
 from flowrl.core.seeds import evaluation_seeds
+from flowrl.reward_call import RewardInputError, score_in_parts
 from flowrl.reward_protocols import Reward
 from flowrl.score.inputs import InputError, Sample, read_image, read_latents
 from flowrl.score.policy_parts import PolicyParts

@@ -9,6 +9,7 @@ from typing import Literal
 import torch
 
 from flowrl.base.dtypes import torch_dtype
+from flowrl.reward_protocols import NeededFiles
 from flowrl.types import RewardInput
 from rewards.batch_inputs import pixels_of
 from rewards.clip.towers import CosineModel, check_config, load_clip, load_tokenizer, tokenize
@@ -47,6 +48,11 @@ class CosineReward:
         self.device = torch.device(device)
         clip = load_clip(config, tensors, source, torch_dtype(dtype))
         self.module: torch.nn.Module = CosineModel(clip).to(self.device)
+
+    @staticmethod
+    def needs(path: str) -> tuple[NeededFiles, ...]:
+        """The folder `path`."""
+        return (NeededFiles(option="path", path=Path(path)),)
 
     def cosines(self, batch: RewardInput, fit: Callable[[torch.Tensor, int], torch.Tensor]) -> torch.Tensor:
         """The cosine [B] float32 of each image, brought to the size of the tower by `fit`, and its prompt.

@@ -19,6 +19,7 @@ import torch
 from safetensors import safe_open
 from tqdm import tqdm
 
+from flowrl.base.amounts import size
 from flowrl.base.atomic_file import write_atomically
 from flowrl.base.config_tree import ConfigError
 from flowrl.base.errors import UserError
@@ -262,7 +263,7 @@ class _Shards:
         path.parent.mkdir(exist_ok=True)
         free = shutil.disk_usage(path.parent).free
         if free < needed + _SPARE:
-            raise UserError(f"{path}: needs {needed / 2**20:.0f} MiB, but {free / 2**20:.0f} MiB are free; make room")
+            raise UserError(f"{path}: needs {size(needed)}, but {size(free)} are free; make room")
         aside = self._own / path.name
         save_tensors(aside, tensors, {"broken": json.dumps(broken)})
         aside.replace(path)

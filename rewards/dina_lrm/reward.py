@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Literal
 
 import torch
 
 from flowrl.base.dtypes import torch_dtype
+from flowrl.reward_protocols import NeededFiles
 from flowrl.types import HollowReward, RewardInput, SampleShapes, TrainedOn
 from rewards.batch_inputs import LatentFormat
 from rewards.dina_lrm.hollow import hollow_dina
@@ -65,6 +67,14 @@ class DiNaLRM:
         """
         _levels(u)
         return TrainedOn(latent_space=check_files(path, base), text_length=_checked_length(text_length))
+
+    @staticmethod
+    def needs(path: str, base: str) -> tuple[NeededFiles, ...]:
+        """The folder `path`, and the model that it was trained on."""
+        return (
+            NeededFiles(option="path", path=Path(path)),
+            NeededFiles(option="base", path=Path(base), kind="base"),
+        )
 
     @staticmethod
     def hollow(

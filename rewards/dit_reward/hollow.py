@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import math
-
 import torch
 from diffusers import AutoencoderKL, SD3Transformer2DModel
 
 from flowrl.base.dtypes import torch_dtype
 from flowrl.base.embedded import folder_of
-from flowrl.base.tensor_files import TensorFiles
+from flowrl.base.tensor_files import num_elements
 from flowrl.base.weight_files import read_json
+from flowrl.models.image_parts import TOGETHER
 from flowrl.models.sd3 import SD3ImageEncoder
 from flowrl.models.sd35_published import PUBLISHED
 from flowrl.types import HollowCall, HollowReward, SampleShapes
@@ -22,7 +21,6 @@ from rewards.dit_reward.stored import empty_model
 _NOT_TRAINED_YET = {
     "stable-diffusion-3.5-medium": ("stabilityai/stable-diffusion-3.5-medium", (9, 14, 17, 23)),
 }
-_VAE_AT_A_TIME = 4  # images, as flowrl.models.latent_inputs encodes them
 
 
 def hollow_latent(path: str, base: str, dtype: str, batch_size: int, shapes: SampleShapes) -> HollowReward:
@@ -40,18 +38,14 @@ def hollow_pixels(
     folder = folder_of(encoders or base or model.config.base, "sd35")
     if (folder / "vae" / "config.json").is_file():
         settings = read_json(folder / "vae" / "config.json")
-        text = sum(
-            math.prod(shape)
-            for file in folder.glob("text_encoder*/*.safetensors")
-            for shape in TensorFiles([file]).shapes.values()
-        )
+        text = num_elements(folder.glob("text_encoder*/*.safetensors"))
     else:
         published = PUBLISHED.get(model.config.base, PUBLISHED[DiTRewardConfig.base])
         settings, text = dict(published.vae), published.text_encoder_parameters
     with torch.device("meta"):
         vae = AutoencoderKL.from_config(settings)
-        images = torch.empty(min(_VAE_AT_A_TIME, batch_size), *shapes.pixels)
-    times = -(-batch_size // _VAE_AT_A_TIME)
+        images = torch.empty(min(TOGETHER, batch_size), *shapes.pixels)
+    times = -(-batch_size // TOGETHER)
     encoding = HollowCall(module=vae, run=SD3ImageEncoder(vae, 1).encode, inputs=(images,), spread=False, times=times)
     return HollowReward(
         samples=batch_size,

@@ -196,6 +196,13 @@ def holds_backbone(path: Path) -> bool:
     return _read_settings(path).get("backbone") == _OWN
 
 
+def named_base(path: Path) -> str:
+    """The model that a reward was trained on, as config.json has it; raises CheckpointError when the folder is not a
+    DiT-Reward.
+    """
+    return str(_read_settings(path).get("base", ""))
+
+
 def open_folder(path: Path, base: str = "") -> RewardFolder:
     """Read a folder as `read_folder` does, its weights looked at but hardly read; raises CheckpointError naming the
     file that is at fault.

@@ -17,11 +17,13 @@ from flowrl.core.bucket_rules import bucket_fault
 from flowrl.models.image_sizes import ImageChoice, buckets_of
 from flowrl.models.latent_inputs import EncoderSetting, LatentInputs
 from flowrl.models.sd3 import SD3
+from flowrl.reward_protocols import NeededFiles
 from flowrl.types import HollowReward, RewardInput, SampleShapes, TrainedOn
 from rewards.batch_inputs import pixels_of
 from rewards.dit_reward.hollow import hollow_pixels
 from rewards.dit_reward.layout import holds_backbone, open_folder
 from rewards.dit_reward.model import DiTRewardConfig
+from rewards.dit_reward.needs import needs_pixels
 from rewards.dit_reward.reward import DiTReward
 from rewards.files import checkpoint_folder
 
@@ -99,6 +101,11 @@ class DiTRewardPixels:
         choice = ImageChoice(image_size=image_size, bucket_step=bucket_step, max_aspect=max_aspect)
         _setting(path, config, encoders or base, choice, dtype=dtype, device=device)
         return None
+
+    @staticmethod
+    def needs(path: str, encoders: str, base: str, policy: str) -> tuple[NeededFiles, ...]:
+        """The folder, the encoders, and the base where its backbone is that one's."""
+        return needs_pixels(path, encoders, base, policy)
 
     @staticmethod
     def hollow(path: str, encoders: str, base: str, dtype: str, batch_size: int, shapes: SampleShapes) -> HollowReward:

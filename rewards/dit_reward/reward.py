@@ -12,11 +12,13 @@ from flowrl.base.dtypes import torch_dtype
 from flowrl.base.embedded import POCKET
 from flowrl.base.empty_module import fill
 from flowrl.core.latent_space import channels_and_factor
+from flowrl.reward_protocols import NeededFiles
 from flowrl.types import HollowReward, RewardInput, SampleShapes, TrainedOn
 from rewards.batch_inputs import LatentFormat
 from rewards.dit_reward.hollow import hollow_latent
 from rewards.dit_reward.layout import open_folder, read_folder
 from rewards.dit_reward.model import sample_noise
+from rewards.dit_reward.needs import needs_latent
 from rewards.dit_reward.stored import empty_model, read_weights
 from rewards.files import checkpoint_folder
 
@@ -70,6 +72,11 @@ class DiTReward:
         backbone's are not those of its training.
         """
         return open_folder(checkpoint_folder(path, DiTReward.name), base).config.trained_on
+
+    @staticmethod
+    def needs(path: str, base: str, policy: str) -> tuple[NeededFiles, ...]:
+        """The folder, and the base where its backbone is that one's."""
+        return needs_latent(path, base, policy)
 
     @staticmethod
     def hollow(path: str, base: str, dtype: str, batch_size: int, shapes: SampleShapes) -> HollowReward:

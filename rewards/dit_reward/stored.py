@@ -8,11 +8,12 @@ import torch
 from diffusers import SD3Transformer2DModel
 
 from flowrl.base.errors import CheckpointError
+from flowrl.base.module_tensors import check_tensors
 from flowrl.base.tensor_files import TensorFiles
 from flowrl.base.weight_files import weight_files
 from rewards.dit_reward.layout import HEAD, LORA, STEM, RewardFolder, check_weights
 from rewards.dit_reward.model import DiTRewardModel
-from rewards.files import check_tensors, sd3_settings
+from rewards.files import sd3_settings
 from rewards.lora_files import read_lora
 
 

@@ -14,9 +14,9 @@ from typing import Any
 import torch
 
 from flowrl.base.errors import UserError
-from flowrl.core.reward_call import RewardInputError, score_in_parts
 from flowrl.core.seeds import evaluation_seeds
 from flowrl.models.latent_inputs import LatentInputs
+from flowrl.reward_call import RewardInputError, score_in_parts
 from flowrl.reward_protocols import Reward
 from flowrl.types import RewardInput
 from rewards.data.comparison import ImageRef

@@ -17,7 +17,7 @@ from rewards.data.comparison import ImageRef
 from rewards.data.source import DataSource
 from rewards.data.source_files import source_stamps
 
-_CODE = ("rewards", "flowrl.base", "flowrl.core", "flowrl.models")
+_CODE = ("rewards", "flowrl.base", "flowrl.core", "flowrl.models", "flowrl.reward_call")
 
 
 def file_stamp(path: Path) -> str:

@@ -16,9 +16,9 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase, Qwen2VLConfig
 
 from flowrl.base.errors import CheckpointError
 from flowrl.base.file_mode import apply_umask
+from flowrl.base.module_tensors import check_tensors
 from flowrl.base.tensor_files import TensorFiles
 from flowrl.base.weight_files import check_safetensors, read_json
-from rewards.files import check_tensors
 from rewards.hpsv3.model import DROPPED, HEAD, HPSv3Model, from_published, to_published
 from rewards.hpsv3.preprocess import PUBLISHED_AREA, PatchSpec
 from rewards.hpsv3.template import IMAGE_TOKEN, REWARD_TOKEN

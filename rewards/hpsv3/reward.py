@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from functools import partial
+from pathlib import Path
 from typing import Literal
 
 import torch
@@ -11,6 +12,7 @@ import torch
 from flowrl.base.dtypes import torch_dtype
 from flowrl.base.embedded import POCKET
 from flowrl.base.empty_module import fill
+from flowrl.reward_protocols import NeededFiles
 from flowrl.types import HollowReward, RewardInput, SampleShapes, TrainedOn
 from rewards.batch_inputs import pixels_of
 from rewards.files import checkpoint_folder
@@ -57,6 +59,11 @@ class HPSv3Reward:
         """None: it reads no latents; raises CheckpointError when the files in `path` are not whole."""
         check_folder(checkpoint_folder(path, HPSv3Reward.name))
         return None
+
+    @staticmethod
+    def needs(path: str) -> tuple[NeededFiles, ...]:
+        """The folder `path`, but for the one that comes with flowrl."""
+        return () if path == POCKET else (NeededFiles(option="path", path=Path(path)),)
 
     @staticmethod
     def hollow(path: str, dtype: str, batch_size: int, shapes: SampleShapes) -> HollowReward:

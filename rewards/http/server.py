@@ -22,7 +22,7 @@ from dataclasses import dataclass
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 from flowrl.base.errors import UserError
-from flowrl.core.reward_call import RewardInputError, score_in_parts
+from flowrl.reward_call import RewardInputError, score_in_parts
 from flowrl.reward_protocols import Reward
 from flowrl.types import TrainedOn
 from rewards.http.wire import CONTENT_TYPE, MAX_BYTES, Description, WireError, decode_request, encode_scores

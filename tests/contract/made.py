@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import shutil
 import threading
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from flowrl.base.embedded import EMBEDDED
 from flowrl.config import RewardSpec
 from flowrl.reward_loading import make_reward
 from rewards.http.server import RewardServer
@@ -44,4 +46,22 @@ OPTIONS: dict[str, Callable[[Path], Mapping[str, Any]]] = {
     "oracle_relation": _embedded,
     "oracle_shape": _embedded,
     "oracle_cleanliness": _embedded,
+}
+
+
+def _copied(option_of: Mapping[str, str]) -> Callable[[Path], Mapping[str, Any]]:
+    """What copies embedded checkpoints into an empty folder, each named by an option."""
+
+    def copying(folder: Path) -> Mapping[str, Any]:
+        return {option: str(shutil.copytree(EMBEDDED / name, folder / name)) for option, name in option_of.items()}
+
+    return copying
+
+
+# As OPTIONS, of all that read files, none of which comes with the package.
+IN_FOLDERS: dict[str, Callable[[Path], Mapping[str, Any]]] = {
+    **{name: writer for name, writer in OPTIONS.items() if writer not in (_embedded, _served)},
+    "dit_reward": _copied({"path": "dit_reward"}),
+    "dit_reward_pixels": _copied({"path": "dit_reward", "encoders": "sd35"}),
+    "hpsv3": _copied({"path": "hpsv3"}),
 }

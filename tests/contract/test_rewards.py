@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cache
+from pathlib import Path
 
 import pytest
 import torch
 
+from flowrl.base.errors import CheckpointError
 from flowrl.config import ConfigError, RewardSpec
 from flowrl.pocket.reward_inputs import latent_batch, pixel_batch
 from flowrl.registry import BUILT_IN, resolve
 from flowrl.reward_check import CONTRACT, Trial, members
-from flowrl.reward_loading import LatentSource, check_rewards, make_reward, preflight
-from flowrl.reward_protocols import CheckableReward
-from tests.contract.made import OPTIONS
+from flowrl.reward_loading import LatentSource, check_rewards, files_of, make_reward, preflight
+from flowrl.reward_protocols import CheckableReward, FetchableReward
+from tests.contract.made import IN_FOLDERS, OPTIONS
 
 LATENT = ("dina_lrm", "dit_reward", "http")  # as made here, the server's is a DiT-Reward
 WITHOUT_GRADIENT = {"http"}
@@ -103,3 +106,28 @@ def test_scores_of_latents_have_a_gradient_that_is_finite_and_not_zero(latent: M
     (slope,) = torch.autograd.grad(scores.sum(), latents)
     assert slope.isfinite().all()
     assert (slope.flatten(1).norm(dim=1) > 0).all()
+
+
+def test_every_reward_that_names_files_is_held_to_them() -> None:
+    naming = {name for name in BUILT_IN["reward"] if isinstance(resolve("reward", name)[0], FetchableReward)}
+    assert naming == IN_FOLDERS.keys()
+
+
+@pytest.mark.parametrize("name", IN_FOLDERS)
+def test_the_files_that_it_names_are_what_it_opens(name: str, tmp_path: Path) -> None:
+    options = dict(IN_FOLDERS[name](tmp_path / "there"))
+    spec = RewardSpec(name=name, options=options)
+    named = files_of(spec)
+    paths = {key: Path(value) for key, value in options.items() if isinstance(value, str) and Path(value).exists()}
+    assert {files.option: files.path for files in named} == paths
+    for files in named:
+        away = files.path.rename(tmp_path / "away")
+        with pytest.raises(CheckpointError, match=re.escape(str(files.path))):
+            preflight(spec)
+        assert files_of(spec) == named  # there or not
+        away.rename(files.path)
+    make_reward(spec)
+
+
+def test_what_comes_with_flowrl_is_no_file_to_name() -> None:
+    assert all(files_of(RewardSpec(name=name)) == () for name in ("dit_reward", "dit_reward_pixels", "hpsv3", "oracle"))

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
+import time
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
+from flowrl.actors.group import ask_each_node
 from flowrl.doctor.collect import collect
 from flowrl.doctor.finding import Finding, examine
 from flowrl.doctor.gpu_checks import gpu_checks
@@ -109,6 +112,30 @@ def test_a_gpu_is_read_and_trains_a_step() -> None:
     entries = list(examine(gpu_checks(machine, purpose_of(None, machine))))
     assert [entry for entry in entries if entry.finding.verdict == "problem"] == []
     assert tiny_step("cuda").verdict == "ok"
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+def test_nodes_that_hang_are_waited_for_together_and_the_others_answer() -> None:
+    from ray.cluster_utils import Cluster
+
+    def answer_or_hang() -> str:
+        if "HANGS" in os.environ:
+            time.sleep(60)
+        return "here"
+
+    size = {"num_cpus": 1, "object_store_memory": 80 * MIB}
+    cluster = Cluster(initialize_head=True, head_node_args={**size, "include_dashboard": False})
+    try:
+        for _ in range(2):
+            cluster.add_node(**size, env_vars={"HANGS": "1"})
+        began = time.monotonic()
+        answers = ask_each_node(answer_or_hang, address=cluster.address, timeout_s=20)
+        took = time.monotonic() - began
+    finally:
+        cluster.shutdown()
+    assert sorted(str(answer) for _, answer in answers) == ["here", "no answer in 20 s", "no answer in 20 s"]
+    assert took < 39
 
 
 @pytest.mark.ray

@@ -12,8 +12,8 @@ import pytest
 
 from flowrl.base import checkpoint
 from flowrl.config import ConfigError, RewardSpec
-from flowrl.core.reward_call import RewardCallError
 from flowrl.data import PromptOrder
+from flowrl.reward_call import RewardCallError
 from flowrl.run import run_training
 from flowrl.summary import RewardError
 from flowrl.types import Prompt

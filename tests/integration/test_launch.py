@@ -25,6 +25,7 @@ from tests.integration.runs import TinyRun, TinyRuns, same, unequal
 from tests.integration.test_ray_runs import processes
 
 ROOT = Path(__file__).parents[2]
+POCKET = ROOT / "configs" / "pocket" / "ditreward.yaml"
 HOSTS = "127.0.0.1,127.0.0.2"
 # Like ssh it hands over its stdin and nothing of the environment, and what it is told can be read by all.
 SSH = """#!/usr/bin/env bash
@@ -177,10 +178,10 @@ def test_a_node_that_cannot_be_reached_or_does_not_come_or_has_other_code_is_nam
 ) -> None:
     shell.add("ray", RAY)
     shell.add("ssh", "#!/bin/sh\necho 'Permission denied (publickey)' >&2\nexit 255\n")
-    said = shell.fail("--hosts", HOSTS, "none.yaml")
+    said = shell.fail("--hosts", HOSTS, POCKET)
     assert "127.0.0.2: Permission denied (publickey)\nerror: 127.0.0.2: the node ended before it was ready" in said
     shell.add("ssh", "#!/bin/sh\nexec cat >/dev/null\n")
-    said = shell.fail("--hosts", HOSTS, "--timeout", "6", "none.yaml")
+    said = shell.fail("--hosts", HOSTS, "--timeout", "6", POCKET)
     assert said == "error: not there within 6 s: 127.0.0.2; --timeout waits longer\n"
     here = version_report()
     versions = tuple((name, "0.0.9" if name == "flowrl" else version) for name, version in here.versions)
@@ -191,7 +192,7 @@ def test_a_node_that_cannot_be_reached_or_does_not_come_or_has_other_code_is_nam
         (package / "__init__.py").touch()
     (other / "versions.py").write_text(f"print({report!r})", encoding="utf-8")
     shell.add("ssh", SSH.format(log=shell.ssh_log).replace('"${*:2}"', f'"cd {other.parents[1]} && ${{2#*&&}}"'))
-    said = shell.fail("--hosts", HOSTS, "none.yaml")
+    said = shell.fail("--hosts", HOSTS, POCKET)
     assert re.search(r"the nodes differ; install the same everywhere:\nflowrl is .* on \S+ and 0\.0\.9 on b\n", said)
 
 
@@ -203,7 +204,9 @@ def test_in_an_allocation_nodes_are_reached_by_srun_and_the_exit_code_is_that_of
     shell.add("scontrol", "#!/bin/sh\necho n1\necho 127.0.0.2\n")
     shell.environment.update(SLURM_JOB_NODELIST="n[1-2]", SLURMD_NODENAME="n1")
     said = shell.fail("--srun", tmp_path / "none.yaml", code=2)
-    assert said == f"Ray: 2 nodes at 10.0.0.1:6379\nflowrl: error: {tmp_path / 'none.yaml'}: no such config file\n"
+    assert said == f"flowrl: error: {tmp_path / 'none.yaml'}: no such config file\n"  # before Ray is started anywhere
+    said = shell.fail("--srun", "--resume", tmp_path / "none", code=2)
+    assert said.startswith(f"Ray: 2 nodes at 10.0.0.1:6379\nflowrl: error: {tmp_path / 'none'}")
     assert "--nodes=1 --ntasks=1 --overlap --nodelist=127.0.0.2" in shell.ssh_log.read_text(encoding="utf-8")
 
 

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import shutil
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from flowrl.config import LearnerStrategy
 from tests import learners
@@ -127,6 +128,20 @@ def test_two_ranks_make_what_one_makes_whatever_they_share(
         load_file(tmp_path / "state" / "adapter.safetensors").keys()
         == load_file(alone.state / "adapter.safetensors").keys()
     )
+
+
+def test_ranks_that_loaded_other_tables_of_positions_are_told_so(sd3_folder: Path, tmp_path: Path) -> None:
+    other = tmp_path / "other"
+    shutil.copytree(sd3_folder, other)
+    [weights] = (other / "transformer").glob("*.safetensors")
+    tensors = load_file(weights)
+    tensors["pos_embed.pos_embed"][0, 3, 1] += 1e-3
+    save_file(tensors, weights, metadata={"format": "pt"})
+    gang = Gang(folder=sd3_folder, out=tmp_path / "out", strategy="ddp", world=2, groups=2, other_folder=other)
+    with pytest.raises(
+        AssertionError, match=r"the buffer pos_embed\.pos_embed of SD3Transformer2DModel differs between"
+    ):
+        gang.run()
 
 
 @pytest.mark.slow

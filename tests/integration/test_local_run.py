@@ -14,11 +14,13 @@ from safetensors.torch import load_file, save_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from flowrl.actors.runtime import LocalRuntime
+from flowrl.actors.start import start_actors
 from flowrl.base.errors import UserError
 from flowrl.config import ConfigError, RewardSpec
 from flowrl.core import seeds
 from flowrl.data import PromptOrder, read_prompts
-from flowrl.run import model_spec, run_evaluation, run_training, start_actors
+from flowrl.model_spec import ModelSpec
+from flowrl.run import run_evaluation, run_training
 from flowrl.samples import load_png
 from flowrl.types import RolloutRequest, Trajectory
 from tests import tiny
@@ -216,13 +218,13 @@ def test_a_policy_learns_a_latent_reward_in_less_than_100_updates(runs: TinyRuns
 def test_matched_runs_differ_in_the_reward_and_in_nothing_else(runs: TinyRuns, tmp_path: Path) -> None:
     def first_rollout(reward: str) -> list[Trajectory]:
         config = runs.config(tmp_path / "unused", rewards__train=[RewardSpec(name=reward)], rewards__watch=[])
-        actors = start_actors(config, model_spec(config), LocalRuntime())
+        actors = start_actors(config, ModelSpec.of(config), LocalRuntime())
         prompts = PromptOrder(read_prompts(runs.prompts(), "k"), per_step=2, seed=0).take(1)
         requests = [
             RolloutRequest(prompt=p, seed=0, step=1, num_samples=4, plan=tiny.sde_plan(), guidance_scale=4.5)
             for p in prompts
         ]
-        return actors.runtime.get(actors.sample_and_score(requests).trajectories)
+        return actors.runtime.get(actors.sample_and_score(requests, actors.encode(requests)).trajectories)
 
     for one, other in zip(first_rollout(LATENT), first_rollout(BRIGHT), strict=True):
         assert one.prompt == other.prompt

@@ -12,8 +12,8 @@ from flowrl.actors.rollout import Rollout
 from flowrl.algorithms.flow_grpo import FlowGRPO
 from flowrl.config import RunConfig, diff, load
 from flowrl.data import PromptOrder, read_prompts
+from flowrl.model_spec import ModelSpec
 from flowrl.pocket.prompt_sets import prompt_file
-from flowrl.run import model_spec
 from flowrl.types import RolloutRequest, Trajectory
 
 CONFIGS = Path(__file__).parents[2] / "configs" / "pocket"
@@ -25,7 +25,7 @@ def arms() -> list[RunConfig]:
 
 
 def first_groups(config: RunConfig, count: int) -> list[Trajectory]:
-    model = model_spec(config)
+    model = ModelSpec.of(config)
     rollout, encoder = Rollout(model, config.rollout.samples_per_forward), Encoder(model)
     algorithm = FlowGRPO(config.algorithm, config.run.seed)
     prompts = read_prompts(prompt_file("train"), "data.train_prompts")

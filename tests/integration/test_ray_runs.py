@@ -72,11 +72,11 @@ def placement(mode: str, rollouts: int, scorers: int, **more: Any) -> dict[str, 
 
 
 PLACEMENTS = {
-    "split 1+1": placement("split", 1, 1),
     "split 2+2 sharded": placement("split", 2, 2),
     "colocated 0+1 in turn": placement("colocated", 0, 1, offload=True, shard_scorer=False),
 }
 MORE_PLACEMENTS = {
+    "split 1+1": placement("split", 1, 1),
     "split 3+1 replica": placement("split", 3, 1, shard_scorer=False),
     "split 1+2 replicas": placement("split", 1, 2, shard_scorer=False),
     "split 1+2 sharded": placement("split", 1, 2),

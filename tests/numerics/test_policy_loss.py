@@ -28,7 +28,7 @@ def loss_of(policy: SD3Policy, batch: TrainBatch, step_index: int = STEP, **opti
 
 
 def values(output: LossOutput) -> dict[str, float]:
-    return {metric.key: metric.value for metric in output.metrics}
+    return {metric.key: metric.value for metric in (*output.metrics, *output.drift)}
 
 
 def gradients(policy: SD3Policy, loss: torch.Tensor) -> torch.Tensor:

@@ -22,7 +22,7 @@ CPU = torch.device("cpu")
 def metrics(policy: SD3Policy, group: Any, samples: slice, step_index: int, **options: Any) -> dict[str, float]:
     algorithm = FlowGRPO(FlowGRPOConfig(**options), seed=0)
     output = algorithm.loss(policy, tiny.train_batch(group), samples, step_index)
-    return {metric.key: metric.value for metric in output.metrics}
+    return {metric.key: metric.value for metric in (*output.metrics, *output.drift)}
 
 
 @pytest.mark.parametrize("guidance_scale", [4.5, 1.0], ids=["guided", "unguided"])

@@ -101,7 +101,7 @@ def test_samples_show_before_and_both_after(tmp_path: Path) -> None:
 
 def test_costs_stand_side_by_side(tmp_path: Path) -> None:
     page = compared(*(write_run(tmp_path, run) for run in (_DIT, _HPS)))
-    assert "trajectories 30 MiB 30 MiB" in page.text
+    assert "trajectories 31.5 MB 31.5 MB" in page.text
     assert "busy: decoding 0 s 0.90 s" in page.text
     assert "busy: scorers 1.2 s 2.9 s" in page.text
     assert re.search(r"update 4\.\d s 4\.\d s", page.text)

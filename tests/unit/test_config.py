@@ -10,7 +10,7 @@ import pytest
 
 from flowrl import config_rules
 from flowrl.base.config_file import read_config
-from flowrl.config import ConfigError, RunConfig, diff, dump, load
+from flowrl.config import ConfigError, EvalSection, RolloutSection, RunConfig, diff, dump, load
 
 MINIMAL = "rewards: {train: [{name: dit_reward}]}\n"
 
@@ -381,6 +381,20 @@ def test_a_reward_may_stand_twice_under_two_labels(minimal: Path) -> None:
 def test_in_one_process_learners_do_not_divide_groups(minimal: Path) -> None:
     config = load(minimal, ["placement.mode=local", "placement.num_learners=5", "rollout.prompts_per_step=2"])
     assert config.rollout.prompts_per_step == 2
+
+
+@pytest.mark.parametrize(
+    ("steps", "every", "due"),
+    [(7, 3, [0, 3, 6, 7]), (6, 3, [0, 3, 6]), (2, 5, [0, 2]), (4, 0, [0]), (0, 3, [0]), (0, 0, [0])],
+)
+def test_a_run_is_evaluated_at_its_start_and_end_and_in_between(steps: int, every: int, due: list[int]) -> None:
+    section = EvalSection(every=every)
+    assert [step for step in range(steps + 1) if section.due(step, steps)] == due
+
+
+def test_a_forward_takes_the_whole_group_unless_told_otherwise() -> None:
+    assert RolloutSection(group_size=6).forward_size == 6
+    assert RolloutSection(group_size=6, samples_per_forward=2).forward_size == 2
 
 
 def test_dump_loads_back_to_the_same(tmp_path: Path, minimal: Path) -> None:

@@ -8,7 +8,7 @@ import shutil
 import socket
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Generator, Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -20,12 +20,12 @@ from flowrl.cli.main import main
 from flowrl.config import RunConfig, load
 from flowrl.doctor.collect import collect, disk, packages
 from flowrl.doctor.examination import Request, examination
-from flowrl.doctor.finding import Check, Entry, Finding, examine, fine, guarded, note, problem, tried
+from flowrl.doctor.finding import Check, Entry, Finding, examine, failed, fine, guarded, note, problem, tried
 from flowrl.doctor.machine import Disk, GpuState, Machine
 from flowrl.doctor.node_checks import ask_by_ssh, equal_versions, node_checks, node_state, own_name, reachable
 from flowrl.doctor.nvidia import SmiError, ask_smi, graphics
 from flowrl.doctor.page import as_json, lines, verdict
-from flowrl.doctor.run_checks import file_checks, fit_checks, host_memory
+from flowrl.doctor.run_checks import file_checks, fit_checks, host_memory, verdict_here
 from flowrl.doctor.versions import VersionReport, code_digest, differences, version_report
 from flowrl.plan.run_plan import run_plan
 from tests import tiny
@@ -129,7 +129,7 @@ def test_an_error_is_a_finding_and_the_others_are_made() -> None:
         raise ZeroDivisionError("of what\nmore")
 
     def refuses() -> object:
-        raise UserError("model.path: cut off; copy it again")
+        raise UserError("model.path: cut off", advice="copy it again")
 
     checks = [Check(subject="s", name=one.__name__, look=one) for one in (raises, refuses)]  # type: ignore[arg-type]
     first, second, third = examine([*checks, Check(subject="s", name="last", look=lambda: fine("good"))])
@@ -138,8 +138,12 @@ def test_an_error_is_a_finding_and_the_others_are_made() -> None:
     assert [one.finding.verdict for one in (first, second, third)] == ["problem", "problem", "ok"]
 
 
+def test_a_message_of_several_clauses_is_no_advice() -> None:
+    assert failed(UserError("a is missing; b is cut off")) == problem("a is missing; b is cut off", "")
+
+
 def test_an_error_between_checks_is_a_finding() -> None:
-    def checks() -> Iterator[Entry]:
+    def checks() -> Generator[Entry, None, None]:
         yield Check(subject="s", name="one", look=lambda: fine("good")).made()
         raise KeyError("gone")
 
@@ -153,7 +157,7 @@ def test_what_later_checks_need_is_there_before_its_entry_is_read() -> None:
     assert (entry.finding, got) == (fine("it is 3"), 3)
 
     def raises() -> int:
-        raise UserError("no number; count again")
+        raise UserError("no number", advice="count again")
 
     entry, got = tried("s", "a number", raises, lambda number: fine(f"it is {number}"))
     assert (entry.finding, got) == (problem("no number", "count again"), None)
@@ -165,7 +169,7 @@ def test_findings_do_not_depend_on_when_they_are_read(sd3_folder: Path, part: st
     config = tiny_config(sd3_folder, "rewards.train=[{name: oracle}]", "model.max_sequence_length=14")
     entries = file_checks(config, "my.yaml") if part == "files" else fit_checks(config, GOOD, 0)
     names = [entry.name for pair in zip(entries, entries, strict=False) for entry in pair]
-    assert names == {"files": ["policy", "reward"], "fit": ["plan", "memory"]}[part]
+    assert names == {"files": ["policy", "reward", "prompts", "prompts"], "fit": ["plan", "memory"]}[part]
 
 
 def test_a_machine_that_cannot_be_read_is_one_finding() -> None:
@@ -238,9 +242,12 @@ def test_a_node_answers_over_ssh_with_its_own_versions(
     (other / "METADATA").write_text("Metadata-Version: 2.1\nName: peft\nVersion: 0.1.2\n")
     monkeypatch.chdir(ROOT)
     program(programs, "ssh", f'[ "$5" = n2 ] || exit 9\nexport PYTHONPATH={other.parent}\nexec bash -c "$6"')
-    reports: list[VersionReport] = []
-    entries = list(node_checks(GOOD, ["n2"], ["/nowhere"], reports))
-    assert [report.missing for report in reports] == [(), ("/nowhere",)]
+
+    def follow() -> Generator[Entry, None, None]:
+        reports = yield from node_checks(GOOD, ["n2"], ["/nowhere"])
+        assert [report.missing for report in reports] == [(), ("/nowhere",)]
+
+    entries = list(follow())
     assert [entry.name for entry in entries] == ["own name", "n2", "versions"]
     assert "not there: /nowhere" in entries[1].finding.found
     here = dict(version_report().versions)["peft"]
@@ -350,10 +357,22 @@ def test_too_few_gpus_are_counted(sd3_folder: Path) -> None:
     told = {count: fit(config, *[one] * count)["GPUs"].finding for count in (0, 1, 2, 3)}
     assert told[0].found == "the run takes 3, here is none"
     assert told[1].found == "the run takes 3, here is 1"
-    assert "placement.mode=local" in told[1].advice
+    assert told[1].advice.splitlines()[1] == "or add placement.mode=local"
     assert told[2].found == "the run takes 3, here are 2"
-    assert "placement.num_learners" in told[2].advice
+    assert "or add placement.mode=fused placement.num_learners=1 placement.num_scorers=1" in told[2].advice
     assert told[3].found == "the run takes 3 of 3"
+
+
+def test_a_plan_is_judged_on_the_smallest_gpu_and_on_as_many_as_there_are(sd3_folder: Path) -> None:
+    config = tiny_config(sd3_folder, "placement.device=cuda")
+    plan = run_plan(config)
+    small = GpuState(index=1, name="Small", total=2 * 10**9, free=0, capability=(9, 0))
+    machine = with_gpus(GOOD, replace(small, index=0, name="Large", total=80 * 10**9), small)
+    for count, taken in ((1, 1), (0, None)):  # where none can be used, that is told elsewhere
+        judged = verdict_here(config, plan, machine, count)
+        assert judged is not None
+        assert (judged.gpu.title, judged.gpu.memory, judged.num_gpus) == ("Small", 2 * 10**9, taken)
+    assert verdict_here(config, plan, with_gpus(GOOD), 3) is None
 
 
 @pytest.mark.parametrize("device", ["cpu", "cuda"])
@@ -385,14 +404,21 @@ def disk_told(config: RunConfig, *disks: Disk) -> Finding:
     return entries["disk"].finding
 
 
+def test_a_model_of_another_family_has_no_plan_which_is_no_problem(sd3_folder: Path) -> None:
+    config = tiny_config(sd3_folder, "model.family=tests.unit.test_run_plan:Other")
+    [entry] = fit_checks(config, GOOD, 0)
+    assert (entry.name, entry.finding.verdict) == ("plan", "note")
+    assert "of this model.family none is known" in entry.finding.found
+
+
 def test_what_a_run_writes_is_weighed_disk_by_disk(sd3_folder: Path, tmp_path: Path) -> None:
     texts = tmp_path / "texts"
     config = tiny_config(sd3_folder, f"run.dir={tmp_path / 'run'}", f"data.condition_cache={texts}")
     plan = run_plan(config)
     checkpoints = 4 * (config.checkpoint.keep + 1) * plan.policy.adapter_bytes  # one more than are kept
     [conditions] = (amount.size for amount in plan.disk if amount.folder == texts)
-    runs = Disk(use="runs", path=tmp_path / "run", device=1, free=checkpoints + conditions, writable=True)
-    there = replace(runs, use="texts", path=texts)
+    runs = Disk(use="run.dir", path=tmp_path / "run", device=1, free=checkpoints + conditions, writable=True)
+    there = replace(runs, use="data.condition_cache", path=texts)
     assert disk_told(config, runs, there).verdict == "ok"
     less = runs.free - 1
     together = disk_told(config, replace(runs, free=less), replace(there, free=less))
@@ -417,12 +443,30 @@ def test_weights_that_are_to_come_take_room(sd3_folder: Path, tmp_path: Path) ->
     absent = tmp_path / "stable-diffusion-3.5-medium"
     for folder in (absent, sd3_folder):
         list(examination(Request(config=tiny_config(folder), collect=machine, step=False)))
-    assert [disks.get("weights") for disks in seen] == [absent, None]
-    weights = Disk(use="weights", path=absent, device=2, free=10**9, writable=True)
+    assert [disks.get("model.path") for disks in seen] == [absent, None]
+    weights = Disk(use="model.path", path=absent, device=2, free=10**9, writable=True)
     told = disk_told(tiny_config(absent, "rewards.train=[{name: oracle}]"), GOOD.disks[0], weights)
     assert told.verdict == "problem"
     assert f" in {absent} for weights of the policy, to come" in told.found
     assert "add model.path=/a/disk/with/room/stable-diffusion-3.5-medium" in told.advice
+
+
+def test_a_reward_that_is_to_come_takes_room(sd3_folder: Path, tmp_path: Path) -> None:
+    absent = tmp_path / "HPSv3"
+    config = tiny_config(sd3_folder, f"rewards.train=[{{name: hpsv3, options: {{path: {absent}}}}}]")
+    seen: list[Mapping[str, Path]] = []
+
+    def machine(disks: Mapping[str, Path]) -> Machine:
+        seen.append(disks)
+        return GOOD
+
+    list(examination(Request(config=config, collect=machine, step=False)))
+    assert seen[0]["rewards.train.0.options.path"] == absent
+    weights = Disk(use="rewards.train.0.options.path", path=absent, device=2, free=10**9, writable=True)
+    told = disk_told(config, GOOD.disks[0], weights)
+    assert told.verdict == "problem"
+    assert f" in {absent} for weights of hpsv3, to come" in told.found
+    assert "add rewards.train.0.options.path=/a/disk/with/room/HPSv3" in told.advice
 
 
 def test_a_model_of_unknown_size_is_one_problem() -> None:
@@ -437,7 +481,7 @@ def files(config: RunConfig) -> list[Entry]:
 
 def test_gated_weights_that_are_missing_say_how_to_get_them(tmp_path: Path) -> None:
     path = tmp_path / "stable-diffusion-3.5-large"
-    [policy, reward] = files(tiny_config(path, "rewards.train=[{name: dit_reward}]"))
+    policy, reward, *_ = files(tiny_config(path, "rewards.train=[{name: dit_reward}]"))
     assert policy.finding.found == f"model.path: {path}: no such folder"
     steps = policy.finding.advice.splitlines()
     assert "https://huggingface.co/stabilityai/stable-diffusion-3.5-large" in steps[1]
@@ -455,11 +499,11 @@ def test_a_truncated_shard_is_named(sd3_folder: Path, tmp_path: Path) -> None:
         folder / "transformer", max_shard_size="60KB"
     )
     whole = tiny_config(folder, "rewards.train=[{name: oracle}]", "model.max_sequence_length=14")
-    assert [entry.finding.verdict for entry in files(whole)] == ["ok", "ok"]
+    assert {entry.finding.verdict for entry in files(whole)} == {"ok"}
     shard = sorted((folder / "transformer").glob("*.safetensors"))[1]
     content = shard.read_bytes()
     shard.write_bytes(content[:-100])
-    policy, reward = (entry.finding for entry in files(whole))
+    policy, reward, *_ = (entry.finding for entry in files(whole))
     assert reward.verdict == "ok"
     assert policy.verdict == "problem"
     assert f"{shard}: truncated or damaged: it holds {len(content) - 100} bytes of {len(content)}" in policy.found
@@ -471,7 +515,7 @@ def test_a_damaged_download_is_fetched_again(sd3_folder: Path, tmp_path: Path) -
     shutil.copytree(sd3_folder, folder)
     weights = folder / "vae" / "diffusion_pytorch_model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-1])
-    [policy, _] = files(tiny_config(folder, "rewards.train=[{name: oracle}]"))
+    policy, *_ = files(tiny_config(folder, "rewards.train=[{name: oracle}]"))
     assert f"{weights}: truncated or damaged" in policy.finding.found
     assert policy.finding.advice == "flowrl fetch my.yaml    # gets again what is missing or damaged"
 
@@ -479,11 +523,20 @@ def test_a_damaged_download_is_fetched_again(sd3_folder: Path, tmp_path: Path) -
 def test_prompts_are_read(sd3_folder: Path, tmp_path: Path) -> None:
     file = tmp_path / "mine.txt"
     file.write_text("a\nb\n")
-    entries = files(tiny_config(sd3_folder, "rewards.train=[{name: oracle}]", f"data.train_prompts={file}"))
-    assert entries[-1].finding.found == f"2 prompts in {file}, data.train_prompts"
+
+    def told(*more: str) -> list[Finding]:
+        config = tiny_config(sd3_folder, "rewards.train=[{name: oracle}]", f"data.train_prompts={file}", *more)
+        return [entry.finding for entry in files(config) if entry.name == "prompts"]
+
+    train, held_out = told("rollout.prompts_per_step=2", "algorithm.inner_steps=1")
+    assert train.found == f"2 prompts in {file}, data.train_prompts"
+    assert held_out.found.endswith(" prompts in pocket, data.eval_prompts")
+    too_few, none_held_out = told("eval.num_prompts=99999")
+    assert too_few.found == "rollout.prompts_per_step must be at most the number of training prompts = 2, got 4"
+    assert none_held_out.found.startswith("eval.num_prompts must be at most the number of held-out prompts = ")
+    assert {one.advice for one in (too_few, none_held_out)} == {"add prompts or lower it"}
     file.unlink()
-    entries = files(tiny_config(sd3_folder, "rewards.train=[{name: oracle}]", f"data.train_prompts={file}"))
-    assert [entry.finding.verdict for entry in entries if entry.name == "prompts"] == ["problem"]
+    assert [one.verdict for one in told()] == ["problem", "ok"]
 
 
 ENTRIES = (

@@ -40,7 +40,7 @@ GOOD = Machine(
     shm_total=256 * GB,
     shm_free=256 * GB,
     open_files=1_048_576,
-    disks=(Disk(use="runs", path=Path("runs/x"), device=1, free=900 * GB, writable=True),),
+    disks=(Disk(use="run.dir", path=Path("runs/x"), device=1, free=900 * GB, writable=True),),
 )
 BARE = replace(GOOD, graphics=Graphics(), torch=CPU_BUILD)
 ON_GPUS = Purpose(gpus=True, ray=True)
@@ -228,14 +228,14 @@ def test_an_old_python_is_told() -> None:
 
 def test_open_files_and_disks_have_limits() -> None:
     disks = (
-        Disk(use="runs", path=Path("/full/runs"), device=1, free=GB // 2, writable=True),
+        Disk(use="run.dir", path=Path("/full/runs"), device=1, free=GB // 2, writable=True),
         Disk(use="cache", path=Path("/locked"), device=2, free=GB * 9, writable=False),
     )
     problems = faults(replace(GOOD, open_files=512, disks=disks))
     assert {name: one.verdict for name, one in problems.items()} == dict.fromkeys(
-        ["open files", "disk: runs", "disk: cache"], "problem"
+        ["open files", "disk: run.dir", "disk: cache"], "problem"
     )
-    assert "run.dir=/a/disk/with/room/my-run" in problems["disk: runs"].advice
+    assert "add run.dir=/a/disk/with/room/runs to the run" in problems["disk: run.dir"].advice
     assert "cannot be written to" in problems["disk: cache"].found
     assert faults(replace(GOOD, open_files=4096))["open files"].verdict == "note"
 

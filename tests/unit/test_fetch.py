@@ -285,10 +285,15 @@ def test_offline_mode_is_an_error_that_names_its_variable(
     assert hub.asked == []
 
 
-def test_a_page_in_place_of_prompts_is_refused(hub: HubServer, capsys: pytest.CaptureFixture[str]) -> None:
-    hub.repositories[FLOW_GRPO]["dataset/pickscore_sfw/train.txt"] = b"<html>\nlog in to this network\n</html>\n"
+@pytest.mark.parametrize(
+    ("sent", "found"), [(b"<html>\nlog in to this network\n</html>\n", 3), (b"\x1f\x8b\xff" * 9, 0), (b"\n", 0)]
+)
+def test_a_page_in_place_of_prompts_is_refused(
+    hub: HubServer, capsys: pytest.CaptureFixture[str], sent: bytes, found: int
+) -> None:
+    hub.repositories[FLOW_GRPO]["dataset/pickscore_sfw/train.txt"] = sent
     assert fetch(hub) == 1
-    assert "holds 3 prompts where 15,486 were published" in capsys.readouterr().err
+    assert f"holds {found} prompts where 15,486 were published" in capsys.readouterr().err
     assert not list(Path("data").rglob("*train*"))
 
 

@@ -122,7 +122,10 @@ def test_cut_off_weights_of_a_folder_are_named(disk: Path, capsys: pytest.Captur
 
 def test_no_such_folder_and_no_such_scheme_are_errors(disk: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert fetch(disk / "nowhere") == 2
-    assert "no such folder; name one that holds ORG/NAME/..., or the URL of a mirror" in capsys.readouterr().err
+    assert (
+        "no such folder; name one that holds ORG/NAME/..., or a mirror by its URL, https://..."
+        in capsys.readouterr().err
+    )
     assert cli.main(["fetch", "run.yaml", "--from", "ftp://mirror"]) == 2
     assert "a mirror begins with http:// or https://" in capsys.readouterr().err
 

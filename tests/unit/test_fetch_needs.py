@@ -11,12 +11,14 @@ import pytest
 
 from flowrl import cli
 from flowrl.base.embedded import EMBEDDED
-from flowrl.config import load
+from flowrl.config import ConfigError, load
 from flowrl.fetch.needs import Need, named_paths, needs
-from flowrl.fetch.sources import CLIPS, FOLDERS, PROMPTS, REWARDS, Part
+from flowrl.fetch.sources import FOLDERS, PROMPTS, REWARDS, Part
 from flowrl.models.sd35_published import PUBLISHED
 from flowrl.registry import BUILT_IN, find
+from flowrl.reward_protocols import NeededFiles
 from rewards.hpsv3.layout import check_folder
+from tests.cheap_rewards import LatentNorm
 from tests.published import dina_lrm
 from tests.published.clip_family import write_aesthetic, write_clip_score, write_hpsv2, write_pick_score
 from tests.published.image_reward import write_image_reward
@@ -73,8 +75,52 @@ def test_a_reward_without_a_backbone_of_its_own_needs_its_base(tmp_path: Path) -
     moved = "rewards: {train: [{name: dit_reward, options: {path: %s, base: models/stable-diffusion-3.5-medium}}]}"
     (base,) = needs_of(tmp_path, moved % folder)
     assert (base.key, base.bundle) == ("rewards.train[0].options.base", FOLDERS["stable-diffusion-3.5-medium"])
+    on_images = "rewards: {train: [{name: dit_reward_pixels, options: {path: %s, encoders: models/mine}}]}"
+    encoders, base = needs_of(tmp_path, on_images % folder)
+    assert (encoders.key, str(encoders.path)) == ("rewards.train[0].options.encoders", "models/mine")
+    assert (base.key, base.bundle) == (
+        f"rewards.train[0].options.base (as {folder}/config.json has it)",
+        FOLDERS["stable-diffusion-3.5-large"],
+    )
     (folder / "config.json").write_text(json.dumps(settings | {"backbone": "own"}), encoding="utf-8")
     assert needs_of(tmp_path, f"rewards: {{train: [{{name: dit_reward, options: {{path: {folder}}}}}]}}") == []
+    assert [need.path for need in needs_of(tmp_path, on_images % folder)] == [Path("models/mine")]
+    (encoders,) = needs_of(tmp_path, f"rewards: {{train: [{{name: dit_reward_pixels, options: {{path: {folder}}}}}]}}")
+    assert encoders.bundle == FOLDERS["stable-diffusion-3.5-large"]
+
+
+class Downloaded(LatentNorm):
+    """A reward of one's own, which reads a folder even where no option says so."""
+
+    def __init__(self, weights: str = "models/mine", device: str = "cpu") -> None:
+        super().__init__(device=device)
+
+    @staticmethod
+    def needs(weights: str, policy: str) -> tuple[NeededFiles, ...]:
+        """The folder `weights`, trained on the policy."""
+        return (NeededFiles(option="weights", path=Path(weights), advice=f"train it on {policy}"),)
+
+
+def test_a_reward_of_ones_own_names_what_it_reads_by_default(tmp_path: Path) -> None:
+    text = f"model: {{path: {tmp_path}/tiny}}\nrewards: {{train: [{{name: 'tests.unit.test_fetch_needs:Downloaded'}}]}}"
+    _, need = needs_of(tmp_path, text)
+    assert (need.kind, need.key, str(need.path)) == ("reward", "rewards.train[0].options.weights", "models/mine")
+    assert (need.faults, need.advice) == (("models/mine: not there",), "train it on tiny")
+
+
+def test_any_clip_may_score_but_only_one_is_known(tmp_path: Path) -> None:
+    text = "rewards: {train: [{name: clip_score, options: {path: models/%s}}]}"
+    (known,) = needs_of(tmp_path, text % "clip-vit-large-patch14")
+    (other,) = needs_of(tmp_path, text % "my-clip")
+    assert known.source == "huggingface.co/openai/clip-vit-large-patch14"
+    assert other.source == ""
+    assert "a folder called clip-vit-large-patch14; call it so, or put yours there" in other.advice
+
+
+def test_options_that_do_not_fit_are_named_before_anything_comes(tmp_path: Path) -> None:
+    text = "rewards: {train: [{name: dina_lrm, options: {path: models/DiNa}}]}"
+    with pytest.raises(ConfigError, match=r"do not fit reward 'dina_lrm': missing a required argument: 'base'"):
+        needs_of(tmp_path, text)
 
 
 def test_a_path_that_two_keys_name_is_needed_once(tmp_path: Path) -> None:
@@ -90,7 +136,7 @@ def test_an_unknown_path_is_a_need_until_something_is_there(tmp_path: Path) -> N
     text = f"model: {{path: {tmp_path}/mine}}"
     (need,) = needs_of(tmp_path, text)
     assert need.faults == (f"{tmp_path}/mine: not there",)
-    assert "it knows folders called stable-diffusion-3.5-large, stable-diffusion-3.5-medium" in need.advice
+    assert "get folders called stable-diffusion-3.5-large, stable-diffusion-3.5-medium; call it so, or" in need.advice
     (tmp_path / "mine").mkdir()
     assert [need.faults for need in needs_of(tmp_path, text)] == [(f"{tmp_path}/mine: empty",)]
     (tmp_path / "mine" / "model_index.json").write_text("{}", encoding="utf-8")
@@ -176,14 +222,15 @@ def test_what_is_fetched_for_a_reward_is_what_it_demands(
 ) -> None:
     """A small checkpoint of the published layout is spread over the repositories of the table and fetched from them."""
     monkeypatch.chdir(tmp_path)
-    bundle = CLIPS["clip-vit-large-patch14"] if name == "clip_score" else REWARDS[name]
+    bundle = REWARDS[name]
     options = WRITERS[name](tmp_path / "written")
     whole = Path(str(options.get("path", tmp_path / "written")))
     for part in bundle.parts:
         spread(whole, part, tmp_path / "disk" / part.repository)
     target = Path("models/clip-vit-large-patch14")
     options = {**find("reward", name).options, **options, "path": str(target)}
-    text = f"rewards: {{train: [{{name: {name}, options: {json.dumps({'path': str(target)})}}}]}}"
+    in_config = {key: value for key, value in options.items() if key in ("path", "base")}
+    text = f"rewards: {{train: [{{name: {name}, options: {json.dumps(in_config)}}}]}}"
     Path("run.yaml").write_text(text, encoding="utf-8")
     assert cli.main(["fetch", "run.yaml", "--from", str(tmp_path / "disk")]) == 0
     if name == "hpsv3":

@@ -17,6 +17,9 @@ def test_every_profile_has_a_line() -> None:
     assert [line for line in plan_table.HEADER.splitlines() if line not in README] == []
 
 
-@pytest.mark.parametrize("profile", plan_table.PROFILES)
+@pytest.mark.parametrize(
+    "profile",
+    [name if name.endswith("1gpu") else pytest.param(name, marks=pytest.mark.slow) for name in plan_table.PROFILES],
+)
 def test_the_line_of_a_profile_is_what_the_plan_says(profile: str) -> None:
     assert plan_table.row(profile) in README

@@ -22,7 +22,9 @@ TARGETS = ("attn.to_q", "attn.to_k", "attn.to_v", "attn.to_out.0", "attn.add_q_p
 TARGETS += ("attn.add_v_proj", "attn.to_add_out")
 LARGE, MEDIUM = (f"stabilityai/stable-diffusion-3.5-{size}" for size in ("large", "medium"))
 SMALL = {"num_layers": 3, "num_attention_heads": 4, "caption_projection_dim": 256, "pos_embed_max_size": 32}
+SLOW = pytest.mark.slow
 SHAPE, TEXT = (16, 32, 32), 48
+NO_KL = FlowGRPOConfig(kl_beta=0.0)
 
 
 def small() -> dict[str, Any]:
@@ -34,7 +36,7 @@ def small_cost(samples: int, *, kl: bool, checkpointing: bool) -> PolicyCost:
         small(),
         Geometry(latent_shape=SHAPE, text_length=TEXT, samples=samples, guided=True, dtype=torch.float32),
         AdapterShape(rank=4, alpha=8, targets=TARGETS),
-        with_reference=kl,
+        FlowGRPOConfig() if kl else NO_KL,
         gradient_checkpointing=checkpointing,
     )
 
@@ -83,13 +85,32 @@ def test_an_update_takes_what_the_allocator_sees(checkpointing: bool, kl: bool) 
         policy, request, text, text, policy_version=0, samples_per_forward=4, device=torch.device("cpu")
     )
     batch = TrainBatch(trajectory=trajectory, advantages=torch.tensor([1.0, -1.0, 0.5, -0.5]))
-    algorithm = FlowGRPO(FlowGRPOConfig(kl_beta=0.01 if kl else 0.0), seed=0)
+    algorithm = FlowGRPO(FlowGRPOConfig() if kl else NO_KL, seed=0)
     for _, parameter in policy.trainable():
         parameter.grad = torch.zeros_like(parameter)
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiled:
         algorithm.loss(policy, batch, slice(0, 4), 0).loss.backward()
     expected = small_cost(4, kl=kl, checkpointing=checkpointing).update_rise
     assert expected == pytest.approx(allocator_rise(profiled), rel=0.05)
+
+
+VARIANTS = (
+    FlowGRPOConfig(step_kind="cps", kl_form="velocity"),
+    FlowGRPOConfig(ratio_norm=True, reweight_steps=True),
+    FlowGRPOConfig(kl_form="velocity", trained_steps="window"),
+)
+
+
+@pytest.mark.parametrize("config", VARIANTS)
+def test_an_update_of_any_variant_is_measured(config: FlowGRPOConfig) -> None:
+    shape = Geometry(latent_shape=SHAPE, text_length=TEXT, samples=2, guided=True, dtype=torch.float32)
+    adapter = AdapterShape(rank=4, alpha=8, targets=TARGETS)
+    found, plain = (
+        policy_cost(small(), shape, adapter, algorithm, gradient_checkpointing=False)
+        for algorithm in (config, FlowGRPOConfig())
+    )
+    assert found.update_flops == plain.update_flops > 0
+    assert found.update_rise == pytest.approx(plain.update_rise, rel=0.02)
 
 
 def test_checkpointing_keeps_little_and_computes_a_forward_more() -> None:
@@ -105,7 +126,7 @@ def test_memory_grows_with_the_samples_of_a_forward() -> None:
 
 @pytest.mark.parametrize(
     ("dual", "quantisation", "checkpointing"),
-    [(0, "int4", True), (3, "none", False), (3, "none", True)],
+    [(0, "int4", True), pytest.param(3, "none", False, marks=SLOW), pytest.param(3, "none", True, marks=SLOW)],
 )
 def test_a_few_blocks_and_samples_tell_all_others(dual: int, quantisation: Quantisation, checkpointing: bool) -> None:
     sizes = {"num_attention_heads": 2, "caption_projection_dim": 128, "num_layers": 6}
@@ -121,18 +142,20 @@ def test_a_few_blocks_and_samples_tell_all_others(dual: int, quantisation: Quant
             quantisation=quantisation,
         ),
         AdapterShape(rank=4, alpha=8, targets=TARGETS),
+        FlowGRPOConfig() if dual == 0 else NO_KL,
     )
-    options = {"with_reference": dual == 0, "gradient_checkpointing": checkpointing}
-    assert policy_cost(*arguments, **options) == measure_policy(*arguments, **options)
+    few = policy_cost(*arguments, gradient_checkpointing=checkpointing)
+    assert few == measure_policy(*arguments, gradient_checkpointing=checkpointing)
 
 
 @pytest.mark.slow
 def test_a_few_blocks_tell_those_of_the_real_model() -> None:
     shape = Geometry(latent_shape=(16, 64, 64), text_length=333, samples=4, guided=True, dtype=torch.bfloat16)
-    arguments = (PUBLISHED[LARGE].transformer, shape, AdapterShape(rank=32, alpha=64, targets=TARGETS))
+    adapter = AdapterShape(rank=32, alpha=64, targets=TARGETS)
+    arguments = (PUBLISHED[LARGE].transformer, shape, adapter, FlowGRPOConfig())
     for checkpointing in (False, True):
-        options = {"with_reference": True, "gradient_checkpointing": checkpointing}
-        assert policy_cost(*arguments, **options) == measure_policy(*arguments, **options)
+        few = policy_cost(*arguments, gradient_checkpointing=checkpointing)
+        assert few == measure_policy(*arguments, gradient_checkpointing=checkpointing)
 
 
 @pytest.mark.parametrize(
@@ -148,7 +171,7 @@ def test_the_real_sizes(repository: str, parameters: int, layers: int, adapter: 
         transformer,
         Geometry(latent_shape=(16, 64, 64), text_length=333, samples=1, guided=True, dtype=torch.bfloat16),
         AdapterShape(rank=32, alpha=64, targets=TARGETS),
-        with_reference=False,
+        NO_KL,
         gradient_checkpointing=True,
     )
     assert (cost.num_parameters, cost.num_adapter_layers, cost.num_adapter_parameters) == (parameters, layers, adapter)

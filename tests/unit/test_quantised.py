@@ -16,6 +16,7 @@ from peft.tuners.lora import LoraLayer
 from safetensors import safe_open
 from safetensors.torch import load_file
 
+from flowrl.algorithms.configs import FlowGRPOConfig
 from flowrl.base.embedded import folder_of
 from flowrl.base.errors import UserError
 from flowrl.models import quantised
@@ -253,7 +254,7 @@ def test_the_plan_says_the_bytes_of_the_weights(sd3_folder: Path, kind: Quantisa
                 quantisation=quantisation,
             ),
             AdapterShape(rank=tiny.RANK, alpha=tiny.ALPHA, targets=("attn.to_q",)),
-            with_reference=False,
+            FlowGRPOConfig(kl_beta=0.0),
             gradient_checkpointing=False,
         )
         for quantisation in (kind, "none")

@@ -17,6 +17,7 @@ from flowrl.models.sd35_published import PUBLISHED
 from flowrl.plan.gpus import GPUS
 from flowrl.plan.proposals import too_large
 from flowrl.plan.run_plan import RunPlan, run_plan
+from flowrl.plan.traffic import trajectory_bytes
 
 CONFIGS = sorted((Path(__file__).parents[2] / "configs").glob("sd35-*/*.yaml"))
 # Backbone, LoRA layers, LoRA parameters.
@@ -74,7 +75,7 @@ def test_the_plan_of_a_configuration_has_the_counted_sizes(path: Path) -> None:
     assert low < reward.cost.weight_bytes < high
     assert reward.cost.flops > 1e12
     assert too_large(plan, GPUS["h100"]) == []  # as the header of each configuration says
-    assert plan.trajectory_bytes > 768 * 11 * 16 * 64 * 64 * 4
+    assert trajectory_bytes(plan.costs) > 768 * 11 * 16 * 64 * 64 * 4
 
 
 @pytest.mark.parametrize("size", COUNTS)

@@ -107,7 +107,7 @@ def test_time_and_traffic_are_those_of_the_run(tmp_path: Path) -> None:
     update = sum(row["time/update_s"] for row in rows)
     assert re.search(rf"update {update / 20:.1f} s 1 min {update - 60:02.0f} s", page.text)
     assert "everything else 0.12 s 2.4 s" in page.text
-    assert "trajectories 30 MiB 600 MiB" in page.text
+    assert "trajectories 31.5 MB 629 MB" in page.text
     assert "Peak memory, driver and actors 5.94 GiB" in page.text
     assert (
         "checkpoint" not in page.text.split("Time, traffic and memory")[1].split("How it was made")[0]

@@ -7,8 +7,8 @@ import torch
 
 from flowrl.base.devices import pick_device
 from flowrl.base.errors import CheckpointError, UserError
-from flowrl.core.reward_call import RewardCallError, RewardInputError, score_in_parts, shapes_of
 from flowrl.core.seeds import derive, evaluation_seeds
+from flowrl.reward_call import RewardCallError, RewardInputError, score_in_parts, shapes_of
 from flowrl.types import RewardInput, TextCondition
 from tests.cheap_rewards import Brightness
 

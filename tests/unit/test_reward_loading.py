@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -10,8 +11,8 @@ import torch
 from flowrl.base.empty_module import is_empty
 from flowrl.base.errors import CheckpointError, UserError
 from flowrl.config import ConfigError, RewardSpec
-from flowrl.reward_loading import LatentSource, check_rewards, make_reward, preflight
-from flowrl.reward_protocols import StreamedReward
+from flowrl.reward_loading import LatentSource, check_rewards, files_of, make_reward, preflight
+from flowrl.reward_protocols import NeededFiles, StreamedReward
 from flowrl.types import TrainedOn
 from tests.cheap_rewards import LATENT, LatentNorm
 
@@ -214,3 +215,27 @@ def test_what_means_the_same_in_all_rewards_is_held_to_it_before_anything_is_loa
 def test_latents_that_a_reward_cannot_read_or_that_there_are_none_of_are_named(given: LatentSource, says: str) -> None:
     with pytest.raises(ConfigError, match=rf"^rewards: '{NAME}' reads latents of vae4x8, but {says}"):
         check_rewards([RewardSpec(name=NAME)], [given], "cpu")
+
+
+class Reader(LatentNorm):
+    """Says which folder it reads, or nothing that says it."""
+
+    def __init__(self, weights: str = "models/mine", device: str = "cpu") -> None:
+        super().__init__(device=device)
+
+    @staticmethod
+    def needs(weights: str, policy: str) -> tuple[NeededFiles, ...] | list[str]:
+        """A folder for each policy."""
+        return (NeededFiles(option="weights", path=Path(weights, policy)),) if weights else ["models/mine"]
+
+
+def test_a_reward_names_its_files_by_its_options_and_the_policy() -> None:
+    name = NAME.replace("Trained", "Reader")
+    assert files_of(RewardSpec(name=name), "sd35") == (NeededFiles(option="weights", path=Path("models/mine/sd35")),)
+    (files,) = files_of(RewardSpec(name=name, options={"weights": "elsewhere"}), "sd35")
+    assert files.path == Path("elsewhere/sd35")
+    assert files_of(RewardSpec(name=NAME)) == ()
+    with pytest.raises(
+        ConfigError, match=rf"^rewards: needs of '{name}' must return a tuple of .*NeededFiles, got \['"
+    ):
+        files_of(RewardSpec(name=name, options={"weights": ""}))

@@ -13,8 +13,9 @@ import torch
 
 from flowrl.actors.encoder import Encoder
 from flowrl.actors.learner import Learner
-from flowrl.actors.roles import Encoders, Learners, Rollouts, ScoredGroups, Scorers, rollout_and_score
+from flowrl.actors.roles import Encoders, Learners, Rollouts, Scorers
 from flowrl.actors.rollout import Rollout
+from flowrl.actors.run_actors import RunActors, ScoredGroups
 from flowrl.actors.runtime import LocalRuntime, Runtime
 from flowrl.actors.scorer import Scorer
 from flowrl.actors.turns import Turns
@@ -43,13 +44,14 @@ class Parts:
     ) -> None:
         model = tiny.model_spec(folder)
         self.runtime = runtime
-        scoring = {"model": model, "train": [RewardSpec(name=REWARD)], "watch": [], "sharded": False, "timeout_s": 9.0}
+        scoring = {"model": model, "train": [RewardSpec(name=REWARD)], "watch": [], "sharded": False}
+        scoring |= {"timeout_s": 9.0, "shows_images": True}
         sampling = {"model": model, "samples_per_forward": 0}
         self.rollout_group = runtime.start("rollout", partial(Rollout, **sampling), size=rollouts, gang=False)
         self.scorer_group = runtime.start("scorer", partial(Scorer, **scoring), size=scorers, gang=False)
         self.encoder_group = runtime.start("encoder", partial(Encoder, model=model), size=1, gang=False)
         turns = Turns(runtime)
-        self.encoder = Encoders(runtime, self.encoder_group, turns)
+        self.encoder = Encoders(runtime, self.encoder_group, turns if in_turn else None)
         for group in (self.rollout_group, self.scorer_group) if in_turn else ():
             turns.join(group)
         self.rollouts = Rollouts(runtime, self.rollout_group, turns)
@@ -67,11 +69,14 @@ class Parts:
             )
             for i in range(count)
         ]
-        conditions = self.encoder.conditions([request.prompt.text for request in requests])
-        [negative] = self.encoder.conditions([""])
-        return rollout_and_score(
-            self.runtime, self.rollouts, self.scorers, requests, conditions, negative, num_images=num_images
+        actors = RunActors(
+            runtime=self.runtime,
+            encoder=self.encoder,
+            rollouts=self.rollouts,
+            scorers=self.scorers,
+            learners=Learners(self.runtime, self.scorer_group, Turns(self.runtime)),  # none is asked to learn
         )
+        return actors.sample_and_score(requests, actors.encode(requests), num_images=num_images)
 
     def trajectories(self, groups: ScoredGroups) -> list[Trajectory]:
         return self.runtime.get(groups.trajectories)
@@ -180,12 +185,13 @@ def test_text_encoders_are_loaded_when_nobody_else_is_there(sd3_folder: Path) ->
     parts.run(2)
     there = [args[0] for _, name, args in log(parts.scorer_group) if name == "move_frozen"]
     assert there == [False, True]
-    parts.encoder.prepare([tiny.TEXTS[5]])
-    assert log(parts.encoder_group)[-1][1] == "prepare"
+    asked = len(log(parts.encoder_group))
+    parts.encoder.conditions([tiny.TEXTS[5]], soon=[tiny.TEXTS[4]])
+    assert [name for _, name, _ in log(parts.encoder_group)[asked:]] == ["prepare", "encode"]
     last = [args[0] for group in (parts.rollout_group, parts.scorer_group) for _, _, args in log(group)[-1:]]
     assert last == [False, False]
-    parts.encoder.prepare([tiny.TEXTS[5]])  # known: nothing moves, nothing is asked for
-    assert [name for _, name, _ in log(parts.encoder_group)].count("prepare") == 1
+    parts.encoder.conditions([tiny.TEXTS[4]])  # prepared: nothing moves
+    assert [name for _, name, _ in log(parts.encoder_group)[asked:]] == ["prepare", "encode", "encode"]
 
 
 def test_a_text_is_encoded_once_while_it_is_remembered(sd3_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -195,7 +201,7 @@ def test_a_text_is_encoded_once_while_it_is_remembered(sd3_folder: Path, monkeyp
     assert [args for _, _, args in log(parts.encoder_group)] == [(text,) for text in (*tiny.TEXTS[:3], "")]
     monkeypatch.setattr("flowrl.actors.roles.MAX_CONDITIONS", 2)
     first = parts.encoder.conditions([*tiny.TEXTS[:4]])
-    assert len(first) == 4  # more than are remembered, and all of them there
+    assert len(first.of_each) == 4  # more than are remembered, and all of them there
     parts.encoder.conditions([tiny.TEXTS[0]])
     assert log(parts.encoder_group)[-1][2] == (tiny.TEXTS[0],)
 

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from unittest.mock import ANY
 
 import pytest
@@ -147,11 +149,45 @@ def test_resume_needs_a_run(tmp_path: Path) -> None:
 def test_too_little_disk_space_is_found_before_anything_is_lost(tmp_path: Path) -> None:
     path = write_run(tmp_path, _RUN)
     with pytest.raises(ConfigError) as caught:
-        claim(config_in(tmp_path, overwrite=True), needed_bytes=10**19)
+        claim(config_in(tmp_path, overwrite=True), adapter_bytes=10**19)
     message = str(caught.value)
-    assert "needs 9,536,743,164,062 MiB of free disk space" in message
+    assert "GB of free disk space, for 1 checkpoint of 40,000,000,000 GB and what else a run writes" in message
     assert "its disk has" in message
     assert (path / "metrics.jsonl").exists()
+
+
+def free_disk(monkeypatch: pytest.MonkeyPatch, size: int) -> None:
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=size))
+
+
+@pytest.mark.parametrize(
+    ("steps", "every", "keep", "at_once"),
+    [(100, 20, 2, 3), (100, 20, 9, 5), (100, 0, 2, 1), (30, 20, 2, 2), (0, 20, 2, 0)],
+)
+def test_room_is_asked_for_the_checkpoints_that_lie_there_at_a_time(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, steps: int, every: int, keep: int, at_once: int
+) -> None:
+    config = config_in(tmp_path)
+    config.run.steps, config.checkpoint.every, config.checkpoint.keep = steps, every, keep
+    needed = (4 * at_once + 1) * 10**9 + 256 * 10**6  # and the adapter that is exported at the end
+    free_disk(monkeypatch, needed - 1)
+    with pytest.raises(ConfigError, match=rf"for {at_once} checkpoints? of 4\.00 GB .*; free some, lower"):
+        claim(config, adapter_bytes=10**9)
+    free_disk(monkeypatch, needed)
+    release(claim(config, adapter_bytes=10**9))
+
+
+def test_what_is_there_makes_room_for_what_takes_its_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = write_run(tmp_path, _RUN)
+    for folder in ("checkpoints/step_000004", "lora"):
+        (path / folder).mkdir(parents=True, exist_ok=True)
+        (path / folder / "more").write_bytes(bytes(1000))
+    files = (file for name in ("checkpoints", "lora") for file in (path / name).rglob("*") if file.is_file())
+    there = sum(file.stat().st_size for file in files)
+    free_disk(monkeypatch, 5 * 10**6 - there + 256 * 10**6)
+    release(claim(config_in(tmp_path), resume=True, adapter_bytes=10**6))
+    with pytest.raises(ConfigError, match="MB of free disk space"):
+        claim(config_in(tmp_path), resume=True, adapter_bytes=10**6 + 1)
 
 
 def test_a_place_that_cannot_be_written_is_named(tmp_path: Path) -> None:

@@ -12,13 +12,16 @@ from flowrl.base.amounts import size
 from flowrl.base.embedded import embedded
 from flowrl.base.errors import CheckpointError
 from flowrl.cli.main import main
-from flowrl.config import RunConfig, load
+from flowrl.config import ConfigError, RunConfig, load
 from flowrl.core.sampler import sample
+from flowrl.plan.costs import costs_of
 from flowrl.plan.gpus import GPUS, Gpu
 from flowrl.plan.memory import RoleMemory, room
+from flowrl.plan.model_sizes import UnplannedModelError
 from flowrl.plan.page import page
-from flowrl.plan.proposals import Proposal, most_samples, proposals, too_large
+from flowrl.plan.proposals import Proposal, proposals, room_for_more, too_large
 from flowrl.plan.run_plan import RunPlan, run_plan
+from flowrl.plan.traffic import trajectory_bytes
 from flowrl.plan.verdict import as_json, judge
 from flowrl.plan.work import step_work
 from flowrl.protocols import Policy
@@ -65,7 +68,7 @@ def test_a_local_run_has_one_of_each(sd3_folder: Path) -> None:
 
 def test_phases_are_the_forwards_times_their_cost(sd3_folder: Path) -> None:
     plan = run_plan(tiny_config(sd3_folder, "placement.num_rollouts=4"))
-    encode, rollout, score, update = plan.phases
+    encode, rollout, score, update = plan.step.phases
     tokens = 16 * plan.costs.config.model.max_sequence_length
     assert encode.flops == 2 * plan.costs.model.text_encoder_parameters * tokens > 0
     assert rollout.flops == 16 * 2 * 3 * plan.policy.sample_flops
@@ -86,8 +89,8 @@ def test_only_a_reward_on_images_has_them_decoded_in_a_step(sd3_folder: Path) ->
     latent, pixel = (
         run_plan(tiny_config(sd3_folder, f"rewards.train=[{{name: {name}}}]")) for name in ("dit_reward", "hpsv3")
     )
-    assert [phase.name for phase in latent.phases] == ["encode", "rollout", "score", "update"]
-    assert [phase.name for phase in pixel.phases] == ["encode", "rollout", "decode", "score", "update"]
+    assert [phase.name for phase in latent.step.phases] == ["encode", "rollout", "score", "update"]
+    assert [phase.name for phase in pixel.step.phases] == ["encode", "rollout", "decode", "score", "update"]
 
 
 def test_scoring_is_hidden_where_it_has_devices_of_its_own(sd3_folder: Path) -> None:
@@ -99,7 +102,7 @@ def test_scoring_is_hidden_where_it_has_devices_of_its_own(sd3_folder: Path) -> 
         encode.seconds + rollout.seconds + score.seconds / 2 + update.seconds
     )
     assert [time.hidden for time in local.step.times(1e9)] == [0, 0, 0, 0]
-    assert local.step.seconds(1e9) == pytest.approx(sum(phase.flops for phase in local.phases) / 1e9)
+    assert local.step.seconds(1e9) == pytest.approx(sum(phase.flops for phase in local.step.phases) / 1e9)
 
 
 def test_slow_scoring_is_waited_for_but_for_the_sampling_beside_it(sd3_folder: Path) -> None:
@@ -141,7 +144,7 @@ def test_strategies_that_cut_the_model_divide_the_frozen_weights(sd3_folder: Pat
     assert moved["ddp"]["gradients, over learners"] == 2 * 3 * policy.adapter_bytes
     assert "frozen weights by fsdp2, over learners" in moved["fsdp2"]
     assert not any("frozen" in name for name in moved["ddp"])
-    updates = {name: plan.phases[-1].seconds(1e30) for name, plan in plans.items()}
+    updates = {name: plan.step.phases[-1].seconds(1e30) for name, plan in plans.items()}
     assert updates["ddp"] == pytest.approx(2 * 3 * policy.adapter_bytes / 4 / 25e9, rel=1e-3)
     all_of_it = sum(one.size for one in plans["zero3"].transfers if "learners" in one.name and "traj" not in one.name)
     assert updates["zero3"] == pytest.approx(all_of_it / 4 / 25e9, rel=1e-3)
@@ -199,7 +202,7 @@ def test_in_turns_only_one_role_has_its_frozen_weights_on_a_shared_device(sd3_fo
     contexts = 3 * 500 * 10**6
     assert together.peak == contexts + sum(role.peak for role in together.roles)
     stays = rollout.stays + scorer.stays + learner.stays
-    reward = scorer.held[1].size
+    [reward] = (part.size for part in scorer.held)
     assert stays == held(rollout, scorer, learner) - 2 * learner.held[0].size - reward
     most = max(role.peak - role.stays for role in (encoder, rollout, scorer, learner))
     assert in_turn.peak == contexts + stays + most
@@ -225,7 +228,7 @@ def test_trajectories_are_as_large_as_those_that_are_sampled(sd3_folder: Path, p
     request = RolloutRequest(prompt=Prompt(id=0, text=""), seed=0, step=1, num_samples=4, plan=plan, guidance_scale=4.5)
     group = sample(policy, request, text, text, policy_version=0, samples_per_forward=2, device=torch.device("cpu"))
     expected = 16 * group.num_bytes
-    assert run_plan(config).trajectory_bytes == pytest.approx(expected, rel=0.02)  # seeds and log-probabilities apart
+    assert trajectory_bytes(costs_of(config)) == pytest.approx(expected, rel=0.02)  # seeds and log-probabilities apart
 
 
 def test_what_does_not_fit_is_told_and_what_is_proposed_fits(sd3_folder: Path) -> None:
@@ -265,8 +268,8 @@ def test_room_for_more_samples_is_told(sd3_folder: Path) -> None:
         .peak
         for samples in (2, 4)
     )
-    assert most_samples(config, gpu(int((two + four) / 2 / 0.92))) == 2
-    assert most_samples(config, gpu(10**10)) == 4
+    assert room_for_more(config, gpu(int((two + four) / 2 / 0.92))) == 2
+    assert room_for_more(config, gpu(10**10)) == 4
 
 
 def test_a_reward_that_does_not_say_what_it_takes_is_named(sd3_folder: Path) -> None:
@@ -294,6 +297,17 @@ def test_a_reward_s_weights_are_counted_on_disk(sd3_folder: Path) -> None:
     for name, path in on_disk.items():
         files = sum(file.stat().st_size for file in path.rglob("*.safetensors"))
         assert (amounts[name].folder, amounts[name].size) == (path, files)
+
+
+def test_prompts_are_counted_as_a_run_reads_them(sd3_folder: Path, tmp_path: Path) -> None:
+    file = tmp_path / "prompts.txt"
+    file.write_text("\ufeff\none\u2028still one\n \ntwo\n", encoding="utf-8")
+    cache = ["data.condition_cache=c", f"data.train_prompts={file}", "eval.num_prompts=5"]
+    names = [amount.name for amount in run_plan(tiny_config(sd3_folder, *cache)).disk]
+    assert "text conditions of up to 8 prompts" in names  # 2 to train on, 5 held out, and the empty one
+    file.write_bytes(b"\xff\xfe")
+    with pytest.raises(ConfigError, match=r"^data\.train_prompts: .*prompts\.txt is not UTF-8 text"):
+        run_plan(tiny_config(sd3_folder, *cache))
 
 
 def test_one_of_a_kind_is_said_as_one(sd3_folder: Path) -> None:
@@ -332,6 +346,29 @@ def test_a_model_of_unknown_sizes_is_named() -> None:
     config = load(POCKET, ["model.path=/nowhere/some-model"])
     with pytest.raises(CheckpointError, match=r"model\.path: /nowhere/some-model .* stable-diffusion-3\.5-large"):
         run_plan(config)
+
+
+class Other:
+    """A family of policies that is not Stable Diffusion 3."""
+
+
+def test_a_model_of_another_family_is_not_planned(sd3_folder: Path) -> None:
+    config = tiny_config(sd3_folder, "model.family=tests.unit.test_run_plan:Other")
+    with pytest.raises(UnplannedModelError, match=r"model\.family: .* sd3 alone, got tests.*:Other; start the run"):
+        run_plan(config)
+    assert run_plan(tiny_config(sd3_folder, "model.family=flowrl.models.sd3:SD3")).gpus == 6
+
+
+def test_the_vae_is_there_where_images_are_made_and_takes_a_few_at_a_time(sd3_folder: Path) -> None:
+    def parts(*changes: str) -> dict[str, int]:
+        scorer = run_plan(tiny_config(sd3_folder, "rollout.group_size=16", *changes)).roles[-2]
+        return {part.name: part.size for part in (*scorer.held, *scorer.in_turn)}
+
+    latent, shown = parts(), parts("eval.grid_prompts=1", "eval.samples_per_prompt=2")
+    pixel = parts("rewards.train=[{name: hpsv3}]", "eval.samples_per_prompt=2")
+    assert not any("VAE" in name or "decoding" in name for name in latent)
+    assert shown["VAE, float32"] == pixel["VAE, float32"] > 0
+    assert pixel["decoding 4 images"] == 2 * shown["decoding 2 images"] > 0  # 4 of a group of 16
 
 
 def test_the_command_prints_the_plan_and_fails_where_it_does_not_fit(capsys: pytest.CaptureFixture[str]) -> None:

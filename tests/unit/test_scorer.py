@@ -10,9 +10,9 @@ import torch
 
 from flowrl.actors.scorer import Scorer
 from flowrl.config import ConfigError, RewardSpec
-from flowrl.core.reward_call import RewardCallError
 from flowrl.core.reward_sum import group_z_scores
 from flowrl.models.sd3 import SD3, SD3Decoder, SD3Policy
+from flowrl.reward_call import RewardCallError
 from flowrl.types import Trajectory
 from tests import tiny
 from tests.cheap_rewards import BRIGHT, BRIGHT_KEY, LATENT, LATENT_KEY
@@ -23,7 +23,7 @@ def spec(name: str, weight: float = 1.0, **options: Any) -> RewardSpec:
 
 
 def scorer(folder: Path, train: list[RewardSpec], watch: list[RewardSpec] | None = None) -> Scorer:
-    return Scorer(tiny.model_spec(folder), train, watch or [], sharded=False, timeout_s=10)
+    return Scorer(tiny.model_spec(folder), train, watch or [], sharded=False, timeout_s=10, shows_images=True)
 
 
 @pytest.fixture
@@ -51,16 +51,53 @@ def test_a_latent_reward_reads_the_final_latents_and_nothing_is_decoded(
 def test_pixel_rewards_read_one_decode_of_the_final_latents(
     sd3_folder: Path, group: Trajectory, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    pixels = SD3.load_decoder(sd3_folder, device="cpu").decode(group.final_latents)
+    decoder = SD3.load_decoder(sd3_folder, device="cpu")
+    pixels = torch.cat([decoder.decode(part) for part in group.final_latents.split(4)])
     judge = scorer(sd3_folder, [spec(BRIGHT)], [spec(LATENT)])
     decode, calls = SD3Decoder.decode, []
     monkeypatch.setattr(SD3Decoder, "decode", lambda self, given: calls.append(given) or decode(self, given))
     scores = judge.evaluate(group, num_images=2)
-    assert [torch.equal(given, group.final_latents) for given in calls] == [True]
+    assert [len(given) for given in calls] == [4, 1]  # so that the VAE never has more than four
+    assert torch.equal(torch.cat(calls), group.final_latents)
     assert torch.allclose(scores.per_reward[BRIGHT_KEY], pixels.flatten(1).mean(1), atol=1e-6)
     assert torch.equal(scores.per_reward[LATENT_KEY], latent_scores(group))
     assert scores.images is not None
     assert torch.equal(scores.images, (pixels[:2] * 255).round().to(torch.uint8))
+
+
+@pytest.mark.parametrize(
+    ("train", "watch", "shows_images", "loads"),
+    [
+        ([LATENT], [], False, 0),
+        ([LATENT], [], True, 1),
+        ([BRIGHT], [], False, 1),
+        ([LATENT], [BRIGHT], False, 1),
+    ],
+)
+def test_the_decoder_is_loaded_at_the_start_or_not_at_all(
+    sd3_folder: Path,
+    group: Trajectory,
+    monkeypatch: pytest.MonkeyPatch,
+    train: list[str],
+    watch: list[str],
+    shows_images: bool,
+    loads: int,
+) -> None:
+    load, loaded = SD3.load_decoder, []
+    monkeypatch.setattr(
+        SD3, "load_decoder", staticmethod(lambda path, *, device: loaded.append(path) or load(path, device=device))
+    )
+    judge = Scorer(
+        tiny.model_spec(sd3_folder),
+        [spec(name) for name in train],
+        [spec(name) for name in watch],
+        sharded=False,
+        timeout_s=10,
+        shows_images=shows_images,
+    )
+    assert len(loaded) == loads
+    assert (judge.evaluate(group, num_images=5 if shows_images else 0).images is not None) == shows_images
+    assert len(loaded) == loads
 
 
 def test_a_sample_comes_with_its_own_seed_and_the_prompt_of_its_group(sd3_folder: Path, group: Trajectory) -> None:

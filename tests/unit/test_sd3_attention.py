@@ -120,7 +120,7 @@ def test_rollout_and_learner_load_the_backend_of_the_configuration(sd3_folder: P
 def test_native_leaves_the_transformer_as_diffusers_made_it(sd3_folder: Path) -> None:
     stock = SD3Transformer2DModel.from_pretrained(sd3_folder / "transformer")
     before = dict(stock.attn_processors)
-    use_backend(stock, "native")
+    use_backend(stock, "native", "cpu")
     assert stock.attn_processors == before
     assert not any(isinstance(processor, JointAttention) for processor in before.values())
 

@@ -61,7 +61,10 @@ def test_a_role_that_left_and_came_back_goes_on_as_if_it_had_not(sd3_folder: Pat
         runtime = LocalRuntime()
         learner = runtime.start("learner", lambda: Fused(*arguments), size=1, gang=False)
         scorer = runtime.start(
-            "scorer", lambda: Scorer(model, [reward], [], sharded=False, timeout_s=9.0), size=1, gang=False
+            "scorer",
+            lambda: Scorer(model, [reward], [], sharded=False, timeout_s=9.0, shows_images=False),
+            size=1,
+            gang=False,
         )
         turns = Turns(runtime)
         for group in (learner, scorer) if leaves else ():

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from experiments.benchmarks.gpu import case_names
 from experiments.benchmarks.gpu.networks import DTYPE
 from experiments.benchmarks.gpu.record import Case
+from experiments.benchmarks.gpu.sampled import algorithm
 from experiments.benchmarks.gpu.setting import Setting
 from experiments.benchmarks.gpu.sizes import MicroBatch
 from flowrl.config import RewardSpec
@@ -73,6 +74,6 @@ def _cost(setting: Setting, micro_batch: MicroBatch) -> PolicyCost:
         sizes.transformer,
         geometry,
         sizes.adapter,
-        with_reference=True,
+        algorithm(with_reference=True).config,
         gradient_checkpointing=micro_batch.checkpointing,
     )

@@ -26,6 +26,8 @@ class FSDP2(WholeAdapter):
     def __init__(self, policy: Policy, optim: OptimSection, device: str) -> None:
         super().__init__(policy, optim)
         self._parameters = list(self._named.values())
+        for parameter in self._parameters:
+            parameter.data = parameter.data.to(device)  # the others get there by being cut
         mesh = init_device_mesh(device, (distributed.get_world_size(),))
         stacks = [child for child in policy.module.children() if isinstance(child, ModuleList)]
         for part in [*(block for stack in stacks for block in stack), policy.module]:

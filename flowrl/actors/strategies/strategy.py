@@ -13,7 +13,7 @@ from torch import distributed
 from flowrl.actors.sharding import check_buffers, join_gang
 from flowrl.actors.strategies.ddp import DDP
 from flowrl.actors.strategies.fsdp2 import FSDP2
-from flowrl.actors.strategies.zero import Zero
+from flowrl.actors.strategies.zero import Zero2, Zero3
 from flowrl.config import LearnerStrategy, OptimSection
 from flowrl.protocols import Policy
 
@@ -74,12 +74,17 @@ def join(strategy: LearnerStrategy, device: str, timeout_s: float) -> None:
 
 def share(strategy: LearnerStrategy, policy: Policy, optim: OptimSection, device: str) -> Strategy:
     """Share a policy that is equal on every rank that joined; raises CheckpointError where a buffer is not."""
-    if strategy == "ddp":
-        return DDP(policy, optim, device)
-    check_buffers(policy.module)
-    if strategy == "fsdp2":
-        return FSDP2(policy, optim, device)
-    return Zero(policy, optim, stage=2 if strategy == "zero2" else 3)
+    if distributed.is_initialized():
+        check_buffers(policy.module)
+    match strategy:
+        case "ddp":
+            return DDP(policy, optim, device)
+        case "fsdp2":
+            return FSDP2(policy, optim, device)
+        case "zero2":
+            return Zero2(policy, optim)
+        case "zero3":
+            return Zero3(policy, optim, device)
 
 
 def largest_over_ranks(value: float, device: str) -> float:
