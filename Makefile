@@ -131,7 +131,7 @@ format: $(STAMP) ## Format the code, and mend what can be mended without thought
 	$(BIN)/ruff format .
 
 check-configs: $(STAMP) ## Validate every YAML under configs/
-	$(BIN)/flowrl check configs
+	$(BIN)/flowrl check configs experiments/matched
 
 clean: ## Remove caches and build products; runs/ stays
 	rm -rf build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis

@@ -56,7 +56,13 @@ REWARD_PROBE = ConfigKind(
     target="rewards.probe.config:load",
     command="reward probe",
 )
-KINDS = (REWARD_TRAINING, REWARD_EVALUATION, REWARD_PROBE, RUN)
+EXPERIMENT = ConfigKind(
+    name="experiment",
+    sections={"arms", "differ", "question"},
+    target="flowrl.matrix.experiment:read_experiment",
+    command="matrix",
+)
+KINDS = (EXPERIMENT, REWARD_TRAINING, REWARD_EVALUATION, REWARD_PROBE, RUN)
 
 
 def kind_of(path: Path) -> ConfigKind:
@@ -74,5 +80,5 @@ def load_as(kind: ConfigKind, path: Path, overrides: list[str]) -> Any:
     """Read and check a configuration of a kind; raises ConfigError, also for one of another kind."""
     found = kind_of(path)
     if found != kind and top_level_keys(path) & found.sections:
-        raise ConfigError(f"{path}: is the config of a {found.name}; start it with flowrl {found.command}")
+        raise ConfigError(f"{path}: is of another kind ({found.name}); start it with flowrl {found.command}")
     return kind.load(path, overrides)

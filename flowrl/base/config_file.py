@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 
 import yaml
 from omegaconf import OmegaConf
-from omegaconf.errors import OmegaConfBaseException
+from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
 from flowrl.base.config_tree import ConfigError, all_keys, check_tree
 
@@ -36,6 +36,8 @@ def read_config(
         if name_key and not OmegaConf.select(merged, name_key):
             OmegaConf.update(merged, name_key, name)
         config = OmegaConf.to_object(merged)
+    except MissingMandatoryValue as error:
+        raise ConfigError(f"{path}: {error.full_key} must be set") from None
     except OmegaConfBaseException as error:  # what is left after check_tree: references to other keys
         raise ConfigError(f"{path}: {error.full_key}: {str(error).splitlines()[0]}") from None
     assert isinstance(config, schema)

@@ -16,6 +16,8 @@ from flowrl.base.library_noise import hush_before_imports
 from flowrl.base.signals import Stopped
 from flowrl.cli.doctor import DOCTOR_VERBS
 from flowrl.cli.fetch import FETCH_VERBS
+from flowrl.cli.judge import JUDGE_VERBS
+from flowrl.cli.matrix import MATRIX_VERBS
 from flowrl.cli.plan import PLAN_VERBS
 from flowrl.cli.pocket import POCKET_VERBS
 from flowrl.cli.reward_eval import REWARD_EVAL_VERBS
@@ -115,6 +117,7 @@ def _overview(family: str = "") -> str:
 
 VERBS = {
     **RUN_VERBS,
+    **MATRIX_VERBS,
     **PLAN_VERBS,
     **FETCH_VERBS,
     **DOCTOR_VERBS,
@@ -123,5 +126,6 @@ VERBS = {
     **REWARD_EVAL_VERBS,
     **REWARD_USE_VERBS,
     **SCORE_VERBS,
+    **JUDGE_VERBS,
     **POCKET_VERBS,
 }

@@ -1,0 +1,85 @@
+"""The command `flowrl matrix`."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from flowrl.base.errors import UserError
+from flowrl.cli.verb import Verb, add_overrides
+
+
+def _matrix_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("experiment", metavar="EXPERIMENT", type=Path, help="its YAML file; with --element a manifest")
+    add_overrides(parser, "run.steps=20")
+    parser.add_argument("--profile", metavar="NAME", default="", help="the profile of its configs, such as sd35-large")
+    parser.add_argument(
+        "--out", metavar="FOLDER", type=Path, help="for the manifest and the runs; by default runs/EXPERIMENT-PROFILE"
+    )
+    parser.add_argument("--run", action="store_true", help="train what is not finished, here, one run after another")
+    parser.add_argument(
+        "--element", metavar="INDEX", type=int, help="train that one run of a manifest, or go on with it"
+    )
+    parser.add_argument("--gpu", metavar="NAME", default="h100", help="the GPU that time and memory are computed for")
+
+
+def _matrix(args: argparse.Namespace) -> int:
+    if args.element is not None:
+        return _train_element(args)
+    from flowrl.matrix.experiment import read_experiment, runs_of
+    from flowrl.matrix.manifest import MANIFEST, write_manifest
+    from flowrl.matrix.outlook import outlook
+    from flowrl.matrix.table import row_of, table
+
+    experiment = read_experiment(args.experiment, [f"profile={args.profile}"] if args.profile else [])
+    folder = args.out or Path("runs") / f"{args.experiment.stem}-{experiment.profile}"
+    runs = runs_of(experiment, folder, args.overrides)
+    elements = write_manifest(runs, folder)
+    configs = [run.config for run in runs]
+    print(f"{experiment.question}\n\n{outlook(experiment, runs, args.gpu)}\n{folder / MANIFEST}:")
+    print(
+        table([row_of(element, config) for element, config in zip(elements, configs, strict=True)]), end="", flush=True
+    )
+    if not args.run:
+        return 0
+    from flowrl.matrix.local import run_all
+    from flowrl.matrix.manifest import Element
+    from flowrl.matrix.table import State
+
+    told: dict[str, State] = {}
+
+    def say(element: Element, state: State) -> None:
+        told[element.name] = state
+        rows = [row_of(one, config, state=told.get(one.name)) for one, config in zip(elements, configs, strict=True)]
+        print(f"\n{table(rows)}", flush=True)
+
+    return run_all(folder / MANIFEST, elements, say)
+
+
+def _train_element(args: argparse.Namespace) -> int:
+    from flowrl.matrix.manifest import read_manifest
+    from flowrl.matrix.progress import begun, finished
+
+    elements = {element.index: element for element in read_manifest(args.experiment)}
+    if args.element not in elements:
+        raise UserError(f"--element {args.element}: {args.experiment} has 0 to {len(elements) - 1}")
+    element = elements[args.element]
+    config = element.load(args.overrides)
+    if finished(element.dir, config.run.steps):
+        print(f"{element.dir}: all {config.run.steps} steps are done")
+        return 0
+    from flowrl.run import run_training
+
+    return run_training(config, resume=begun(element.dir))
+
+
+MATRIX_VERBS = {
+    "matrix": Verb(
+        summary="expand an experiment of matched runs, check that its arms are matched, and run it",
+        example="flowrl matrix experiments/matched/rewards.yaml --run\n"
+        "  flowrl matrix experiments/matched/rewards.yaml --profile sd35-large --gpu h200\n"
+        "  flowrl matrix runs/rewards-pocket/manifest.jsonl --element 3",
+        add_arguments=_matrix_arguments,
+        run=_matrix,
+    ),
+}

@@ -1,0 +1,123 @@
+"""An experiment as a YAML file describes it, and the configurations of its runs.
+
+Arms are matched: they differ in the keys that the file declares and in nothing else, so that a difference between their
+results has one cause.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from omegaconf import MISSING
+
+from flowrl.base.config_file import read_config
+from flowrl.base.config_tree import all_keys, did_you_mean, require
+from flowrl.config import ConfigError, RunConfig, diff, load
+
+_OWN = ("run.name", "run.dir", "run.seed")  # keys that the experiment itself gives each run
+_NAME = re.compile(r"[a-z0-9][a-z0-9_.]*")
+
+
+@dataclass
+class ArmSection:
+    """What an arm is trained with."""
+
+    config: str = ""  # the YAML file of a run; empty: the base of the experiment
+    overrides: list[str] = field(default_factory=list)  # key=value, such as rewards.train.0.weight=2
+
+
+@dataclass
+class Experiment:
+    """A question, and the runs that answer it: each arm with each seed.
+
+    Example: `experiments/matched/rewards.yaml`
+    """
+
+    question: str = MISSING
+    base: str = MISSING  # the YAML file of a run, such as configs/${profile}/ditreward.yaml
+    profile: str = "pocket"  # for base and arms to refer to
+    arms: dict[str, ArmSection] = MISSING
+    differ: list[str] = MISSING  # keys or sections in which arms may differ
+    seeds: list[int] = field(default_factory=lambda: [0, 1, 2])
+    overrides: list[str] = field(default_factory=list)  # key=value, of all runs
+
+
+@dataclass(frozen=True, kw_only=True)
+class Run:
+    """One run of an experiment."""
+
+    arm: str
+    seed: int
+    config: RunConfig
+
+    @property
+    def name(self) -> str:
+        """Such as "hpsv3-0"."""
+        return f"{self.arm}-{self.seed}"
+
+
+def read_experiment(path: Path, overrides: list[str]) -> Experiment:
+    """The experiment of a file, with other values than its own if any are given, such as "profile=sd35-large".
+
+    Raises ConfigError.
+    """
+    experiment = read_config(Experiment, path, overrides)
+    try:
+        _check(experiment)
+    except ConfigError as error:
+        raise ConfigError(f"{path}: {error}") from None
+    return experiment
+
+
+def runs_of(experiment: Experiment, folder: Path, overrides: list[str]) -> list[Run]:
+    """The runs in `folder`, those of a seed next to each other; `overrides` come after those of the file.
+
+    Raises ConfigError when a configuration cannot be run, or when two arms differ in a key that is not declared.
+    """
+    runs = []
+    for seed in experiment.seeds:
+        for name, arm in experiment.arms.items():
+            own = [f"run.seed={seed}", f"run.name={name}-{seed}", f"run.dir={folder / f'{name}-{seed}'}"]
+            every = [*experiment.overrides, *arm.overrides, *overrides, *own]
+            runs.append(Run(arm=name, seed=seed, config=load(arm.config or experiment.base, every)))
+    first = runs[0]
+    for run in runs[1 : len(experiment.arms)]:
+        _check_matched(first, run, experiment.differ)
+    return runs
+
+
+def _check(experiment: Experiment) -> None:
+    require(len(experiment.arms) > 1, f"arms must be two or more, to be compared, got {', '.join(experiment.arms)}")
+    for name in experiment.arms:
+        rule = "must be of small letters, digits, _ and ., as it names folders"
+        require(_NAME.fullmatch(name) is not None, f"arms: the name of an arm {rule}, got {name!r}")
+    seeds = experiment.seeds
+    require(
+        bool(seeds) and len(set(seeds)) == len(seeds), f"seeds must be different numbers, at least one, got {seeds}"
+    )
+    given = [one.partition("=")[0] for one in experiment.overrides]
+    given += [one.partition("=")[0] for arm in experiment.arms.values() for one in arm.overrides]
+    taken = [key for key in given if key in _OWN]
+    require(
+        not taken, f"overrides: {', '.join(taken)} is for the experiment to set; use seeds, or --out for the folder"
+    )
+    known = list(all_keys(RunConfig))
+    known += sorted({key.partition(".")[0] for key in known})
+    for key in experiment.differ:
+        require(key in known, f"differ: {key!r} is no key of a run; {did_you_mean(key, known)}")
+
+
+def _check_matched(one: Run, other: Run, declared: list[str]) -> None:
+    found = {
+        key: values
+        for key, values in diff(one.config, other.config).items()
+        if key not in _OWN and not any(key == name or key.startswith(f"{name}.") for name in declared)
+    }
+    if found:
+        listed = "; ".join(f"{key} is {first!r} and {second!r}" for key, (first, second) in found.items())
+        raise ConfigError(
+            f"the arms {one.arm} and {other.arm} differ in what is not declared: {listed}. Make them equal, or add the "
+            "key to differ: if it is meant"
+        )
