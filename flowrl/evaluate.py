@@ -13,6 +13,7 @@ import torch
 from flowrl.actors.run_actors import RunActors
 from flowrl.base.atomic_file import write_atomically
 from flowrl.config import EvalSection
+from flowrl.partial_evaluation import PartialEvaluation
 from flowrl.samples import write_sheet
 from flowrl.types import Metric, Prompt, RolloutRequest, SamplingPlan, Scores, StepKind
 
@@ -57,9 +58,13 @@ class Evaluation:
 class Evaluator:
     """Evaluates whatever weights the rollouts hold, always on the same prompts and noise."""
 
-    def __init__(self, section: EvalSection, prompts: list[Prompt]) -> None:
+    def __init__(
+        self, section: EvalSection, prompts: list[Prompt], *, partial: PartialEvaluation | None = None
+    ) -> None:
+        """With `partial` scores are kept as they come, and those that are there already are not made again."""
         self._section = section
         self._prompts = prompts[: section.num_prompts]
+        self._partial = partial
 
     def evaluate(self, actors: RunActors) -> Evaluation:
         """Sample and score all held-out prompts; the first `grid_prompts` bring their images."""
@@ -77,14 +82,23 @@ class Evaluator:
             )
             for prompt in self._prompts
         ]
-        shown, texts = section.grid_prompts, [prompt.text for prompt in self._prompts]
-        parts = [(requests[:shown], section.samples_per_prompt)] if shown else []
-        parts += [(requests[start : start + _TOGETHER], 0) for start in range(shown, len(requests), _TOGETHER)]
-        scores: list[Scores] = []
-        for some, num_images in parts:
+        texts = [prompt.text for prompt in self._prompts]
+        shown, rest = range(section.grid_prompts), range(section.grid_prompts, len(requests))
+        scores: dict[int, Scores] = {}  # by place
+        if self._partial is not None:  # images are not kept
+            scores = {place: kept for place in rest if (kept := self._partial.get(place)) is not None}
+        left = [place for place in rest if place not in scores]
+        parts = [(list(shown), section.samples_per_prompt)] if shown else []
+        parts += [(left[start : start + _TOGETHER], 0) for start in range(0, len(left), _TOGETHER)]
+        for places, num_images in parts:
+            some = [requests[place] for place in places]
             conditions = actors.encode(some, soon=texts)
-            scores += actors.sample_and_score(some, conditions, num_images=num_images).scores
-        return Evaluation(prompts=self._prompts, scores=scores)
+            groups = actors.sample_and_score(some, conditions, num_images=num_images)
+            new = dict(zip(places, groups.scores, strict=True))
+            scores |= new
+            if self._partial is not None and not num_images:
+                self._partial.add(new)
+        return Evaluation(prompts=self._prompts, scores=[scores[place] for place in range(len(requests))])
 
     def gains(self, result: Evaluation, folder: Path, step: int) -> list[Metric]:
         """Keep every score in `folder`, and tell how far each reward has moved since the first evaluation.

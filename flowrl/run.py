@@ -10,9 +10,11 @@ from flowrl.base.signals import StopRequest, stop_at_once
 from flowrl.config import ConfigError, RunConfig, diff, dump, load
 from flowrl.console import Console
 from flowrl.evaluate import Evaluator
+from flowrl.evaluation_identity import evaluation_identity
 from flowrl.metrics import run_log
 from flowrl.model_spec import ModelSpec
 from flowrl.models.adapter_size import num_adapter_parameters
+from flowrl.partial_evaluation import PartialEvaluation
 from flowrl.preflight import RunInputs, run_inputs
 from flowrl.protocols import Algorithm
 from flowrl.registry import resolve
@@ -35,15 +37,19 @@ _MAY_CHANGE = (
 
 def run_training(config: RunConfig, resume: bool = False) -> int:
     """Train as configured, from the newest checkpoint of `run.dir` with `resume`; returns the process exit code."""
-    return _run(config, resume=resume, adapter=None)
+    return _run(config, resume=resume, weights=None)
 
 
-def run_evaluation(config: RunConfig, adapter: Path | None) -> int:
-    """Evaluate an exported adapter, or the base model, as a run of no steps; returns the process exit code."""
-    return _run(config, resume=False, adapter=adapter)
+def run_evaluation(config: RunConfig, weights: Path | None) -> int:
+    """Evaluate a checkpoint, an exported adapter, or without `weights` the base model, as a run of no steps.
+
+    Of a checkpoint eval.weights says whether the policy or its moving average. Where it was stopped, it goes on when it
+    is called with the same again. Returns the process exit code.
+    """
+    return _run(config, resume=False, weights=weights)
 
 
-def _run(config: RunConfig, *, resume: bool, adapter: Path | None) -> int:
+def _run(config: RunConfig, *, resume: bool, weights: Path | None) -> int:
     if resume:
         _check_resumable(config)
     inputs = run_inputs(config)
@@ -52,14 +58,14 @@ def _run(config: RunConfig, *, resume: bool, adapter: Path | None) -> int:
         with stop_at_once(), Console(config) as console:
             for note in inputs.notes:
                 console.note(note)
-            _train(inputs, folder, console, resume=resume, adapter=adapter)
+            _train(inputs, folder, console, resume=resume, weights=weights)
             console.close(write_report(folder.path))
     finally:
         release(folder)
     return 0
 
 
-def _train(inputs: RunInputs, folder: RunDir, console: Console, *, resume: bool, adapter: Path | None) -> None:
+def _train(inputs: RunInputs, folder: RunDir, console: Console, *, resume: bool, weights: Path | None) -> None:
     config = inputs.config
     start_from = _newest_checkpoint(folder, console) if resume else None
     console.phase("starting actors")
@@ -68,12 +74,14 @@ def _train(inputs: RunInputs, folder: RunDir, console: Console, *, resume: bool,
     try:
         starting.obey()
         actors = start_actors(config, inputs.model, runtime)
-        if adapter is not None:
-            actors.learners.load_adapter(adapter)
+        if weights is not None:
+            load = actors.learners.load if checkpoint.is_one(weights) else actors.learners.load_adapter
+            load(weights)
             actors.sync()
         begin(folder, config, resume=resume)
         if not actors.learners.see(folder.path.resolve() / "config.yaml"):
             raise ConfigError(f"run.dir: {folder.path} is not on a disk that all nodes share; learners save there")
+        partial = None if config.run.steps else _partial(config, folder, weights)
         algorithm: Algorithm = resolve("algorithm", config.algorithm.name)[0](config.algorithm, config.run.seed)
         resumed_step = None
         if resume:  # without a checkpoint nothing that was logged counts
@@ -88,14 +96,22 @@ def _train(inputs: RunInputs, folder: RunDir, console: Console, *, resume: bool,
                 algorithm=algorithm,
                 prompts=inputs.prompts,
                 actors=actors,
-                evaluator=Evaluator(config.eval, inputs.held_out),
+                evaluator=Evaluator(config.eval, inputs.held_out, partial=partial),
                 log=log,
                 console=console,
                 folder=folder,
             )
             trainer.fit(start_from)
+        if partial is not None:
+            partial.remove()
     finally:
         runtime.close()
+
+
+def _partial(config: RunConfig, folder: RunDir, weights: Path | None) -> PartialEvaluation:
+    """What was scored before by an evaluation of this configuration and these weights that was stopped."""
+    file = folder.path.parent / f".{folder.path.name}.partial.jsonl"
+    return PartialEvaluation(file, evaluation_identity(config, weights))
 
 
 def _check_resumable(config: RunConfig) -> None:

@@ -44,6 +44,11 @@ def save(root: Path, step: int, write: Callable[[Path], None], *, keep: int) -> 
     return final
 
 
+def is_one(folder: Path) -> bool:
+    """Whether a folder is a checkpoint, whole or not."""
+    return re.fullmatch(r"step_\d+", folder.name) is not None and (folder / _MANIFEST).is_file()
+
+
 def problem(folder: Path) -> str | None:
     """Why a checkpoint cannot be used, or None when every file is as it was written."""
     try:

@@ -73,25 +73,55 @@ def _check(args: argparse.Namespace) -> int:
 
 
 def _eval_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("target", metavar="RUN_OR_CONFIG", help="a run, for its trained weights, or a config, for none")
-    add_overrides(parser, "optim.lr=1e-4", entry="rewards.train.0.weight=2")
+    parser.add_argument(
+        "target",
+        metavar="RUN_OR_CHECKPOINT",
+        help="a run, for its final weights; a checkpoint such as runs/NAME/checkpoints/step_000040, for the policy or "
+        "with eval.weights=ema its average; or a config, for the model without an adapter",
+    )
+    add_overrides(parser, "eval.num_prompts=2048", entry="rewards.train.0.weight=2")
 
 
 def _eval(args: argparse.Namespace) -> int:
-    from flowrl.config import ConfigError, load, unique_name
-    from flowrl.find_runs import config_file
+    from flowrl.config import load
+    from flowrl.evaluation_identity import evaluation_identity
 
-    file = config_file(args.target)
-    run = file.parent if file.name == "config.yaml" else None
-    weights = run / "lora" if run else None
-    if weights and not weights.is_dir():
-        raise ConfigError(f"{weights}: not there: the run has not ended; let it with flowrl train --resume {run}")
-    title = run.name if run else file.stem
-    overrides = [f"run.name={unique_name(f'{title}-eval')}", "run.dir=runs/${run.name}", *args.overrides]
-    config = load(file, [*overrides, "run.steps=0"])
+    file, weights, title = _evaluated(args.target)
+    overrides = ["run.dir=runs/${run.name}", *args.overrides, "run.steps=0"]
+    # The same evaluation has the same name, so that the same command goes on where it was stopped.
+    identity = evaluation_identity(load(file, overrides), weights)
+    config = load(file, [f"run.name={title}-eval-{identity[:8]}", *overrides])
+    done = Path(config.run.dir) / "metrics.jsonl"
+    if done.is_file() and done.stat().st_size and not config.run.overwrite:
+        print(f"{config.run.dir}: has this evaluation already; run.overwrite=true makes it again")
+        return 0
     from flowrl.run import run_evaluation
 
     return run_evaluation(config, weights)
+
+
+def _evaluated(text: str) -> tuple[Path, Path | None, str]:
+    """The config, the weights if any, and the name of what is to be evaluated."""
+    from flowrl.base import checkpoint
+    from flowrl.base.config_tree import ConfigError
+    from flowrl.find_runs import config_file
+
+    path = Path(text)
+    if checkpoint.is_one(path):
+        if problem := checkpoint.problem(path):
+            raise ConfigError(f"{path}: cannot be used: {problem}; take another checkpoint")
+        run = path.parent.parent
+        return run / "config.yaml", path, f"{run.name}-{path.name}"
+    file = config_file(text)
+    if file.name != "config.yaml":
+        return file, None, file.stem
+    run = file.parent
+    if not (run / "lora").is_dir():
+        raise ConfigError(
+            f"{run}/lora: not there: the run has not ended; name one of {run}/checkpoints, or let it end with "
+            f"flowrl train --resume {run}"
+        )
+    return file, run / "lora", run.name
 
 
 def _report_arguments(parser: argparse.ArgumentParser) -> None:
@@ -147,7 +177,8 @@ RUN_VERBS = {
     ),
     "eval": Verb(
         summary="evaluate on the held-out prompts, without training",
-        example="flowrl eval runs/ditreward-20260131-154500 eval.num_prompts=128",
+        example="flowrl eval runs/ditreward-20260131-154500 eval.num_prompts=128\n"
+        "  flowrl eval runs/ditreward-20260131-154500/checkpoints/step_000040 eval.weights=ema",
         add_arguments=_eval_arguments,
         run=_eval,
     ),

@@ -13,6 +13,7 @@ from diffusers import StableDiffusion3Pipeline
 from safetensors.torch import load_file, save_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from flowrl.actors.run_actors import RunActors, ScoredGroups
 from flowrl.actors.runtime import LocalRuntime
 from flowrl.actors.start import start_actors
 from flowrl.base.errors import UserError
@@ -20,9 +21,10 @@ from flowrl.config import ConfigError, RewardSpec
 from flowrl.core import seeds
 from flowrl.data import PromptOrder, read_prompts
 from flowrl.model_spec import ModelSpec
+from flowrl.partial_evaluation import PartialEvaluation
 from flowrl.run import run_evaluation, run_training
 from flowrl.samples import load_png
-from flowrl.types import RolloutRequest, Trajectory
+from flowrl.types import RolloutRequest, Scores, Trajectory
 from tests import tiny
 from tests.cheap_rewards import BRIGHT, BRIGHT_KEY, LATENT, LATENT_KEY
 from tests.integration.runs import TinyRun, TinyRuns, same, unequal
@@ -152,6 +154,64 @@ def test_an_exported_adapter_evaluates_as_it_did_when_its_run_ended(runs: TinyRu
     [row] = TinyRun(folder=tmp_path / "evaluation").metrics
     for name in (LATENT_KEY, BRIGHT_KEY):
         assert row[f"eval/{name}/mean"] == run.metrics[5][f"eval/{name}/mean"] != run.metrics[0][f"eval/{name}/mean"]
+
+
+@pytest.mark.parametrize("weights", ["policy", "ema"])
+def test_a_checkpoint_evaluates_as_its_run_did_there(runs: TinyRuns, tmp_path: Path, weights: str) -> None:
+    run = runs.run(eval__weights=weights, checkpoint__every=5)
+    config = runs.config(tmp_path / "evaluation", run__steps=0, eval__weights=weights)
+    assert run_evaluation(config, run.folder / "checkpoints" / "step_000005") == 0
+    [row] = TinyRun(folder=tmp_path / "evaluation").metrics
+    assert row[f"eval/{LATENT_KEY}/mean"] == run.metrics[5][f"eval/{LATENT_KEY}/mean"]
+    assert row[f"eval/{LATENT_KEY}/mean"] != run.metrics[0][f"eval/{LATENT_KEY}/mean"]
+
+
+@pytest.mark.parametrize("after", [0, 1, 2])
+def test_an_evaluation_that_is_stopped_anywhere_goes_on_to_the_same_numbers(
+    runs: TinyRuns, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, after: int
+) -> None:
+    monkeypatch.setattr("flowrl.evaluate._TOGETHER", 1)
+    sample_and_score, asked = RunActors.sample_and_score, []
+
+    def stopped(actors: RunActors, requests: Any, conditions: Any, *, num_images: int | None = None) -> ScoredGroups:
+        if len(asked) == after:
+            raise KeyboardInterrupt
+        asked.append(requests)
+        return sample_and_score(actors, requests, conditions, num_images=num_images)
+
+    adapter = runs.run().folder / "lora"
+    config = runs.config(tmp_path / "evaluation", run__steps=0, eval__grid_prompts=1)
+    with monkeypatch.context() as patch:
+        patch.setattr(RunActors, "sample_and_score", stopped)
+        with pytest.raises(KeyboardInterrupt):
+            run_evaluation(config, adapter)
+    left = tmp_path / ".evaluation.partial.jsonl"
+    kept = left.read_bytes().count(b"\n") - 1
+    assert kept == max(0, after - 1)  # of three groups the first brings images, and is made again
+    left.write_bytes(left.read_bytes() + b'{"place": 2, "per_rew')
+    with monkeypatch.context() as patch:
+        after, asked = 99, []
+        patch.setattr(RunActors, "sample_and_score", stopped)
+        assert run_evaluation(config, adapter) == 0
+    assert len(asked) == 3 - kept
+    assert not left.exists()
+    whole = runs.config(tmp_path / "whole", run__steps=0, eval__grid_prompts=1)
+    assert run_evaluation(whole, adapter) == 0
+    one, other = (TinyRun(folder=tmp_path / name) for name in ("evaluation", "whole"))
+    assert unequal(one, other) == []
+    assert [len(run.metrics) for run in (one, other)] == [1, 1]
+
+
+def test_what_was_scored_with_other_weights_or_settings_does_not_count(tmp_path: Path) -> None:
+    scores = {"a": torch.tensor([0.1, float("nan")])}
+    kept = Scores(per_reward=scores, total=scores["a"], unnormalised=scores["a"], valid=scores["a"].isfinite())
+    file = tmp_path / "partial"
+    PartialEvaluation(file, "one").add({3: kept})
+    back = PartialEvaluation(file, "one").get(3)
+    assert back is not None
+    assert torch.equal(back.per_reward["a"].nan_to_num(7.0), torch.tensor([0.1, 7.0]))
+    assert PartialEvaluation(file, "two").get(3) is None
+    assert PartialEvaluation(file, "one").get(3) is None
 
 
 @pytest.mark.parametrize("with_mean", [False, True])

@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from flowrl import cli
+from flowrl.base import checkpoint
 from flowrl.base.errors import UserError
 from flowrl.config import ConfigError, RunConfig, load
 
@@ -329,6 +330,46 @@ def test_eval_of_a_run_takes_its_weights_and_writes_elsewhere(
     config, weights = handed_on["eval"]
     assert isinstance(config, RunConfig)
     assert (config.optim.lr, config.run.dir, weights) == (0.5, "runs/again", run / "lora")
+
+
+def test_the_same_evaluation_has_the_same_name_and_is_made_once(
+    handed_on: dict[str, tuple[object, ...]], capsys: pytest.CaptureFixture[str]
+) -> None:
+    adapter = make_run("mine") / "lora" / "adapter.safetensors"
+    adapter.parent.mkdir()
+
+    def named(*words: str, weights: bytes = b"1") -> str:
+        adapter.write_bytes(weights)
+        assert cli.main(["eval", "mine", *words]) == 0
+        config, _ = handed_on["eval"]
+        assert isinstance(config, RunConfig)
+        return config.run.name
+
+    first = named()
+    assert first.startswith("mine-eval-")
+    assert named("placement.num_rollouts=3", "optim.lr=0.1") == first
+    assert len({first, named("eval.seed=5"), named("eval.weights=ema"), named(weights=b"2")}) == 4
+    made = make_run(first)
+    handed_on.clear()
+    assert cli.main(["eval", "mine", "eval.seed=1234"]) == 0
+    adapter.write_bytes(b"1")
+    assert cli.main(["eval", "mine"]) == 0
+    assert capsys.readouterr().out.endswith(f"{made}: has this evaluation already; run.overwrite=true makes it again\n")
+
+
+def test_a_checkpoint_is_evaluated_when_it_is_whole(
+    handed_on: dict[str, tuple[object, ...]], capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = make_run("mine", "optim.lr=0.5")
+    folder = checkpoint.save(run / "checkpoints", 40, lambda path: (path / "ema.safetensors").write_bytes(b"x"), keep=1)
+    assert cli.main(["eval", str(folder), "eval.weights=ema"]) == 0
+    config, weights = handed_on["eval"]
+    assert isinstance(config, RunConfig)
+    assert config.run.name.startswith("mine-step_000040-eval-")
+    assert (config.optim.lr, config.eval.weights, weights) == (0.5, "ema", folder)
+    (folder / "ema.safetensors").write_bytes(b"y")
+    assert cli.main(["eval", str(folder)]) == 2
+    assert "ema.safetensors is not as it was written (truncated or changed)" in capsys.readouterr().err
 
 
 def test_report_is_of_the_latest_run_by_default(

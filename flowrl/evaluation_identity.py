@@ -1,0 +1,34 @@
+"""What an evaluation depends on, as a digest: equal ones give equal numbers."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+
+from flowrl.base.config_file import flat_config
+from flowrl.config import RunConfig
+
+# Sections and keys that shape no number of an evaluation.
+_ELSEWHERE = (
+    "run.",
+    "placement.",
+    "checkpoint.",
+    "optim.",
+    "gate.",
+    "algorithm.",
+    "data.condition_cache",
+    "data.train",
+)
+
+
+def evaluation_identity(config: RunConfig, weights: Path | None) -> str:
+    """64 digits over the configuration, the held-out prompts and the files of the weights, if any."""
+    digest = hashlib.sha256()
+    for key, value in sorted(flat_config(config).items()):
+        if not key.startswith(_ELSEWHERE):
+            digest.update(f"{key}={value!r}\n".encode())
+    files = sorted(weights.glob("*.safetensors")) if weights is not None else []
+    for file in (*files, Path(config.data.eval_prompts)):
+        if file.is_file():
+            digest.update(hashlib.sha256(file.read_bytes()).digest())
+    return digest.hexdigest()
