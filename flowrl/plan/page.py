@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 
 from flowrl.base.amounts import count, size
@@ -57,6 +58,13 @@ def _answer(plan: RunPlan, verdict: Verdict) -> Iterator[str]:
     missing = [reward.name for reward in plan.costs.rewards if reward.cost is None]
     if missing:
         yield f"Not counted, as they do not say what they take: {', '.join(missing)}."
+    update = max(phase.seconds(rate) for phase in plan.step.after)
+    timeout = config.placement.timeout_s
+    if config.placement.mode != "local" and update > timeout:
+        yield (
+            f"An update is one call, of {_seconds(update)} here, and placement.timeout_s would end it after "
+            f"{_seconds(timeout)}: set placement.timeout_s={10 ** math.ceil(math.log10(2 * update))}."
+        )
     if config.placement.device == "cpu":
         yield "placement.device is cpu; this is what the run would need on GPUs."
 

@@ -310,6 +310,15 @@ def test_prompts_are_counted_as_a_run_reads_them(sd3_folder: Path, tmp_path: Pat
         run_plan(tiny_config(sd3_folder, *cache))
 
 
+def test_an_update_that_takes_longer_than_the_timeout_is_told(sd3_folder: Path) -> None:
+    plan = run_plan(tiny_config(sd3_folder, "placement.timeout_s=60"))
+    update = plan.step.after[0]
+    pages = [page(plan, judge(plan.costs.config, plan, gpu(10**10), share=update.seconds(1e12) / s)) for s in (59, 61)]
+    said = "An update is one call, of 61.0 s here, and placement.timeout_s would end it after 60.0 s: set"
+    assert [said in text for text in pages] == [False, True]
+    assert "placement.timeout_s=1000." in pages[1]
+
+
 def test_one_of_a_kind_is_said_as_one(sd3_folder: Path) -> None:
     local = ["placement.mode=local", "rollout.samples_per_forward=1"]
     pages = []
