@@ -8,6 +8,8 @@ VENV ?= .venv
 PYTHON ?= python3 python3.13 python3.12 python3.11
 CONSTRAINTS ?= constraints.txt
 PROFILE ?= pocket
+EXPERIMENT ?= experiments/matched/rewards.yaml
+SITE ?= launch/slurm/site.yaml
 RUN ?=
 ARGS ?=
 WHEELS ?=
@@ -24,7 +26,7 @@ WHEELS_PATH = PYTHONPATH="$(GPU_PACKAGES)$${PYTHONPATH:+:$$PYTHONPATH}"
 GPU_PYTHON = $(if $(WHEELS),$(WHEELS_PATH) $(firstword $(PYTHON)),$(BIN)/python)
 IS_NEW_ENOUGH := -c 'import sys; sys.exit(sys.version_info < (3, 11))'
 
-.PHONY: help setup rl-ditreward rl-hpsv3 compare report tensorboard pocket reward-table
+.PHONY: help setup rl-ditreward rl-hpsv3 slurm-matched compare report tensorboard pocket reward-table
 .PHONY: test test-all test-gpu bench-gpu bench-gpu-wheels lint format check-configs clean distclean
 
 help: ## List the targets
@@ -33,6 +35,8 @@ help: ## List the targets
 		'' \
 		'Variables, with an example:' \
 		'  PROFILE=pocket           the folder under configs/ of the rl targets' \
+		'  EXPERIMENT=my.yaml       the experiment of slurm-matched; by default that of experiments/matched' \
+		'  SITE=my-site.yaml        its SLURM settings; by default those of launch/slurm/site.yaml' \
 		'  RUN=my-run               name of the run; the config and the time by default' \
 		'  ARGS="run.steps=5"       further arguments for the command behind the target' \
 		'  VENV=.venv               the virtual environment; made if it is not there' \
@@ -74,6 +78,9 @@ rl-ditreward: $(STAMP) ## Train on DiT-Reward, in latent space (pocket profile: 
 
 rl-hpsv3: $(STAMP) ## The same run but for the reward: train on HPSv3, in pixel space
 	$(call TRAIN,hpsv3)
+
+slurm-matched: $(STAMP) ## Submit the runs of EXPERIMENT to SLURM, and a report after them; ARGS=--dry-run shows how
+	$(BIN)/flowrl matrix $(EXPERIMENT) --profile $(PROFILE) --slurm --site $(SITE) $(ARGS)
 
 compare: $(STAMP) ## Put the latest two runs of different rewards on one page
 	$(BIN)/flowrl report --compare $(ARGS)
@@ -124,7 +131,7 @@ lint: $(STAMP) check-configs ## Check style, types, layers, spelling, shell scri
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 	$(BIN)/codespell
-	$(BIN)/shellcheck .ci/run $(wildcard launch/*.sh launch/*.sbatch launch/ray/*.sh experiments/*/*.sh)
+	$(BIN)/shellcheck .ci/run $(wildcard launch/*.sh launch/*.sbatch launch/ray/*.sh launch/slurm/*.sh experiments/*/*.sh)
 
 format: $(STAMP) ## Format the code, and mend what can be mended without thought
 	$(BIN)/ruff check --fix .

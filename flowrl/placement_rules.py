@@ -78,6 +78,16 @@ def half_precision_needs_cuda(config: RunConfig) -> None:
     )
 
 
+def a_cluster_has_an_address(config: RunConfig) -> None:
+    """Ray is started for the run, or joined where it listens."""
+    address = config.placement.ray_address
+    host, _, port = address.rpartition(":")
+    require(
+        address == "local" or (bool(host) and port.isdecimal() and 0 < int(port) < 2**16),
+        f"placement.ray_address must be local, or HOST:PORT of the head of a Ray cluster, got {address!r}",
+    )
+
+
 PLACEMENT_RULES = [
     learners_that_share_weights_only_train,
     rounded_weights_are_whole,
@@ -85,4 +95,5 @@ PLACEMENT_RULES = [
     only_shared_devices_are_left,
     conditions_made_ahead_are_kept,
     half_precision_needs_cuda,
+    a_cluster_has_an_address,
 ]

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from flowrl.base.devices import pick_device
 from flowrl.base.embedded import POCKET
+from flowrl.base.folder_lock import make_writable
 from flowrl.config import ConfigError, RewardSpec, RunConfig
 from flowrl.data import PromptOrder, read_prompts
 from flowrl.fetch.needs import needs
@@ -34,6 +35,7 @@ def run_inputs(config: RunConfig) -> RunInputs:
     check_files(config)
     model = ModelSpec.of(config)
     check_device(config)
+    check_cache(config)
     trained = rewards_that_fit([*config.rewards.train, *config.rewards.watch], model)
     return RunInputs(
         config=config,
@@ -60,6 +62,12 @@ def check_device(config: RunConfig) -> None:
     placement = config.placement
     if placement.mode == "local" or placement.ray_address == "local":
         pick_device(placement.device, key="placement.device")
+
+
+def check_cache(config: RunConfig) -> None:
+    """Raise ConfigError when text conditions are to be kept where nothing can be written."""
+    if config.data.condition_cache:
+        make_writable(Path(config.data.condition_cache), "data.condition_cache")
 
 
 def rewards_that_fit(specs: Sequence[RewardSpec], model: ModelSpec) -> dict[str, TrainedOn]:

@@ -6,6 +6,7 @@ usage() {
     cat <<'END'
 usage: launch/multinode.sh --hosts a,b,c [options] CONFIG [overrides]
        launch/multinode.sh --srun [options] CONFIG [overrides]        (in a SLURM batch script)
+       launch/multinode.sh ... --matrix MANIFEST --element INDEX [overrides]
 
 Starts Ray on every node, trains with `flowrl train CONFIG [overrides] placement.ray_address=HOST:PORT` on the first,
 and ends what it started on all of them, whatever happens. The exit code is that of `flowrl train`.
@@ -14,6 +15,7 @@ and ends what it started on all of them, whatever happens. The exit code is that
   --srun         the nodes of the SLURM allocation, reached by `srun`
   --node-ip IP   the address at which the other nodes reach this one; by default the one that faces the second node
   --timeout S    how long to wait for the nodes; by default 300 seconds
+  --matrix       what follows is for `flowrl matrix` in place of `flowrl train`
 
 SIGTERM, SIGUSR1, SIGHUP and Ctrl-C are passed on to `flowrl train` alone, which ends after its step with a checkpoint.
 Every node needs the same checkout and environment at the same paths; what differs is an error. Nodes must reach each
@@ -28,10 +30,11 @@ fail() {
     exit 1
 }
 
-hosts=() srun='' node_ip='' timeout=300
+hosts=() srun='' node_ip='' timeout=300 verb=()
 while (($#)); do
     case $1 in
         --srun) srun=yes ;;
+        --matrix) verb=(--matrix) ;;
         --hosts | --node-ip | --timeout)
             (($# > 1)) || fail "$1 takes a value; see --help"
             case $1 in
@@ -81,7 +84,7 @@ END
 fi
 
 # A mistake in the configuration is told before Ray is started anywhere.
-[[ $1 == --resume ]] || flowrl show "$@" >/dev/null
+[[ $1 == --resume || -n ${verb[*]} ]] || flowrl show "$@" >/dev/null
 
 umask 077
 folder=$(mktemp -d "/tmp/flowrl-$$-XXXXXXXX")
@@ -190,7 +193,7 @@ echo "Ray: ${#hosts[@]} nodes at $address"
 export RAY_AUTH_MODE=token RAY_AUTH_TOKEN_PATH=$folder/token
 unset RAY_AUTH_TOKEN
 set -m
-"$launch/ray/train.sh" --address "$address" "$@" </dev/null {alive}>&- &
+"$launch/ray/train.sh" --address "$address" "${verb[@]}" "$@" </dev/null {alive}>&- &
 driver=$!
 set +m
 while :; do

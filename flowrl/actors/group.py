@@ -96,7 +96,7 @@ class RayRuntime:
         try:
             ray.init(
                 address="local",
-                num_cpus=os.cpu_count(),
+                num_cpus=len(os.sched_getaffinity(0)),  # of a job those that it was given
                 include_dashboard=False,
                 log_to_driver=False,
                 logging_level="ERROR",

@@ -115,7 +115,12 @@ def _read_file(schema: type, path: Path) -> dict[Any, Any]:
     except yaml.YAMLError as error:
         reason = " ".join(str(error).split()).replace('"<file>"', path.name)
         raise ConfigError(f"{path}: is not valid YAML: {reason}") from None
-    except OSError as error:  # a directory, no permission, or a file that is one number and no more
+    except IsADirectoryError:
+        inside = " or ".join(sorted(map(str, path.rglob("*.yaml")))[:3])
+        raise ConfigError(
+            f"{path}: is a folder; " + (f"name one file, {inside}" if inside else "it has no .yaml")
+        ) from None
+    except OSError as error:  # no permission, or a file that is one number and no more
         raise ConfigError(
             f"{path}: cannot be read as a config file: {error.strerror or 'it must hold sections with keys'}"
         ) from None
@@ -159,6 +164,9 @@ def _nested(parts: Sequence[str], value: object, before: object, key: str) -> ob
 
 
 def _closest_config(path: Path) -> str:
+    profile = sorted(map(str, (Path("configs") / path.name).glob("*.yaml")))
+    if profile:
+        return f"; {path.name} is a profile: name one of its files, {' or '.join(profile)}"
     others = [str(other) for other in Path("configs").glob("**/*.yaml")]
-    close = difflib.get_close_matches(str(path), others, n=1, cutoff=0.7)
+    close = difflib.get_close_matches(str(path), others, n=1, cutoff=0.8)
     return f"; did you mean {close[0]}?" if close else ""

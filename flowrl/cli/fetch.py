@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import shlex
 import sys
+import textwrap
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -32,12 +33,15 @@ def _fetch_arguments(parser: argparse.ArgumentParser) -> None:
         "--from",
         dest="origin",
         metavar="FOLDER_OR_URL",
-        help="where to take files from in place of huggingface.co and github.com: a folder that holds them as "
-        "ORG/NAME/..., or that the Hub's programs or another flowrl filled (linked where it is on the same disk, else "
-        "copied); or the URL of a mirror of the Hub, as HF_ENDPOINT may name it, to which HF_TOKEN is sent",
+        help="where to take files from in place of huggingface.co and github.com: a folder that holds them at the "
+        "relative paths that the configuration names, as one in which another flowrl fetched does, as ORG/NAME/..., or "
+        "as the Hub's programs keep them (linked where it is on the same disk, else copied); or the URL of a mirror of "
+        "the Hub, as HF_ENDPOINT may name it, to which HF_TOKEN is sent",
     )
     chosen = parser.add_mutually_exclusive_group()
-    chosen.add_argument("--dry-run", action="store_true", help="download nothing; say what would come, and how much")
+    chosen.add_argument(
+        "--dry-run", action="store_true", help="download nothing; say what would come, and how much, by sizes alone"
+    )
     chosen.add_argument(
         "--check",
         action="store_true",
@@ -59,6 +63,7 @@ def _fetch(args: argparse.Namespace) -> int:
 
 
 def _bring(found: list[Need], origin: Origin, *, dry_run: bool) -> int:
+    from flowrl.fetch.failures import kept
     from flowrl.fetch.run import bring_all, survey
 
     tasks, failures = survey(found, origin, _say, thorough=not dry_run)
@@ -68,7 +73,7 @@ def _bring(found: list[Need], origin: Origin, *, dry_run: bool) -> int:
     try:
         late = bring_all(tasks, _say)
     except KeyboardInterrupt:
-        print("what has arrived is kept: the same command goes on from there", file=sys.stderr)
+        print(f"{kept()}: the same command goes on from there", file=sys.stderr)
         raise
     _complain(late)
     failed = len(failures) + len(late)
@@ -77,11 +82,13 @@ def _bring(found: list[Need], origin: Origin, *, dry_run: bool) -> int:
 
 
 def _complain(failures: list[Failure]) -> None:
-    """Say what could not be had, and advice that is the same for several once."""
-    for failure in failures:
-        print(f"flowrl: error: {failure.need.key}: {failure.error.problem}", file=sys.stderr)
-    for advice in dict.fromkeys(failure.error.advice for failure in failures if failure.error.advice):
-        print(f"  {advice}", file=sys.stderr)
+    """Say what could not be had, and below it what to do, which is said once where it is the same for several."""
+    for advice in dict.fromkeys(failure.error.advice for failure in failures):
+        for failure in failures:
+            if failure.error.advice == advice:
+                print(f"flowrl: error: {failure.need.key}: {failure.error.problem}", file=sys.stderr)
+        if advice:
+            print(textwrap.indent(advice, "  "), file=sys.stderr)
     sys.stderr.flush()
 
 
@@ -145,7 +152,11 @@ FETCH_VERBS = {
         example="flowrl fetch configs/sd35-large/hpsv3.yaml --dry-run\n"
         "  flowrl fetch sd35-large\n"
         "  flowrl fetch sd35-large --from /mnt/models\n"
-        "  flowrl fetch sd35-large --check",
+        "  flowrl fetch sd35-large --check\n\n"
+        "exit code:\n"
+        "  0  everything is there, or with --dry-run could be had\n"
+        "  1  something is missing, damaged or not to be had; what could be had came\n"
+        "  2  too little room on a disk, a folder that cannot be written or read, or wrong input",
         add_arguments=_fetch_arguments,
         run=_fetch,
     ),

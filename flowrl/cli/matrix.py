@@ -8,6 +8,8 @@ from pathlib import Path
 from flowrl.base.errors import UserError
 from flowrl.cli.verb import Verb, add_overrides
 
+SITE = Path("launch") / "slurm" / "site.yaml"
+
 
 def _matrix_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("experiment", metavar="EXPERIMENT", type=Path, help="its YAML file; with --element a manifest")
@@ -17,6 +19,13 @@ def _matrix_arguments(parser: argparse.ArgumentParser) -> None:
         "--out", metavar="FOLDER", type=Path, help="for the manifest and the runs; by default runs/EXPERIMENT-PROFILE"
     )
     parser.add_argument("--run", action="store_true", help="train what is not finished, here, one run after another")
+    parser.add_argument(
+        "--slurm", action="store_true", help="submit what is not finished to SLURM, and a report after it"
+    )
+    parser.add_argument("--site", metavar="FILE", type=Path, default=SITE, help=f"the settings of --slurm ({SITE})")
+    parser.add_argument(
+        "--dry-run", action="store_true", help="with --slurm: print the scripts and calls, submit nothing"
+    )
     parser.add_argument(
         "--element", metavar="INDEX", type=int, help="train that one run of a manifest, or go on with it"
     )
@@ -40,6 +49,8 @@ def _matrix(args: argparse.Namespace) -> int:
     print(
         table([row_of(element, config) for element, config in zip(elements, configs, strict=True)]), end="", flush=True
     )
+    if args.slurm:
+        return _submit(folder / MANIFEST, args)
     if not args.run:
         return 0
     from flowrl.matrix.local import run_all
@@ -54,6 +65,19 @@ def _matrix(args: argparse.Namespace) -> int:
         print(f"\n{table(rows)}", flush=True)
 
     return run_all(folder / MANIFEST, elements, say)
+
+
+def _submit(manifest: Path, args: argparse.Namespace) -> int:
+    from flowrl.slurm.site import read_site
+    from flowrl.slurm.submission import prepare, submit
+
+    submission = prepare(manifest, read_site(args.site))
+    if args.dry_run:
+        print(f"\n{submission.shown()}", end="")
+        return 0
+    array, report = submit(submission)
+    print(f"\nsubmitted: job {array} trains, job {report} writes the report; output is in {submission.places.folder}")
+    return 0
 
 
 def _train_element(args: argparse.Namespace) -> int:
@@ -78,6 +102,7 @@ MATRIX_VERBS = {
         summary="expand an experiment of matched runs, check that its arms are matched, and run it",
         example="flowrl matrix experiments/matched/rewards.yaml --run\n"
         "  flowrl matrix experiments/matched/rewards.yaml --profile sd35-large --gpu h200\n"
+        "  flowrl matrix experiments/matched/rewards.yaml --slurm --dry-run\n"
         "  flowrl matrix runs/rewards-pocket/manifest.jsonl --element 3",
         add_arguments=_matrix_arguments,
         run=_matrix,

@@ -132,7 +132,7 @@ def verdict_here(config: RunConfig, plan: RunPlan, machine: Machine, num_gpus: i
         return None
     smallest = min(machine.visible_gpus, key=lambda gpu: gpu.total)
     # How fast it is nobody knows here, and nothing is asked that depends on it.
-    gpu = Gpu(name=smallest.name, title=smallest.name, memory=smallest.total, flops=math.nan)
+    gpu = Gpu(name=smallest.name, title=smallest.name, memory=smallest.total, flops=math.nan, float32_flops=math.nan)
     return judge(config, plan, gpu, share=math.nan, num_gpus=num_gpus or None)
 
 
@@ -185,7 +185,8 @@ def host_memory(config: RunConfig, plan: RunPlan, machine: Machine) -> Finding:
         return note(found, "end other programs first; ps aux --sort=-rss | head    # shows the largest")
     if config.placement.device == "cpu" and config.placement.mode != "local":
         return problem(found, "use fewer actors: add placement.mode=local, which runs in one process")
-    return problem(found, "use a machine with more memory, or spread the actors over several")
+    several = ", or spread the actors over several" if plan.gpus > 1 else ""
+    return problem(found, f"use a machine with more memory{several}")
 
 
 def disk_room(config: RunConfig, plan: RunPlan, machine: Machine) -> Finding:
@@ -208,7 +209,7 @@ def disk_room(config: RunConfig, plan: RunPlan, machine: Machine) -> Finding:
 
 
 def _policy_state(model: ModelSpec) -> Finding:
-    return fine(f"model.path: {model.section.path} is whole; latents of {model.latent_space}")
+    return fine(f"model.path: {model.section.path} has all files and tensors; latents of {model.latent_space}")
 
 
 def _ways(verdict: Verdict) -> list[str]:

@@ -14,8 +14,9 @@ from flowrl.fetch.sources import Part
 class Copies:
     """Files below a folder; raises UserError when there is no such folder.
 
-    Those of the repository ORG/NAME lie in ORG/NAME, in NAME, in a folder called as the one that is to be filled, or
-    where the Hub's own programs keep what they download (models--ORG--NAME).
+    Those of the repository ORG/NAME lie at the relative path that the configuration names, as below another folder in
+    which flowrl works, in ORG/NAME, in NAME, in a folder called as the one that is to be filled, or where the Hub's own
+    programs keep what they download (models--ORG--NAME).
     """
 
     def __init__(self, root: Path) -> None:
@@ -25,14 +26,16 @@ class Copies:
             )
         self._root = root
 
-    def published(self, part: Part, folder: str) -> list[Published]:
+    def published(self, part: Part, folder: Path) -> list[Published]:
         """The files of a part, with checksums where they were fetched there; raises FetchError when one is missing or
         seen to be cut off.
         """
         name = part.repository.rpartition("/")[2]
-        places = list(dict.fromkeys(self._root / place for place in (part.repository, name, folder)))
+        as_named = [] if folder.is_absolute() else [self._root / folder]
+        called_so = self._root / folder.name
+        places = list(dict.fromkeys([*as_named, self._root / part.repository, self._root / name, called_so]))
         for place in [*places, *_cached(self._root, part.repository)]:
-            by_last_name = part.site == "github" and place == self._root / folder
+            by_last_name = part.site == "github" and place in (*as_named, called_so)
             found = _files(place, part, by_last_name=by_last_name)
             if found is not None:
                 return found

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from urllib.parse import quote
 
 from httpx2 import HTTPError
@@ -38,7 +39,7 @@ class Network:
         self.hub = (mirror or constants.ENDPOINT).rstrip("/")
         self._mirror = mirror.rstrip("/")
 
-    def published(self, part: Part, folder: str) -> list[Published]:
+    def published(self, part: Part, folder: Path) -> list[Published]:
         """The files of a part, with sizes and checksums where they are known; raises FetchError.
 
         `folder` is of no meaning here: a repository has one place.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from flowrl.base.amounts import count
 from flowrl.config import ConfigError
 from flowrl.data import read_prompts
 from flowrl.fetch.published import FetchError
@@ -27,6 +28,6 @@ def check_prompts(path: Path, name: str, published: int) -> None:
         found = 0
     if found < _LEAST_SHARE * published:
         raise FetchError(
-            f"{name}: holds {found:,} prompts where {published:,} were published, so something else was sent in its "
-            "place; it was deleted. Open its address in a browser, or take it from a copy with --from FOLDER"
+            f"{name}: holds {count(found, 'prompt')} where {published:,} were published, so something else was sent "
+            "in its place; it was deleted. Open its address in a browser, or take it from a copy with --from FOLDER"
         )

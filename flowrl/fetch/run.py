@@ -54,7 +54,7 @@ def survey(
             failures.append(Failure(need=need, error=error))
             say(f"{need.kind:<8} {need.path}: not to be had{f' from {need.source}' if need.source else ''}")
             continue
-        say(_summary(task))
+        say(_summary(task, thorough=thorough))
         tasks += [task] if task.to_fetch else []
     if tasks:
         say(f"to fetch: {check_room(_bytes_by_folder(tasks)) or 'nothing that takes room'}")
@@ -77,13 +77,16 @@ def bring_all(tasks: Sequence[Task], say: Say) -> list[Failure]:
     return failures
 
 
-def _summary(task: Task) -> str:
+def _summary(task: Task, *, thorough: bool) -> str:
     """One line about a need: what it is, how much of it is there, and what will come from where."""
     need, missing = task.need, task.to_fetch
     head = f"{need.kind:<8} {need.path}:"
     if not missing:
         total = sum(item.file.size or 0 for item in task.items)
-        return f"{head} there and whole ({count(len(task.items), 'file')}, {size(total)}){_prompts(need)}"
+        found = f"{count(len(task.items), 'file')}, {size(total)}"
+        if not thorough:
+            return f"{head} there, of its size ({found}){_prompts(need)}; --check reads the checksums"
+        return f"{head} there and whole ({found}){_prompts(need)}"
     unknown = any(item.file.size is None for item in missing)
     amount = f"{'at least ' if unknown else ''}{size(sum(item.to_come for item in missing))}"
     gated = ", gated" if need.gated else ""

@@ -20,8 +20,8 @@ from flowrl.fetch.transfer import arrived, is_linked
 class Origin(Protocol):
     """Where files come from: a network or a folder."""
 
-    def published(self, part: Part, folder: str) -> list[Published]:
-        """The files of a part; raises FetchError when they cannot be had."""
+    def published(self, part: Part, folder: Path) -> list[Published]:
+        """The files of a part, which are to go into `folder`; raises FetchError when they cannot be had."""
 
     def check_access(self, file: Published) -> None:
         """Raise FetchError when the file is there but not let go."""
@@ -85,7 +85,7 @@ def task_for(need: Need, origin: Origin, *, thorough: bool = True) -> Task:
         if need.present and set(part.files) <= known.keys() and _all_whole(need, known, thorough):
             items += [_known_item(need, part, name, expected) for name, expected in known.items()]
         else:
-            files = origin.published(part, folder_of(need).name)
+            files = origin.published(part, folder_of(need))
             items += [_item(need, file, thorough=thorough, is_ours=file.name in known) for file in files]
     return Task(need=need, items=tuple(items))
 

@@ -12,8 +12,9 @@ from huggingface_hub.errors import HfHubHTTPError
 from huggingface_hub.file_download import http_get
 
 from flowrl.base.existing_folder import existing_folder
+from flowrl.fetch.breaks import counted_breaks
 from flowrl.fetch.digests import digest_like
-from flowrl.fetch.failures import explain
+from flowrl.fetch.failures import broken_off, explain
 from flowrl.fetch.network import headers
 from flowrl.fetch.progress import ArrivalBar
 from flowrl.fetch.published import FetchError, Published
@@ -67,7 +68,7 @@ def bring(file: Published, path: Path, accept: Callable[[Path], None]) -> None:
 def _download(file: Published, url: str, half: Path) -> None:
     if not file.digest or (file.size is not None and half.exists() and half.stat().st_size > file.size):
         half.unlink(missing_ok=True)  # it cannot be told whether what is there is the beginning of this
-    with half.open("ab") as out:
+    with half.open("ab") as out, counted_breaks() as breaks:
         try:
             http_get(
                 url,
@@ -78,8 +79,12 @@ def _download(file: Published, url: str, half: Path) -> None:
                 displayed_filename=half.name,
                 tqdm_class=ArrivalBar,
             )
-        except (HfHubHTTPError, HTTPError) as error:
+        except HfHubHTTPError as error:
             raise explain(error, file.part, url) from error
+        except HTTPError as error:
+            here = out.tell() if file.digest else 0
+            label = f"{file.part.label}: {file.name}"
+            raise broken_off(error, label, url, tries=breaks.tries, here=here) from error
         except OSError as error:
             if error.errno is not None:
                 raise
@@ -106,16 +111,20 @@ def _verify(file: Published, half: Path) -> None:
     if file.size is not None and found != file.size:
         half.unlink()
         raise FetchError(
-            f"{file.part.label}: {file.name}: has {found} bytes where {file.size} were published; {_AGAIN}"
+            f"{file.part.label}: {file.name}: has {found} bytes of {file.size}, so what arrived was deleted",
+            advice=_AGAIN,
         )
     if file.digest and (digest := digest_like(half, file.digest)) != file.digest:
         half.unlink()
         raise FetchError(
-            f"{file.part.label}: {file.name}: wrong checksum, {digest} where {file.digest} was published; {_AGAIN}"
+            f"{file.part.label}: {file.name}: wrong checksum, so what arrived was deleted\n"
+            f"  published {file.digest}\n"
+            f"  arrived   {digest}",
+            advice=_AGAIN,
         )
 
 
 _AGAIN = (
-    "it was deleted; start the same command again; where that gives the same, something on the way changes it, so take "
-    "it from another source with --from"
+    "1. start the same command again\n"
+    "2. where that gives the same, something on the way changes it: take it from another source with --from"
 )

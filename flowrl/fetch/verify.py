@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 
+from flowrl.base.amounts import count
 from flowrl.fetch.needs import Need
 from flowrl.fetch.published import is_whole
 from flowrl.fetch.record import Expected, read_record
@@ -33,17 +35,28 @@ class Verified:
 def verify(need: Need) -> Verified:
     """Look for missing files, sizes that are not those of the headers, and checksums that are not the published ones.
 
+    A file that is not as its source has it is named once, whatever else is seen to be wrong with it.
+
     Raises FetchError when the record of the folder is damaged.
     """
     known = dict(_known(need))
-    faults = list(need.faults)
-    for name, one in known.items():
-        path = place(need, name)
-        if not is_whole(path, one.size, one.digest):
-            faults.append(
-                f"{path}: {'damaged' if path.is_file() else 'missing'}: not the {one.size} bytes of its source"
-            )
-    return Verified(need=need, faults=tuple(dict.fromkeys(faults)), checked=len(known))
+    others = {
+        path: f"{path}: {_difference(path, one)}"
+        for path, one in ((place(need, name), one) for name, one in known.items())
+        if not is_whole(path, one.size, one.digest)
+    }
+    seen = [fault for fault in need.faults if not fault.startswith(tuple(f"{path}: " for path in others))]
+    return Verified(need=need, faults=(*seen, *others.values()), checked=len(known))
+
+
+def _difference(path: Path, published: Expected) -> str:
+    """How a file that is not whole differs from its source."""
+    if not path.is_file():
+        return "missing"
+    found = path.stat().st_size
+    if found != published.size:
+        return f"damaged: it holds {count(found, 'byte')}, at its source {published.size}"
+    return f"damaged: it has the {count(found, 'byte')} of its source, but another checksum"
 
 
 def _known(need: Need) -> Iterator[tuple[str, Expected]]:

@@ -36,6 +36,13 @@ def load_part(kind: Any, folder: Path, dtype: torch.dtype, device: str = "cpu") 
     return network
 
 
+def check_part(kind: Any, folder: Path) -> None:
+    """Raise CheckpointError unless the tensors in `folder`, by their names and shapes, are those of the class of
+    diffusers `kind` as config.json describes it.
+    """
+    check_tensors(empty_part(kind, folder), TensorFiles(weight_files(folder, _DIFFUSERS_STEM)).shapes, folder)
+
+
 def empty_part(kind: Any, folder: Path) -> Any:
     """The network of a class of diffusers on the meta device, in evaluation mode; of the folder config.json is read."""
     # Not by from_pretrained, which computes tables of positions that the file holds, gigabytes of them for a moment.

@@ -22,7 +22,7 @@ from flowrl.base.weight_files import read_json
 from flowrl.core.latent_space import factor_of, latent_space_of
 from flowrl.core.schedule import flow_match_sigmas
 from flowrl.models import lora, quantised, sd3_attention
-from flowrl.models.load_part import load_part
+from flowrl.models.load_part import check_part, load_part
 from flowrl.models.sd3_folder import TOKENIZERS, check_folder, listed_parts, text_digest
 from flowrl.types import Quantisation, TextCondition
 
@@ -193,8 +193,10 @@ class SD3:
 
     @staticmethod
     def check(path: Path) -> None:
-        """Raise CheckpointError unless the folder can be loaded as this family."""
+        """Raise CheckpointError unless the folder can be loaded as this family; of weights the headers are read."""
         check_folder(path)
+        check_part(SD3Transformer2DModel, path / "transformer")
+        check_part(AutoencoderKL, path / "vae")
 
     @staticmethod
     def latent_space(path: Path) -> str:
@@ -247,8 +249,7 @@ class SD3:
                 f"{path}/scheduler/scheduler_config.json: use_dynamic_shifting is true, but Stable Diffusion 3 "
                 "schedules have a fixed shift; is this another model's folder?"
             )
-        vae = AutoencoderKL.load_config(path / "vae")
-        factor = factor_of(vae)
+        factor = factor_of(AutoencoderKL.load_config(path / "vae"))
         at_once = quantisation == "none" and not to_be_cut  # whole, the weights might have no room on the device
         transformer = load_part(SD3Transformer2DModel, path / "transformer", dtype, device if at_once else "cpu")
         quantised.quantise(transformer, quantisation, device=device)

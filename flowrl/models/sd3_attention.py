@@ -12,6 +12,7 @@ from diffusers import SD3Transformer2DModel, attention_backend
 from diffusers.models.attention_dispatch import AttentionBackendName, dispatch_attention_fn
 from diffusers.models.attention_processor import Attention
 
+from flowrl.base.config_tree import did_you_mean
 from flowrl.base.errors import UserError
 
 NATIVE = "native"
@@ -122,6 +123,9 @@ def check_package(name: str) -> None:
     """
     if name == NATIVE:
         return
+    known = [backend.value for backend in AttentionBackendName if not backend.value.startswith("_")]
+    if name.removeprefix("_") == name and name not in known:
+        raise UserError(f"model.attention: diffusers has no backend called {name!r}; {did_you_mean(name, known)}")
     try:
         with attention_backend(name):
             pass

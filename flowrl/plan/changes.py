@@ -35,6 +35,8 @@ def changes_of(config: RunConfig, num_gpus: int | None) -> list[Change]:
         found.append(_set("data", {"encode_ahead": _AHEAD, "condition_cache": cache}, weight=1))
     if not placement.offload:
         found.append(_set("placement", {"offload": True}, weight=3))
+        if placement.shard_scorer:  # what is spread over scorers stays, so that there may be no room for the others
+            found.append(_set("placement", {"offload": True, "shard_scorer": False}, weight=4))
     for bits, weight in (("int8", 4), ("int4", 5)):
         if config.model.quantisation == "none":
             found.append(_set("model", {"quantisation": bits}, weight=weight))

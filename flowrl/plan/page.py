@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
 
 from flowrl.base.amounts import count, size
 from flowrl.plan.memory import DeviceMemory, RoleMemory, room
 from flowrl.plan.run_plan import RunPlan
 from flowrl.plan.storage import GPUS_PER_NODE, Amount
-from flowrl.plan.timing import BANDWIDTH, PhaseTime
+from flowrl.plan.timing import BANDWIDTH, PhaseTime, timeout_for
 from flowrl.plan.verdict import Verdict
 
 _HOUR, _DAY = 3600, 86400
@@ -39,6 +38,8 @@ def time_of(plan: RunPlan, rate: float) -> str:
 
 
 def _answer(plan: RunPlan, verdict: Verdict) -> Iterator[str]:
+    if plan.costs.config.placement.device == "cpu":
+        yield "placement.device is cpu: this is what the run would need on GPUs, and says nothing of its time here."
     fullest, rate, gpu, config = plan.devices[0], verdict.rate, verdict.gpu, plan.costs.config
     names = ", ".join(dict.fromkeys(role.role for role in fullest.roles))
     small = "It does not fit" if fullest.peak > room(gpu) else "There are too few GPUs"
@@ -58,15 +59,13 @@ def _answer(plan: RunPlan, verdict: Verdict) -> Iterator[str]:
     missing = [reward.name for reward in plan.costs.rewards if reward.cost is None]
     if missing:
         yield f"Not counted, as they do not say what they take: {', '.join(missing)}."
-    update = max(phase.seconds(rate) for phase in plan.step.after)
-    timeout = config.placement.timeout_s
-    if config.placement.mode != "local" and update > timeout:
+    if (timeout := timeout_for(config, plan.step, rate)) is not None:
         yield (
-            f"An update is one call, of {_seconds(update)} here, and placement.timeout_s would end it after "
-            f"{_seconds(timeout)}: set placement.timeout_s={10 ** math.ceil(math.log10(2 * update))}."
+            "An update is one call, and takes longer here than placement.timeout_s = "
+            f"{config.placement.timeout_s:g} s: set placement.timeout_s={timeout}."
         )
-    if config.placement.device == "cpu":
-        yield "placement.device is cpu; this is what the run would need on GPUs."
+    if config.model.quantisation != "none":
+        yield f"What unpacking {config.model.quantisation} weights costs is not known, and not in the times."
 
 
 def _counts(plan: RunPlan) -> Iterator[str]:
@@ -130,9 +129,9 @@ def _device(kind: DeviceMemory, most: int) -> str:
 
 
 def _time(plan: RunPlan, verdict: Verdict) -> Iterator[str]:
-    gpu, rate = verdict.gpu, verdict.rate
+    rate = verdict.rate
     yield (
-        f"Time, if {100 * verdict.share:.0f} % of the {gpu.flops / 1e12:.0f} TFLOP/s of the data sheet are reached: "
+        f"Time, if {100 * verdict.share:.0f} % of the {verdict.peak / 1e12:.0f} TFLOP/s of the data sheet are reached: "
         "an assumption (--efficiency), not a measurement"
     )
     if any(phase.moved for phase in plan.step.phases):

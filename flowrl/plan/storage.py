@@ -17,6 +17,7 @@ GPUS_PER_NODE = 8  # what a node is taken to have
 PROCESS = 2 * 10**9  # assumed, of the host's memory: a process with torch, CUDA and their libraries
 _CPU_PROCESS = 500 * 10**6  # measured: with torch, diffusers, transformers, peft, deepspeed and ray
 _LOADING = 1.3  # copies of the frozen weights that all processes hold together while they load
+_WHOLE = 0.4  # of the bytes in memory, where a number may take twice as many as in the files: less is not all of it
 _PUBLISHED = 2  # bytes of a number in published weights
 
 
@@ -43,7 +44,7 @@ def disk_of(costs: Costs) -> tuple[Amount, ...]:
         size, cache = prompts * costs.condition_bytes, Path(config.data.condition_cache)
         found.append(Amount(name=name, size=size, folder=cache))
     numbers = costs.policy.num_parameters + costs.model.text_encoder_parameters
-    policy = _weights("the policy", folder_of(config.model.path, "sd35"), _PUBLISHED * numbers)
+    policy = _weights("the policy", folder_of(config.model.path, "sd35"), _PUBLISHED * numbers, share=0.9)
     specs = (*config.rewards.train, *config.rewards.watch)
     rewards = [
         _weights(reward.name, Path(spec.options["path"]), reward.cost.weight_bytes)
@@ -53,10 +54,13 @@ def disk_of(costs: Costs) -> tuple[Amount, ...]:
     return (*found, policy, *rewards)
 
 
-def _weights(what: str, folder: Path, published: int) -> Amount:
-    """What is in the folder, or what will be."""
+def _weights(what: str, folder: Path, published: int, *, share: float = _WHOLE) -> Amount:
+    """What is in the folder, or will be, if what is there is less than a `share` of it."""
     files = sum(file.stat().st_size for file in folder.rglob("*.safetensors"))
-    return Amount(name=f"weights of {what}, {'here' if files else 'to come'}", size=files or published, folder=folder)
+    here = files >= share * published
+    return Amount(
+        name=f"weights of {what}, {'here' if here else 'to come'}", size=files if here else published, folder=folder
+    )
 
 
 def checkpoint_bytes(costs: Costs) -> int:

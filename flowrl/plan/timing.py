@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 from flowrl.config import RunConfig
@@ -132,6 +133,14 @@ def evaluation_of(costs: Costs) -> Pass:
         after=(),
         together=_together(config),
     )
+
+
+def timeout_for(config: RunConfig, step: Pass, rate: float) -> int | None:
+    """A placement.timeout_s under which an update, which is one call, can end; None where the run's own is enough."""
+    update = max(phase.seconds(rate) for phase in step.after)
+    if config.placement.mode == "local" or not update > config.placement.timeout_s:
+        return None
+    return int(10 ** math.ceil(math.log10(2 * update)))
 
 
 def _together(config: RunConfig) -> bool:

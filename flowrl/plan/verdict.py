@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 
 from flowrl.config import RunConfig
 from flowrl.plan.gpus import Gpu
 from flowrl.plan.memory import room
 from flowrl.plan.proposals import Proposal, proposals, room_for_more, too_large
 from flowrl.plan.run_plan import RunPlan
+from flowrl.plan.timing import timeout_for
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -21,7 +22,8 @@ class Verdict:
 
     gpu: Gpu
     num_gpus: int | None  # there are; None: as many as it takes
-    share: float  # of its peak rate, assumed
+    peak: float  # FLOP/s of it for the model's dtype, by its data sheet
+    share: float  # of that, assumed
     fits: bool
     proposals: tuple[Proposal, ...]  # where it does not
     more_samples: int  # in a forward, where it does; 0: not more than the configuration has
@@ -29,21 +31,31 @@ class Verdict:
     @property
     def rate(self) -> float:
         """FLOP/s of each GPU."""
-        return self.gpu.flops * self.share
+        return self.peak * self.share
 
 
 def judge(config: RunConfig, plan: RunPlan, gpu: Gpu, *, share: float, num_gpus: int | None = None) -> Verdict:
     """The verdict on a plan, on `num_gpus` GPUs or as many as it takes."""
     fits = not too_large(plan, gpu) and (num_gpus is None or plan.gpus <= num_gpus)
     most = room_for_more(config, gpu) if fits else 0
+    peak = gpu.rate(config.model.dtype)
     return Verdict(
         gpu=gpu,
         num_gpus=num_gpus,
+        peak=peak,
         share=share,
         fits=fits,
-        proposals=() if fits else tuple(proposals(config, gpu, num_gpus)),
+        proposals=() if fits else tuple(_in_time(one, peak * share) for one in proposals(config, gpu, num_gpus)),
         more_samples=most if most > plan.work.samples_per_forward else 0,
     )
+
+
+def _in_time(proposal: Proposal, rate: float) -> Proposal:
+    """The proposal, and where its updates take longer than the timeout another timeout."""
+    timeout = None if proposal.plan is None else timeout_for(proposal.plan.costs.config, proposal.plan.step, rate)
+    if timeout is None:
+        return proposal
+    return replace(proposal, overrides=(*proposal.overrides, f"placement.timeout_s={timeout}"))
 
 
 def as_json(plan: RunPlan, verdict: Verdict) -> str:

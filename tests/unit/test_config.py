@@ -228,7 +228,17 @@ def test_a_file_that_is_not_utf8(tmp_path: Path) -> None:
 
 
 def test_a_folder_is_no_file(tmp_path: Path) -> None:
-    assert message(tmp_path) == f"{tmp_path}: cannot be read as a config file: Is a directory"
+    assert message(tmp_path) == f"{tmp_path}: is a folder; it has no .yaml"
+    (tmp_path / "a.yaml").write_text("")
+    assert message(tmp_path) == f"{tmp_path}: is a folder; name one file, {tmp_path}/a.yaml"
+
+
+def test_a_profile_is_told_to_be_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(Path(__file__).parents[2])
+    files = "configs/sd35-large/ditreward.yaml or configs/sd35-large/hpsv3.yaml"
+    assert message(Path("sd35-large")).endswith(
+        f"no such config file; sd35-large is a profile: name one of its files, {files}"
+    )
 
 
 # One entry per rule: overrides that break it and nothing else, and what the message must say.
@@ -290,6 +300,10 @@ BROKEN: dict[str, tuple[list[str], str]] = {
         "data.encode_ahead = 3 needs a folder in data.condition_cache, such as",
     ),
     "half_precision_needs_cuda": (["model.dtype=float16"], "model.dtype float16 needs placement.device cuda"),
+    "a_cluster_has_an_address": (
+        ["placement.ray_address=head"],
+        "placement.ray_address must be local, or HOST:PORT of",
+    ),
 }
 
 

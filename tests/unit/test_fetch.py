@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import os
 import shutil
 import signal
@@ -125,16 +126,26 @@ def test_pointers_that_git_left_in_place_of_weights_are_replaced(hub: HubServer)
     assert cli.main(["fetch", "run.yaml", "--check"]) == 0
 
 
-@pytest.mark.parametrize("damage", ["shorter", "a byte"])
-def test_a_damaged_file_is_named_by_check_and_fetched_again(
+@pytest.mark.parametrize("damage", ["shorter", "a byte", "gone"])
+def test_a_damaged_file_is_named_once_by_check_and_fetched_again(
     hub: HubServer, capsys: pytest.CaptureFixture[str], damage: str
 ) -> None:
     assert fetch(hub) == 0
     file = Path("models/stable-diffusion-3.5-medium") / SHARD
     whole = file.read_bytes()
+    size = len(whole)
     file.write_bytes(whole[:-100] if damage == "shorter" else whole[:-1] + bytes([whole[-1] ^ 1]))
+    if damage == "gone":
+        file.unlink()
+    capsys.readouterr()
     assert cli.main(["fetch", "run.yaml", "--check"]) == 1
-    assert f"{file}: damaged" in capsys.readouterr().out
+    told = {
+        "shorter": f"damaged: it holds {size - 100} bytes, at its source {size}",
+        "a byte": f"damaged: it has the {size} bytes of its source, but another checksum",
+        "gone": "missing",
+    }[damage]
+    lines = capsys.readouterr().out.splitlines()
+    assert [line for line in lines if SHARD in line] == [f"        {file}: {told}"]
     hub.asked.clear()
     assert fetch(hub) == 0
     assert [one.path.endswith(SHARD) for one in hub.gets()] == [True]
@@ -146,6 +157,45 @@ def test_a_connection_that_breaks_is_taken_up_where_it_broke(hub: HubServer) -> 
     hub.cut[SHARD] = 100_000
     assert fetch(hub) == 0
     assert [one.start for one in hub.gets(SHARD)] == [0, 100_000]
+
+
+class Cuts(dict[str, int]):
+    """Ends the answers for one file after these many bytes, the last of them for ever."""
+
+    def __init__(self, name: str, *amounts: int) -> None:
+        super().__init__({name: amounts[-1]})
+        self._first = list(amounts[:-1])
+
+    def pop(self, key: str) -> int:  # type: ignore[override]  # as the server calls it
+        return self._first.pop(0) if self._first else self[key]
+
+
+@pytest.mark.parametrize(
+    ("cuts", "kept"), [((30_000,), "nothing"), ((120_000, 30_000), "100 kB")], ids=["early", "late"]
+)
+def test_a_connection_that_breaks_for_ever_is_said_once_with_what_is_kept(
+    hub: HubServer,
+    capsys: pytest.CaptureFixture[str],
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+    cuts: tuple[int, ...],
+    kept: str,
+) -> None:
+    monkeypatch.setattr(time, "sleep", lambda _: None)  # a second between two tries
+    monkeypatch.setattr(logging.getLogger("huggingface_hub"), "propagate", True)
+    hub.cut = Cuts(SHARD, *cuts)
+    assert fetch(hub) == 1
+    assert len(hub.gets(SHARD)) == 6
+    assert caplog.messages == []
+    problem, *advice = capsys.readouterr().err.splitlines()
+    host = hub.url.removeprefix("http://")
+    start = f"model.path: huggingface.co/{POLICY}: {SHARD}: did not come whole from {host}, asked 6 times (peer "
+    assert problem.startswith(f"flowrl: error: {start}")
+    assert problem.endswith(f"); {kept} of it is kept")
+    again = "start the same command again: whole files are kept, and of a download that broke off every full 50.0 kB"
+    assert advice[1] == f"  {again}"
+    parts = [file.stat().st_size for file in Path("models").rglob("*.part")]
+    assert parts == ([] if kept == "nothing" else [100_000])
 
 
 def test_a_second_call_continues_what_the_first_could_not_finish(
@@ -194,7 +244,8 @@ def test_ctrl_c_in_the_middle_of_a_file_leaves_what_has_arrived(hub: HubServer) 
     process.send_signal(signal.SIGINT)
     _, errors = process.communicate(timeout=60)
     assert process.returncode == 130
-    assert errors == "what has arrived is kept: the same command goes on from there\nflowrl: interrupted\n"
+    kept = "whole files are kept, and of a download that broke off every full 10.5 MB"
+    assert errors == f"{kept}: the same command goes on from there\nflowrl: interrupted\n"
     assert not target.exists()
     (part,) = target.parent.glob(".*.part")
     begun = part.stat().st_size
@@ -211,7 +262,13 @@ def test_a_wrong_checksum_is_said_and_nothing_of_it_is_kept(hub: HubServer, caps
     hub.sent[SHARD] = content[:-1] + bytes([content[-1] ^ 1])
     assert fetch(hub) == 1
     wanted, found = hashlib.sha256(content).hexdigest(), hashlib.sha256(hub.sent[SHARD]).hexdigest()
-    assert f"{SHARD}: wrong checksum, sha256:{found} where sha256:{wanted} was published" in capsys.readouterr().err
+    assert capsys.readouterr().err.splitlines() == [
+        f"flowrl: error: model.path: huggingface.co/{POLICY}: {SHARD}: wrong checksum, so what arrived was deleted",
+        f"  published sha256:{wanted}",
+        f"  arrived   sha256:{found}",
+        "  1. start the same command again",
+        "  2. where that gives the same, something on the way changes it: take it from another source with --from",
+    ]
     transformer = Path("models/stable-diffusion-3.5-medium/transformer")
     assert {file.name for file in transformer.iterdir()} <= {"config.json"}
     assert Path("data/pickscore_sfw/train.txt").is_file()  # the rest came
@@ -229,13 +286,12 @@ def test_a_gated_repository_says_where_to_ask_and_how_to_log_in(
 ) -> None:
     hub.gated = {POLICY}
     assert fetch(hub) == 1
-    said = capsys.readouterr().err
-    assert (
-        "model.path: huggingface.co/stabilityai/stable-diffusion-3.5-medium: gated (401), and you are not logged"
-        in said
-    )
-    assert "https://huggingface.co/stabilityai/stable-diffusion-3.5-medium in a browser" in said
-    assert "hf auth login" in said
+    problem, browser, token, again = capsys.readouterr().err.splitlines()
+    assert problem == f"flowrl: error: model.path: huggingface.co/{POLICY}: gated (401), and you are not logged in"
+    assert browser.startswith(f"  1. open https://huggingface.co/{POLICY} in a browser, log in and accept ")
+    assert token.startswith("  2. make a token for reading")
+    assert "hf auth login" in token
+    assert again == "  3. start the same command again"
     assert Path("data/pickscore_sfw/train.txt").is_file()  # the rest came
     assert not any(POLICY in one.path for one in hub.gets())  # one HEAD told it
     monkeypatch.setenv("HF_TOKEN", "hf_of_someone_else")
@@ -273,7 +329,7 @@ def test_no_answer_is_said_once_with_what_to_do(
     assert cli.main(["fetch", "run.yaml", "--from", "http://127.0.0.1:1"]) == 1
     said = capsys.readouterr().err
     assert said.count("no answer from 127.0.0.1:1") == 3
-    assert said.count("On a machine without a network --from FOLDER takes it from a copy") == 1
+    assert said.count("on a machine without a network --from FOLDER takes it from a copy") == 1
 
 
 def test_offline_mode_is_an_error_that_names_its_variable(
@@ -286,14 +342,20 @@ def test_offline_mode_is_an_error_that_names_its_variable(
 
 
 @pytest.mark.parametrize(
-    ("sent", "found"), [(b"<html>\nlog in to this network\n</html>\n", 3), (b"\x1f\x8b\xff" * 9, 0), (b"\n", 0)]
+    ("sent", "found"),
+    [
+        (b"<html>\nlog in to this network\n</html>\n", "3 prompts"),
+        (b"not found\n", "1 prompt"),
+        (b"\x1f\x8b\xff" * 9, "0 prompts"),
+        (b"\n", "0 prompts"),
+    ],
 )
 def test_a_page_in_place_of_prompts_is_refused(
-    hub: HubServer, capsys: pytest.CaptureFixture[str], sent: bytes, found: int
+    hub: HubServer, capsys: pytest.CaptureFixture[str], sent: bytes, found: str
 ) -> None:
     hub.repositories[FLOW_GRPO]["dataset/pickscore_sfw/train.txt"] = sent
     assert fetch(hub) == 1
-    assert f"holds {found} prompts where 15,486 were published" in capsys.readouterr().err
+    assert f"holds {found} where 15,486 were published" in capsys.readouterr().err
     assert not list(Path("data").rglob("*train*"))
 
 
@@ -374,6 +436,29 @@ def test_a_dry_run_says_how_much_would_come_and_takes_nothing(
     assert "prompts  data/pickscore_sfw/test.txt: 1 file to fetch" in said
     assert hub.gets() == []
     assert not Path("models").exists()
+
+
+def test_a_dry_run_claims_no_more_than_sizes(hub: HubServer, capsys: pytest.CaptureFixture[str]) -> None:
+    assert fetch(hub) == 0
+    shard = Path("models/stable-diffusion-3.5-medium") / SHARD
+    with shard.open("r+b") as file:
+        file.seek(shard.stat().st_size // 2)
+        file.write(b"\xff\xff\xff\xff")
+    capsys.readouterr()
+    assert fetch(hub, "--dry-run") == 0
+    said = capsys.readouterr().out
+    assert "policy   models/stable-diffusion-3.5-medium: there, of its size (18 files, " in said
+    assert said.count("; --check reads the checksums\n") == 3
+    assert "whole" not in said
+    assert cli.main(["fetch", "run.yaml", "--check"]) == 1
+
+
+def test_the_help_says_what_the_exit_codes_mean(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        cli.main(["fetch", "--help"])
+    said = capsys.readouterr().out
+    assert "exit code:\n  0  everything is there" in said
+    assert "\n  2  too little room on a disk" in said
 
 
 def test_hf_endpoint_is_the_mirror_when_none_is_named(hub: HubServer) -> None:

@@ -103,11 +103,36 @@ def test_a_folder_that_another_flowrl_filled_is_verified_as_it_is_read(
     assert Path("data/pickscore/test.txt").is_file()
 
 
+def test_the_folder_in_which_another_flowrl_works_is_a_source(
+    disk: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert fetch(disk) == 0
+    other = tmp_path / "other"
+    other.mkdir()
+    shutil.copy("run.yaml", other)
+    monkeypatch.chdir(other)
+    assert fetch(tmp_path) == 0
+    assert (TARGET / WEIGHTS).samefile(tmp_path / TARGET / WEIGHTS)
+    assert Path("data/pickscore/test.txt").samefile(tmp_path / "data/pickscore/test.txt")
+    assert cli.main(["fetch", "run.yaml", "--check"]) == 0
+
+
+def test_an_absolute_path_is_not_its_own_source(disk: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    target = disk.parent / "elsewhere/stable-diffusion-3.5-medium"
+    assert fetch(disk, f"model.path={target}") == 0
+    assert (target / WEIGHTS).samefile(disk / POLICY / WEIGHTS)
+    shutil.rmtree(disk / POLICY)
+    (target / WEIGHTS).unlink()
+    assert fetch(disk, f"model.path={target}") == 1
+    assert f"must be in one of {disk / POLICY}, {disk / target.name}; copy" in capsys.readouterr().err
+
+
 def test_what_a_folder_lacks_is_said_with_where_it_was_sought(disk: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (disk / POLICY / "vae/config.json").unlink()
     assert fetch(disk) == 1
     said = capsys.readouterr().err
-    assert f"must be in one of {disk / POLICY}, {disk / 'stable-diffusion-3.5-medium'}; copy them there" in said
+    places = f"{disk / TARGET}, {disk / POLICY}, {disk / 'stable-diffusion-3.5-medium'}"
+    assert f"must be in one of {places}; copy them there" in said
     assert "vae/config.json" in said
     assert Path("data/pickscore/test.txt").is_file()  # the rest came
 

@@ -7,6 +7,8 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+import torch
+from safetensors.torch import save_file
 
 from flowrl.base.errors import CheckpointError
 from flowrl.config import ConfigError, RunConfig, load
@@ -63,3 +65,21 @@ def test_a_run_asks_for_the_room_of_its_adapter_before_anything_starts(
     asked = config(sd3_folder, f"run.dir={tmp_path / 'run'}", "placement.mode=local", "eval.num_prompts=8")
     with pytest.raises(ConfigError, match=r"needs 257 MB of free disk space, for 2 checkpoints of"):
         run_training(asked)
+
+
+def test_conditions_cannot_be_kept_in_a_file(sd3_folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    asked = config(sd3_folder, f"data.condition_cache={tmp_path}/file", "eval.num_prompts=8")
+    with pytest.raises(ConfigError, match=r"data\.condition_cache=.*/file must be writable: File exists"):
+        run_inputs(asked)
+
+
+@pytest.mark.parametrize("part", ["transformer", "vae"])
+def test_weights_of_another_model_are_told_before_anything_starts(sd3_folder: Path, tmp_path: Path, part: str) -> None:
+    other = tmp_path / "sd35"
+    shutil.copytree(sd3_folder, other)
+    save_file({"a": torch.zeros(2)}, other / part / "diffusion_pytorch_model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(
+        CheckpointError, match=rf"model\.path: .*{part}: its tensors are not those of the model: missing"
+    ):
+        run_inputs(config(other))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -46,7 +47,7 @@ def tiny_config(folder: Path, *more: str) -> RunConfig:
 
 
 def gpu(memory: int) -> Gpu:
-    return Gpu(name="some", title="some GPU", memory=memory, flops=1e12)
+    return Gpu(name="some", title="some GPU", memory=memory, flops=9e12, float32_flops=1e12)
 
 
 def peaks(plan: RunPlan) -> dict[str, int]:
@@ -314,9 +315,37 @@ def test_an_update_that_takes_longer_than_the_timeout_is_told(sd3_folder: Path) 
     plan = run_plan(tiny_config(sd3_folder, "placement.timeout_s=60"))
     update = plan.step.after[0]
     pages = [page(plan, judge(plan.costs.config, plan, gpu(10**10), share=update.seconds(1e12) / s)) for s in (59, 61)]
-    said = "An update is one call, of 61.0 s here, and placement.timeout_s would end it after 60.0 s: set"
+    said = "takes longer here than placement.timeout_s = 60 s: set placement.timeout_s=1000."
     assert [said in text for text in pages] == [False, True]
-    assert "placement.timeout_s=1000." in pages[1]
+
+
+def test_proposals_give_an_update_the_time_that_it_takes(sd3_folder: Path) -> None:
+    config = tiny_config(sd3_folder, "rollout.samples_per_forward=4", "placement.timeout_s=60")
+    plan = run_plan(config)
+    small = gpu(int((plan.devices[0].peak - 1000) / 0.92))
+    slow = plan.step.after[0].seconds(1e12) / 100
+    first, *_ = judge(config, plan, small, share=slow).proposals
+    assert first.overrides[-1] == "placement.timeout_s=1000"
+    assert "timeout" not in judge(config, plan, small, share=0.4).proposals[0].text
+
+
+def test_float32_is_computed_at_the_rate_of_float32(sd3_folder: Path) -> None:
+    plans = [run_plan(tiny_config(sd3_folder, f"model.dtype={dtype}")) for dtype in ("float32", "bfloat16")]
+    single, half = (judge(plan.costs.config, plan, gpu(10**10), share=0.5) for plan in plans)
+    assert (single.rate, half.rate) == (0.5e12, 4.5e12)
+    assert "50 % of the 1 TFLOP/s of the data sheet" in page(plans[0], single)
+
+
+def test_weights_that_are_half_there_are_to_come(sd3_folder: Path, tmp_path: Path) -> None:
+    half = tmp_path / "sd35"
+    shutil.copytree(sd3_folder, half)
+    whole, torn = (run_plan(tiny_config(folder)).disk[-1] for folder in (sd3_folder, half))
+    assert whole.size == torn.size
+    for file in half.glob("text_encoder*/*.safetensors"):
+        file.unlink()
+    assert run_plan(tiny_config(half)).disk[-1].name == "weights of the policy, here"  # no text encoder is listed
+    (half / "transformer" / "diffusion_pytorch_model.safetensors").unlink()
+    assert run_plan(tiny_config(half)).disk[-1].name == "weights of the policy, to come"
 
 
 def test_one_of_a_kind_is_said_as_one(sd3_folder: Path) -> None:

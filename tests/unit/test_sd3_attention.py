@@ -134,6 +134,7 @@ def test_a_mask_is_refused() -> None:
 @pytest.mark.parametrize(
     ("backend", "says"),
     [
+        ("flsh", r"diffusers has no backend called 'flsh'; did you mean 'flash'\?$"),
         ("flash", r"flash cannot be used here: .*install `flash-attn>=.*`; model\.attention=native works everywhere$"),
         ("sage_hub", r"sage_hub cannot be used here: .*`pip install kernels`; model\.attention=native"),
     ],

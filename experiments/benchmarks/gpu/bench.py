@@ -16,6 +16,7 @@ from experiments.benchmarks.gpu.part_process import PartProcess
 from experiments.benchmarks.gpu.parts import PARTS, PLAN, Part
 from experiments.benchmarks.gpu.record import Case, Device, PartRecord, Record, to_json
 from experiments.benchmarks.gpu.table import page
+from flowrl.base.amounts import count
 from flowrl.base.atomic_file import write_atomically
 from flowrl.base.environment import environment
 from flowrl.base.errors import UserError
@@ -68,7 +69,7 @@ def _part(part: Part, folder: Path, small: bool, end: float) -> PartRecord:
         return PartRecord(name=part.name, title=part.title, cases=(case,))
     began = time.monotonic()
     record = PartProcess(part, folder, small=small, until=began + min(part.seconds, left)).record()
-    print(f"{part.title}: {len(record.cases)} cases in {time.monotonic() - began:.0f} s", flush=True)
+    print(f"{part.title}: {count(len(record.cases), 'case')} in {time.monotonic() - began:.0f} s", flush=True)
     return record
 
 

@@ -18,7 +18,7 @@ from experiments.benchmarks.gpu.sampled import algorithm, group
 from experiments.benchmarks.gpu.setting import Setting
 from experiments.benchmarks.gpu.timing import measure
 from flowrl.models.sd3 import SD3Policy
-from flowrl.types import TrainBatch, Trajectory
+from flowrl.types import LossOutput, TrainBatch, Trajectory
 
 LARGEST_RATIO = "largest |ratio - 1|"
 LARGEST_LOG_PROB = "largest |log-prob difference|"
@@ -73,14 +73,16 @@ def _deviations(policy: SD3Policy, batch: TrainBatch, size: int) -> tuple[Deviat
     """The worst of all samples and trained sampler steps, with gradients as in an update, and the share clipped."""
     trajectory, loss = batch.trajectory, algorithm(with_reference=False).loss
     parts = [slice(at, at + size) for at in range(0, trajectory.num_samples, size)]
-    # Of each loss the metrics alone are kept: with it the activations of its forward would stay.
+    # Of each loss the figures alone are kept: with it the activations of its forward would stay.
     found = [
-        {metric.key: metric.value for metric in loss(policy, batch, part, step_index).metrics}
-        for part in parts
-        for step_index in trajectory.plan.trained
+        _figures(loss(policy, batch, part, step_index)) for part in parts for step_index in trajectory.plan.trained
     ]
     return (
         Deviation(what=LARGEST_RATIO, value=max(values["policy/ratio_absdev_max"] for values in found)),
         Deviation(what=LARGEST_LOG_PROB, value=max(values["policy/logp_absdiff_max"] for values in found)),
         Deviation(what=CLIPPED, value=sum(values["policy/clip_fraction"] for values in found) / len(found)),
     )
+
+
+def _figures(output: LossOutput) -> dict[str, float]:
+    return {metric.key: metric.value for metric in (*output.metrics, *output.drift)}

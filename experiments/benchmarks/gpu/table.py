@@ -35,7 +35,8 @@ def page(record: Record) -> str:
         f"- command: `{where.command}`, {record.seconds:.0f} s in all",
         f"- device: {device.name}, {_gb(device.memory)} GB{f', driver {device.driver}' if device.driver else ''}",
         f"- code: commit {commit}; Python {where.python}, {packages}",
-        "- weights: random, in the published shapes; `README.md` beside this page says what is measured and how",
+        f"- weights: random, in {'tiny' if record.small else 'the published'} shapes; `README.md` beside this page "
+        "says what is measured and how",
     ]
     for part in record.parts:
         if part.name != "plan":
