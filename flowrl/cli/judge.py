@@ -13,7 +13,7 @@ from typing import Any
 
 from flowrl.base.errors import UserError
 from flowrl.base.signals import Stopped, stop_at_once
-from flowrl.cli.verb import Verb
+from flowrl.cli.verb import Verb, add_prompts
 
 _OURS = ("model", "messages", "stream", "n")  # fields of a request that the protocol sets
 
@@ -26,14 +26,7 @@ def _judge_arguments(parser: argparse.ArgumentParser) -> None:
         help="png, jpg, jpeg or webp files or folders of them, as flowrl score takes them; or runs, for the sample "
         "sheets in them",
     )
-    prompts = parser.add_mutually_exclusive_group()
-    prompts.add_argument(
-        "--prompts",
-        metavar="FILE",
-        type=Path,
-        help="one prompt per line, in the order of the images; or a .jsonl or .csv file with file and prompt",
-    )
-    prompts.add_argument("--prompt", metavar="TEXT", help="the prompt of all images")
+    add_prompts(parser)
     parser.add_argument(
         "--step", metavar="N", type=int, action="append", default=[], help="of the runs (default: all); may be repeated"
     )

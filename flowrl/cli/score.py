@@ -9,7 +9,7 @@ from pathlib import Path
 
 from flowrl.base.errors import UserError
 from flowrl.base.signals import Stopped, stop_at_once
-from flowrl.cli.verb import Verb, check_output
+from flowrl.cli.verb import Verb, add_prompts, check_output
 from flowrl.core.bucket_rules import bucket_fault
 
 
@@ -28,14 +28,7 @@ def _score_arguments(parser: argparse.ArgumentParser) -> None:
         help="a reward by name, entry point or package.module:Class, with its options in the same quotes: "
         "'dit_reward path=DIR batch_size=4'; 'mine=dit_reward path=DIR' calls its column mine; may be repeated",
     )
-    prompts = parser.add_mutually_exclusive_group()
-    prompts.add_argument(
-        "--prompts",
-        metavar="FILE",
-        type=Path,
-        help="one prompt per line, in the order of the images; or a .jsonl or .csv file with file and prompt",
-    )
-    prompts.add_argument("--prompt", metavar="TEXT", help="the prompt of all images")
+    add_prompts(parser)
     parser.add_argument(
         "--latents",
         action="store_true",

@@ -37,6 +37,18 @@ def add_overrides(parser: argparse.ArgumentParser, example: str, *, entry: str =
     )
 
 
+def add_prompts(parser: argparse.ArgumentParser) -> None:
+    """Let the prompts of images be given, in a file or as one for all."""
+    prompts = parser.add_mutually_exclusive_group()
+    prompts.add_argument(
+        "--prompts",
+        metavar="FILE",
+        type=Path,
+        help="one prompt per line, in the order of the images; or a .jsonl or .csv file with file and prompt",
+    )
+    prompts.add_argument("--prompt", metavar="TEXT", help="the prompt of all images")
+
+
 def config_and_overrides(args: argparse.Namespace) -> tuple[Path | None, list[str]]:
     """The config and the overrides of a command whose config may be left out: then an override stands first."""
     if args.config and "=" in args.config and not Path(args.config).exists():
