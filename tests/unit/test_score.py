@@ -270,7 +270,7 @@ def test_encoders_that_cannot_be_loaded_are_an_error_and_no_fault_of_an_image(
     save_image("0.png")
     assert cli.main(["score", "0.png", "--reward", LATENT, "--prompt", "x", "--model", str(folder)]) == 2
     said = "its tensors are not those of the model: missing encoder.conv_in.weight, unexpected none"
-    assert f"error: {folder / 'vae'}: {said}" in capsys.readouterr().err
+    assert f"error: --model: {folder / 'vae'}: {said}" in capsys.readouterr().err
 
 
 def test_scores_are_the_same_each_time_and_wherever_the_files_lie() -> None:
