@@ -30,5 +30,6 @@ def evaluation_identity(config: RunConfig, weights: Path | None) -> str:
     files = sorted(weights.glob("*.safetensors")) if weights is not None else []
     for file in (*files, Path(config.data.eval_prompts)):
         if file.is_file():
-            digest.update(hashlib.sha256(file.read_bytes()).digest())
+            with file.open("rb") as opened:
+                digest.update(hashlib.file_digest(opened, "sha256").digest())
     return digest.hexdigest()

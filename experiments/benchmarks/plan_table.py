@@ -8,11 +8,11 @@ from __future__ import annotations
 from pathlib import Path
 
 from flowrl.config import load
+from flowrl.plan import EFFICIENCY
 from flowrl.plan.gpus import find_gpu
 from flowrl.plan.run_plan import run_plan
 
 ROOT = Path(__file__).parents[2]
-SHARE = 0.4  # of the peak rate, assumed
 PROFILES = [f"sd35-{model}{size}" for model in ("large", "medium") for size in ("", "-8gpu", "-1gpu")]
 HEADER = """\
 | configuration | GPUs | placement | memory per GPU | step | images/s | |
@@ -23,7 +23,7 @@ def row(profile: str) -> str:
     """The line of a profile's run on DiT-Reward."""
     config = load(ROOT / "configs" / profile / "ditreward.yaml")
     plan, gpu = run_plan(config), find_gpu("h100")
-    seconds = plan.step.seconds(SHARE * gpu.flops)
+    seconds = plan.step.seconds(EFFICIENCY * gpu.flops)
     memory = max(kind.peak for kind in plan.devices)
     placement = config.placement.mode + (", in turn" if config.placement.offload else "")
     return (

@@ -8,7 +8,7 @@ from __future__ import annotations
 import difflib
 import io
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -22,10 +22,17 @@ Schema = TypeVar("Schema")
 
 
 def read_config(
-    schema: type[Schema], path: Path, overrides: list[str], *, name_key: str = "", name: str = ""
+    schema: type[Schema],
+    path: Path,
+    overrides: list[str],
+    *,
+    name_key: str = "",
+    name: str = "",
+    check: Callable[[Schema], None] = lambda config: None,
 ) -> Schema:
     """Read a YAML file over the defaults of `schema`, then `key=value` overrides over both; raises ConfigError.
 
+    What `check` raises of the whole is told with the file's name.
     Where `name_key` (such as "run.name") is empty after that, it becomes `name`, before references to it are resolved.
     """
     tree = _read_file(schema, path)
@@ -41,6 +48,10 @@ def read_config(
     except OmegaConfBaseException as error:  # what is left after check_tree: references to other keys
         raise ConfigError(f"{path}: {error.full_key}: {str(error).splitlines()[0]}") from None
     assert isinstance(config, schema)
+    try:
+        check(config)
+    except ConfigError as error:
+        raise ConfigError(f"{path}: {error}") from None
     return config
 
 
@@ -56,13 +67,15 @@ def parse_value(text: str, *, key: str) -> Any:
     return parsed["value"]
 
 
-def parse_options(words: Sequence[str]) -> dict[str, Any]:
-    """The options of a reward from words `key=value`; raises ConfigError for one that reads otherwise."""
+def parse_options(
+    words: Sequence[str], *, rule: str = "an option of a reward must read key=value, such as batch_size=8"
+) -> dict[str, Any]:
+    """Options from words `key=value`, the values YAML; raises ConfigError with the `rule` for any other word."""
     options = {}
     for word in words:
         key, equals, text = word.partition("=")
         if not (equals and key.isidentifier()):
-            raise ConfigError(f"an option of a reward must read key=value, such as batch_size=8, got {word!r}")
+            raise ConfigError(f"{rule}, got {word!r}")
         options[key] = parse_value(text, key=key)
     return options
 

@@ -19,3 +19,10 @@ class UserError(Exception):
 
 class CheckpointError(UserError, ValueError):
     """Files of a model that cannot be used; the message names the file, what was found and what to do."""
+
+
+def root_cause(error: BaseException) -> BaseException:
+    """The first cause of an error: what the system said, below the names of the libraries that passed it on."""
+    while (cause := error.__cause__ or error.__context__) is not None:
+        error = cause
+    return error

@@ -173,16 +173,12 @@ def _check_numbers(args: argparse.Namespace) -> None:
 
 def _options(words: Sequence[str]) -> Mapping[str, Any]:
     """Further fields of the request from words `key=value`, the values YAML."""
-    from flowrl.base.config_file import parse_value
+    from flowrl.base.config_file import parse_options
 
-    options: dict[str, Any] = {}
-    for word in words:
-        key, equals, text = word.partition("=")
-        if not (equals and key.isidentifier()):
-            raise UserError(f"--option must read key=value, such as temperature=0, got {word!r}")
+    options = parse_options(words, rule="--option must read key=value, such as temperature=0")
+    for key in options:
         if key in _OURS:
             raise UserError(f"--option {key}: is set by the protocol of judging; leave it out")
-        options[key] = parse_value(text, key=key)
     try:
         json.dumps(options, allow_nan=False)
     except (TypeError, ValueError) as error:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from flowrl.base.errors import UserError
 from flowrl.cli.verb import Verb, add_overrides
 
 SITE = Path("launch") / "slurm" / "site.yaml"
@@ -36,34 +35,31 @@ def _matrix(args: argparse.Namespace) -> int:
     if args.element is not None:
         return _train_element(args)
     from flowrl.matrix.experiment import read_experiment, runs_of
-    from flowrl.matrix.manifest import MANIFEST, write_manifest
+    from flowrl.matrix.local import run_all
+    from flowrl.matrix.manifest import MANIFEST, Element, write_manifest
     from flowrl.matrix.outlook import outlook
-    from flowrl.matrix.table import row_of, table
+    from flowrl.matrix.table import State, row_of, table
 
     experiment = read_experiment(args.experiment, [f"profile={args.profile}"] if args.profile else [])
     folder = args.out or Path("runs") / f"{args.experiment.stem}-{experiment.profile}"
     runs = runs_of(experiment, folder, args.overrides)
     elements = write_manifest(runs, folder)
-    configs = [run.config for run in runs]
+    states: dict[str, State] = {}  # what is known better than the runs' folders say it
+
+    def progress() -> str:
+        pairs = zip(elements, runs, strict=True)
+        return table([row_of(element, run.config, state=states.get(element.name)) for element, run in pairs])
+
+    def say(element: Element, state: State) -> None:
+        states[element.name] = state
+        print(f"\n{progress()}", flush=True)
+
     print(f"{experiment.question}\n\n{outlook(experiment, runs, args.gpu)}\n{folder / MANIFEST}:")
-    print(
-        table([row_of(element, config) for element, config in zip(elements, configs, strict=True)]), end="", flush=True
-    )
+    print(progress(), end="", flush=True)
     if args.slurm:
         return _submit(folder / MANIFEST, args)
     if not args.run:
         return 0
-    from flowrl.matrix.local import run_all
-    from flowrl.matrix.manifest import Element
-    from flowrl.matrix.table import State
-
-    told: dict[str, State] = {}
-
-    def say(element: Element, state: State) -> None:
-        told[element.name] = state
-        rows = [row_of(one, config, state=told.get(one.name)) for one, config in zip(elements, configs, strict=True)]
-        print(f"\n{table(rows)}", flush=True)
-
     return run_all(folder / MANIFEST, elements, say)
 
 
@@ -81,13 +77,10 @@ def _submit(manifest: Path, args: argparse.Namespace) -> int:
 
 
 def _train_element(args: argparse.Namespace) -> int:
-    from flowrl.matrix.manifest import read_manifest
+    from flowrl.matrix.manifest import element_of
     from flowrl.matrix.progress import begun, finished
 
-    elements = {element.index: element for element in read_manifest(args.experiment)}
-    if args.element not in elements:
-        raise UserError(f"--element {args.element}: {args.experiment} has 0 to {len(elements) - 1}")
-    element = elements[args.element]
+    element = element_of(args.experiment, args.element)
     config = element.load(args.overrides)
     if finished(element.dir, config.run.steps):
         print(f"{element.dir}: all {config.run.steps} steps are done")

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from flowrl.base.errors import UserError
 from flowrl.cli.verb import Verb, add_overrides
+from flowrl.plan import EFFICIENCY
 
 
 def _plan_arguments(parser: argparse.ArgumentParser) -> None:
@@ -17,8 +18,8 @@ def _plan_arguments(parser: argparse.ArgumentParser) -> None:
         "--efficiency",
         metavar="SHARE",
         type=float,
-        default=0.4,
-        help="the share of the GPU's peak rate that is assumed to be reached (0.4)",
+        default=EFFICIENCY,
+        help="the share of the GPU's peak rate that is assumed to be reached (%(default)s)",
     )
     parser.add_argument("--gpus", metavar="N", type=int, help="how many there are; by default as many as the run takes")
     parser.add_argument("--json", action="store_true", help="print one JSON object, for programs")

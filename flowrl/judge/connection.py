@@ -11,7 +11,7 @@ from urllib.parse import urlsplit
 import requests
 from requests.adapters import HTTPAdapter
 
-from flowrl.base.errors import UserError
+from flowrl.base.errors import UserError, root_cause
 from flowrl.judge.answer import Answer, MalformedAnswer, read_completion
 from flowrl.judge.secret import Secret
 from flowrl.judge.waiting import Gate, Halt, backoff, retry_after
@@ -173,12 +173,10 @@ class Connection:
             return _Reply(status=response.status_code, body=bytes(answer), wait=response.headers.get("Retry-After"))
 
     def _said(self, error: requests.RequestException) -> str:
-        """Why nothing came, in the words of the system, below the names of three libraries."""
+        """Why nothing came, in the words of the system."""
         if isinstance(error, requests.Timeout):
             return f"nothing within --timeout {self._setting.timeout_s:g} s"
-        cause: BaseException = error
-        while (below := cause.__cause__ or cause.__context__) is not None:
-            cause = below
+        cause = root_cause(error)
         return self._setting.secret.covered(f"{cause}" or type(cause).__name__)
 
     def _words(self, body: bytes) -> str:

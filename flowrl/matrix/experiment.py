@@ -63,12 +63,7 @@ def read_experiment(path: Path, overrides: list[str]) -> Experiment:
 
     Raises ConfigError.
     """
-    experiment = read_config(Experiment, path, overrides)
-    try:
-        _check(experiment)
-    except ConfigError as error:
-        raise ConfigError(f"{path}: {error}") from None
-    return experiment
+    return read_config(Experiment, path, overrides, check=_check)
 
 
 def runs_of(experiment: Experiment, folder: Path, overrides: list[str]) -> list[Run]:

@@ -83,6 +83,17 @@ def read_manifest(path: Path) -> list[Element]:
         ) from None
 
 
+def element_of(manifest: Path, index: int) -> Element:
+    """The line of an index; raises ConfigError when there is none."""
+    elements = {element.index: element for element in read_manifest(manifest)}
+    if index not in elements:
+        raise ConfigError(
+            f"element {index}: {manifest} has 0 to {len(elements) - 1}; "
+            "name one of these, or expand the experiment again"
+        )
+    return elements[index]
+
+
 def _refuse_to_mix(elements: list[Element], folder: Path) -> None:
     if not (folder / MANIFEST).is_file():
         return

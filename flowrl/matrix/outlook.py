@@ -6,12 +6,11 @@ from collections.abc import Sequence
 
 from flowrl.base.amounts import count, size
 from flowrl.matrix.experiment import Experiment, Run
+from flowrl.plan import EFFICIENCY
 from flowrl.plan.gpus import Gpu, find_gpu
 from flowrl.plan.page import time_of
 from flowrl.plan.run_plan import RunPlan, run_plan
 from flowrl.plan.verdict import Verdict, judge
-
-_EFFICIENCY = 0.4  # of a GPU's peak rate, assumed as by flowrl plan
 
 
 def outlook(experiment: Experiment, runs: Sequence[Run], gpu: str) -> str:
@@ -38,10 +37,10 @@ def outlook(experiment: Experiment, runs: Sequence[Run], gpu: str) -> str:
         )
         hours += seeds * plan.gpus * plan.seconds(verdict.rate) / 3600
     if hours:
-        lines.append(f"  in all {hours:,.0f} GPU hours, if {100 * _EFFICIENCY:.0f} % of the peak rate are reached")
+        lines.append(f"  in all {hours:,.0f} GPU hours, if {100 * EFFICIENCY:.0f} % of the peak rate are reached")
     return "\n".join(lines) + "\n"
 
 
 def _verdict(run: Run, gpu: Gpu) -> tuple[Verdict, RunPlan]:
     plan = run_plan(run.config)
-    return judge(run.config, plan, gpu, share=_EFFICIENCY), plan
+    return judge(run.config, plan, gpu, share=EFFICIENCY), plan

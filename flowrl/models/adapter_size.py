@@ -6,22 +6,16 @@ import math
 from collections.abc import Sequence
 from pathlib import Path
 
-from safetensors import safe_open
-
+from flowrl.base.tensor_files import TensorFiles
 from flowrl.base.weight_files import weight_files
 
 
 def num_adapter_parameters(transformer: Path, *, rank: int, targets: Sequence[str]) -> int:
     """The numbers of the two matrices at each layer of a diffusers transformer folder whose name ends in a target.
 
-    `flowrl.models.lora.attach` makes them. Raises CheckpointError when the folder's index of weights is damaged.
+    `flowrl.models.lora.attach` makes them. Raises CheckpointError when a file of weights is not there or damaged.
     """
     endings = tuple(f".{target}.weight" for target in targets)
-    total = 0
-    for file in weight_files(transformer, "diffusion_pytorch_model"):
-        with safe_open(file, framework="pt") as opened:
-            for key in opened.keys():
-                if f".{key}".endswith(endings):
-                    out, *into = opened.get_slice(key).get_shape()
-                    total += rank * (out + math.prod(into))
-    return total
+    shapes = TensorFiles(weight_files(transformer, "diffusion_pytorch_model")).shapes
+    layers = [shape for key, shape in shapes.items() if f".{key}".endswith(endings)]
+    return sum(rank * (out + math.prod(into)) for out, *into in layers)

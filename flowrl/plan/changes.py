@@ -42,7 +42,7 @@ def changes_of(config: RunConfig, num_gpus: int | None) -> list[Change]:
             found.append(_set("model", {"quantisation": bits}, weight=weight))
     if placement.shard_scorer and placement.mode in ("split", "fused") and num_gpus is None:
         found.append(_set("placement", {"num_scorers": 2 * placement.num_scorers}, weight=3))
-    if placement.mode == "split" and placement.learner_strategy in ("ddp", "zero2"):
+    if placement.mode == "split" and not placement.learners_cut_weights:
         found.append(_set("placement", {"learner_strategy": "fsdp2"}, weight=3))
         found.append(_set("placement", {"learner_strategy": "zero3"}, weight=4))
     return found

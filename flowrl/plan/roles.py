@@ -46,7 +46,7 @@ def learner_parts(costs: Costs) -> tuple[tuple[MemoryPart, ...], MemoryPart]:
     samples = count(costs.work.samples_per_forward, "sample")
     update = MemoryPart(name=f"update, {samples}, {checkpointing}", size=policy.update_rise)
     name = f"frozen weights, {_precision(config)}"
-    if strategy in ("ddp", "zero2"):
+    if not config.placement.learners_cut_weights:
         frozen = MemoryPart(name=name, size=policy.weight_bytes, leaves=True)
     else:
         cut = policy.weight_bytes - policy.buffer_bytes

@@ -73,7 +73,7 @@ def _over_learners(costs: Costs) -> Iterator[Transfer]:
     times = work.inner_steps if strategy in ("ddp", "fsdp2") else work.losses // ranks
     gradients = 2 * (ranks - 1) * policy.adapter_bytes * times
     yield Transfer(name="gradients, over learners", size=gradients, phase="update", actors=ranks)
-    if strategy in ("fsdp2", "zero3"):
+    if costs.config.placement.learners_cut_weights:
         passes = 2 + (costs.config.algorithm.kl_beta > 0)  # forward, backward, the reference's forward
         cut = policy.weight_bytes - policy.buffer_bytes
         gathered = (ranks - 1) * cut * passes * (work.losses // ranks)

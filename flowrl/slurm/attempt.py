@@ -12,7 +12,7 @@ from pathlib import Path
 
 from flowrl.base.atomic_file import write_atomically
 from flowrl.base.errors import UserError
-from flowrl.matrix.manifest import Element, read_manifest
+from flowrl.matrix.manifest import Element, element_of
 from flowrl.matrix.progress import finished, steps_done
 
 
@@ -21,7 +21,7 @@ def begin(manifest: Path, index: int, *, restart: int, most: int) -> str:
 
     Raises UserError after too many restarts, and where the attempt before has got no further: the next would not.
     """
-    element = _element(manifest, index)
+    element = element_of(manifest, index)
     step = steps_done(element.dir)
     kept = manifest.parent / "slurm" / f"attempt-{index}.json"
     if restart:
@@ -40,14 +40,7 @@ def begin(manifest: Path, index: int, *, restart: int, most: int) -> str:
 
 def state(manifest: Path, index: int) -> str:
     """Of a run: "finished" or "unfinished"."""
-    return "finished" if _is_finished(_element(manifest, index)) else "unfinished"
-
-
-def _element(manifest: Path, index: int) -> Element:
-    for element in read_manifest(manifest):
-        if element.index == index:
-            return element
-    raise UserError(f"{manifest}: has no line of index {index}; submit the experiment again")
+    return "finished" if _is_finished(element_of(manifest, index)) else "unfinished"
 
 
 def _is_finished(element: Element) -> bool:

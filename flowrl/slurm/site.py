@@ -47,12 +47,7 @@ class Site:
 
 def read_site(path: Path) -> Site:
     """The settings of a file; raises ConfigError."""
-    site = read_config(Site, path, [])
-    try:
-        _check(site)
-    except ConfigError as error:
-        raise ConfigError(f"{path}: {error}") from None
-    return site
+    return read_config(Site, path, [], check=_check)
 
 
 def seconds_of(limit: str) -> int:

@@ -9,7 +9,7 @@ from urllib.parse import urlsplit
 import requests
 import torch
 
-from flowrl.base.errors import UserError
+from flowrl.base.errors import UserError, root_cause
 from flowrl.types import HollowReward, RewardInput, TrainedOn
 from rewards.http.tokens import read_token, token_of_environment
 from rewards.http.wire import (
@@ -144,7 +144,7 @@ class _Connection:
             try:
                 status, answer = self._send(method, path, body)
             except (requests.ConnectionError, requests.exceptions.ChunkedEncodingError) as error:
-                failure = str(_root(error))
+                failure = str(root_cause(error))
             except requests.RequestException as error:
                 raise RewardServerError(f"reward server {self.url}: {method} {path}: {self._say(error)}") from None
             else:
@@ -194,7 +194,7 @@ class _Connection:
         if isinstance(error, requests.Timeout):
             # Not tried again: the server may be at work on the batch still, and would get it twice.
             return f"no answer within timeout_s = {self._timeout_s:g}; raise it, or lower batch_size"
-        return f"{type(error).__name__}: {_root(error)}"
+        return f"{type(error).__name__}: {root_cause(error)}"
 
 
 def _token(token_file: str, token_env: str) -> str:
@@ -204,13 +204,6 @@ def _token(token_file: str, token_env: str) -> str:
     if token_env:
         return token_of_environment(token_env)
     return read_token(token_file) if token_file else ""
-
-
-def _root(error: BaseException) -> BaseException:
-    """The first cause of an error: what the system said, below the names of three libraries."""
-    while (cause := error.__cause__ or error.__context__) is not None:
-        error = cause
-    return error
 
 
 def _one_line(body: bytes) -> str:
