@@ -111,7 +111,13 @@ class Evaluator:
             name: [[x if math.isfinite(x) else None for x in row] for row in result.values(name).tolist()]
             for name in result.scores[0].per_reward
         }
-        record = {"step": step, "prompts": [prompt.text for prompt in result.prompts], "scores": scores}
+        diversity = [group.diversity for group in result.scores]
+        record = {
+            "step": step,
+            "prompts": [prompt.text for prompt in result.prompts],
+            "scores": scores,
+            "diversity": diversity,
+        }
         write_atomically(folder / f"step_{step:06d}.json", json.dumps(record).encode())
         first = json.loads(min(folder.glob("step_*.json")).read_text())
         if first["step"] == step:
