@@ -26,7 +26,7 @@ WHEELS_PATH = PYTHONPATH="$(GPU_PACKAGES)$${PYTHONPATH:+:$$PYTHONPATH}"
 GPU_PYTHON = $(if $(WHEELS),$(WHEELS_PATH) $(firstword $(PYTHON)),$(BIN)/python)
 IS_NEW_ENOUGH := -c 'import sys; sys.exit(sys.version_info < (3, 11))'
 
-.PHONY: help setup rl-ditreward rl-hpsv3 slurm-matched compare report tensorboard pocket reward-table
+.PHONY: help setup rl-ditreward rl-hpsv3 matched slurm-matched compare report tensorboard pocket reward-table
 .PHONY: test test-all test-gpu bench-gpu bench-gpu-wheels lint format check-configs clean distclean
 
 help: ## List the targets
@@ -34,8 +34,8 @@ help: ## List the targets
 	@printf '%s\n' \
 		'' \
 		'Variables, with an example:' \
-		'  PROFILE=pocket           the folder under configs/ of the rl targets' \
-		'  EXPERIMENT=my.yaml       the experiment of slurm-matched; by default that of experiments/matched' \
+		'  PROFILE=pocket           the folder under configs/ of the rl and matched targets' \
+		'  EXPERIMENT=my.yaml       the experiment of the matched targets; by default that of experiments/matched' \
 		'  SITE=my-site.yaml        its SLURM settings; by default those of launch/slurm/site.yaml' \
 		'  RUN=my-run               name of the run; the config and the time by default' \
 		'  ARGS="run.steps=5"       further arguments for the command behind the target' \
@@ -79,13 +79,16 @@ rl-ditreward: $(STAMP) ## Train on DiT-Reward, in latent space (pocket profile: 
 rl-hpsv3: $(STAMP) ## The same run but for the reward: train on HPSv3, in pixel space
 	$(call TRAIN,hpsv3)
 
+matched: $(STAMP) ## Train every arm of EXPERIMENT with every seed, and write the report on which is better; resumes
+	$(BIN)/flowrl matrix $(EXPERIMENT) --profile $(PROFILE) --run $(ARGS)
+
 slurm-matched: $(STAMP) ## Submit the runs of EXPERIMENT to SLURM, and a report after them; ARGS=--dry-run shows how
 	$(BIN)/flowrl matrix $(EXPERIMENT) --profile $(PROFILE) --slurm --site $(SITE) $(ARGS)
 
 compare: $(STAMP) ## Put the latest two runs of different rewards on one page
 	$(BIN)/flowrl report --compare $(ARGS)
 
-report: $(STAMP) ## Write the report of RUN, by default the latest run
+report: $(STAMP) ## Write the report of RUN, a run or an experiment; by default of the latest run
 	$(BIN)/flowrl report $(RUN) $(ARGS)
 
 tensorboard: $(STAMP) ## Watch the runs under runs/ in a browser

@@ -1,4 +1,4 @@
-"""Finds runs for the command line: by path, by name under runs/, or the latest."""
+"""Finds runs and experiments for the command line: by path, by name under runs/, or the latest."""
 
 from __future__ import annotations
 
@@ -6,6 +6,10 @@ import difflib
 from pathlib import Path
 
 from flowrl.config import ConfigError, load
+from flowrl.config_kinds import EXPERIMENT, kind_of
+from flowrl.matrix.experiment import read_experiment
+from flowrl.matrix.folder import default_folder, is_experiment
+from flowrl.matrix.manifest import MANIFEST
 from flowrl.run_dir import LATEST
 
 RUNS = Path("runs")
@@ -21,6 +25,26 @@ def run_dir(text: str) -> Path:
     close = difflib.get_close_matches(Path(text).name, [run.name for run in _by_age()], n=1)
     hint = f"; did you mean {RUNS / close[0]}?" if close else ""
     raise ConfigError(f"{text}: not a run: there is no config.yaml in it{hint}")
+
+
+def experiment_dir(text: str) -> Path | None:
+    """The folder of an experiment, given as a path, as its name under runs/, by its manifest or by its YAML file.
+
+    None where it is none of these; raises ConfigError when the experiment of the file was never expanded.
+    """
+    path = Path(text)
+    for folder in (path.parent,) if path.name == MANIFEST else (path, RUNS / text):
+        if is_experiment(folder):
+            return folder
+    if path.suffix not in (".yaml", ".yml") or not path.is_file() or kind_of(path) != EXPERIMENT:
+        return None
+    folder = default_folder(path, read_experiment(path, []))
+    if not is_experiment(folder):
+        raise ConfigError(
+            f"{path}: has not been run: there is no {folder / MANIFEST}; run it with flowrl matrix {path} --run, or "
+            "name the folder that it went to by --out or --profile"
+        )
+    return folder
 
 
 def config_file(text: str) -> Path:

@@ -21,16 +21,26 @@ _OURS = ("model", "messages", "stream", "n")  # fields of a request that the pro
 def _judge_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "places",
-        metavar="IMAGES|RUN",
+        metavar="IMAGES|RUN|EXPERIMENT",
         nargs="+",
-        help="png, jpg, jpeg or webp files or folders of them, as flowrl score takes them; or runs, for the sample "
-        "sheets in them",
+        help="png, jpg, jpeg or webp files or folders of them, as flowrl score takes them; or runs or "
+        "experiments, for the sample sheets in them",
     )
     add_prompts(parser)
     parser.add_argument(
-        "--step", metavar="N", type=int, action="append", default=[], help="of the runs (default: all); may be repeated"
+        "--step",
+        metavar="N",
+        type=int,
+        action="append",
+        default=[],
+        help="of the runs (default: all), and of an experiment's those that have it; may be repeated",
     )
-    parser.add_argument("--out", metavar="FOLDER", type=Path, required=True, help="for results.jsonl and summary.json")
+    parser.add_argument(
+        "--out",
+        metavar="FOLDER",
+        type=Path,
+        help="for results.jsonl and summary.json; needed, but for an experiment, where it is judged in its folder",
+    )
     parser.add_argument(
         "--judge", choices=("endpoint", "oracle"), default="endpoint", help="the oracle is that of the pocket world"
     )
@@ -102,6 +112,7 @@ def _judge(args: argparse.Namespace) -> int:
         raise UserError("--endpoint URL and --model NAME say who judges; in the pocket world, --judge oracle does")
     if args.judge == "oracle" and (args.endpoint or args.model):
         raise UserError("--judge oracle asks nobody: leave out --endpoint and --model")
+    places = tuple(map(_place, args.places))
     from flowrl.judge.command import Order, judge_as_ordered
     from flowrl.judge.connection import EndpointSetting
     from flowrl.judge.estimate import Prices
@@ -122,8 +133,8 @@ def _judge(args: argparse.Namespace) -> int:
             concurrency=args.concurrency,
         )
     order = Order(
-        places=tuple(map(_place, args.places)),
-        out=args.out,
+        places=places,
+        out=args.out or _out_of(places),
         endpoint=endpoint,
         prompts=args.prompts,
         prompt=args.prompt,
@@ -145,12 +156,23 @@ def _judge(args: argparse.Namespace) -> int:
 
 
 def _place(text: str) -> Path:
-    """A file or folder as it is named, else the run of this name, as the other commands take it."""
-    from flowrl.find_runs import RUNS, run_dir
+    """A file or folder as it is named, else the experiment or run of this name, as the other commands take it."""
+    from flowrl.find_runs import RUNS, experiment_dir, run_dir
     from flowrl.run_dir import LATEST
 
+    if (experiment := experiment_dir(text)) is not None:
+        return experiment
     names_run = not Path(text).exists() and (Path(text).name == LATEST or (RUNS / text).is_dir())
     return run_dir(text) if names_run else Path(text)
+
+
+def _out_of(places: Sequence[Path]) -> Path:
+    """Where the results go unless it is said; raises UserError for anything but one experiment."""
+    from flowrl.matrix.folder import JUDGED, is_experiment
+
+    if len(places) == 1 and is_experiment(places[0]):
+        return places[0] / JUDGED
+    raise UserError("--out FOLDER says where the results go; only that of one experiment may be left out")
 
 
 def _check_numbers(args: argparse.Namespace) -> None:
@@ -193,7 +215,8 @@ JUDGE_VERBS = {
         "--model Qwen/Qwen3-VL-8B-Instruct\n"
         "  flowrl judge runs/latest --out judged --endpoint https://api.openai.com/v1 --model gpt-5 --price-in 1.25 "
         "--price-out 10 --answer-tokens 1500 --yes\n"
-        "  flowrl judge runs/latest --judge oracle --out judged",
+        "  flowrl judge runs/latest --judge oracle --out judged\n"
+        "  flowrl judge runs/rewards-pocket --judge oracle",
         add_arguments=_judge_arguments,
         run=_judge,
     ),

@@ -125,34 +125,57 @@ def _evaluated(text: str) -> tuple[Path, Path | None, str]:
 
 
 def _report_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("run", metavar="RUN_DIR", nargs="?", help="a run; by default the latest under runs/")
+    parser.add_argument(
+        "target",
+        metavar="RUN|EXPERIMENT",
+        nargs="?",
+        help="a run; or an experiment: its folder, manifest or YAML file; by default the latest run under runs/",
+    )
     parser.add_argument(
         "--compare",
-        metavar="OTHER",
+        metavar="RUN",
         nargs="?",
         const="",
-        help="beside this run; by default the latest that was trained on another reward",
+        action="append",
+        help="beside this run; by default the latest that was trained on another reward; may be repeated",
     )
-    parser.add_argument("--out", metavar="FILE", type=Path, help="the page to write; by default in the run's folder")
+    parser.add_argument(
+        "--out", metavar="FILE", type=Path, help="the page to write; by default in the folder of the run or experiment"
+    )
 
 
 def _report(args: argparse.Namespace) -> int:
-    from flowrl.find_runs import latest_run, latest_training_run, run_dir
+    from flowrl.find_runs import experiment_dir, latest_run, run_dir
 
     check_output(args.out)
-    runs = [run_dir(text) for text in (args.run, args.compare) if text]
-    if args.compare is None:
-        run = runs[0] if runs else latest_run()
-        from flowrl.report.run_report import write_report
+    if args.compare is not None:
+        from flowrl.matched.page import write_comparison
 
-        print(write_report(run, args.out))
+        print(write_comparison(_compared([text for text in (args.target, *args.compare) if text]), args.out))
         return 0
-    first = runs[0] if runs else latest_training_run()
-    second = runs[1] if len(runs) == 2 else latest_training_run(unlike=first)
-    from flowrl.report.comparison import write_comparison
+    if args.target and (experiment := experiment_dir(args.target)) is not None:
+        from flowrl.matched.page import write_experiment_report
 
-    print(write_comparison(first, second, args.out))
+        print(write_experiment_report(experiment, args.out))
+        return 0
+    from flowrl.report.run_report import write_report
+
+    print(write_report(run_dir(args.target) if args.target else latest_run(), args.out))
     return 0
+
+
+def _compared(names: list[str]) -> list[Path]:
+    """The runs that are laid side by side: those named, and where one is missing the latest of another reward."""
+    from flowrl.base.config_tree import ConfigError
+    from flowrl.find_runs import experiment_dir, latest_training_run, run_dir
+
+    for text in names:
+        if experiment_dir(text) is not None:
+            raise ConfigError(
+                f"--compare is of runs, and {text} is an experiment; flowrl report {text} compares its arms"
+            )
+    runs = [run_dir(text) for text in names] or [latest_training_run()]
+    return runs if len(runs) > 1 else [*runs, latest_training_run(unlike=runs[0])]
 
 
 RUN_VERBS = {
@@ -183,8 +206,12 @@ RUN_VERBS = {
         run=_eval,
     ),
     "report": Verb(
-        summary="write the page of a run, or of two runs side by side",
-        example="flowrl report runs/ditreward-20260131-154500\n  flowrl report --compare",
+        summary="write the page of a run, of an experiment, or of some runs side by side",
+        example="flowrl report runs/ditreward-20260131-154500\n"
+        "  flowrl report runs/rewards-pocket\n"
+        "  flowrl report experiments/matched/rewards.yaml\n"
+        "  flowrl report --compare\n"
+        "  flowrl report runs/ditreward-0 --compare runs/hpsv3-0 --compare runs/oracle-0",
         add_arguments=_report_arguments,
         run=_report,
     ),

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from flowrl.base.atomic_file import write_atomically
+from flowrl.base.errors import UserError
 from flowrl.judge.estimate import Prices
 from flowrl.judge.judgement import OUTCOMES, Judgement, Tokens
 from flowrl.judge.subjects import Subject
@@ -121,6 +122,51 @@ def write_results(folder: Path, judged: Sequence[Judged], dimensions: Sequence[s
     lines = "".join(json.dumps(_line(one, dimensions), ensure_ascii=False) + "\n" for one in judged)
     write_atomically(folder / RESULTS, lines.encode())
     write_atomically(folder / SUMMARY, (json.dumps(asdict(summary), indent=2) + "\n").encode())
+
+
+@dataclass(frozen=True, kw_only=True)
+class JudgedLine:
+    """What the file says of one image of a run's sheets.
+
+    Example: ``JudgedLine(run="hpsv3-0", step=60, cell=(0, 2), prompt="a cat", scores={"overall": 7.0})``
+    """
+
+    run: str  # the name of its folder
+    step: int
+    cell: tuple[int, int]  # row and column in the sheet
+    prompt: str
+    scores: Mapping[str, float] | None  # by dimension; None where there are none
+
+
+def read_results(folder: Path) -> tuple[str, tuple[JudgedLine, ...]]:
+    """Who judged the sheets of runs, and what became of each image; files without a run are left out.
+
+    Raises UserError where the folder's files are not those of a judging.
+    """
+    path = folder / RESULTS
+    try:
+        judge = str(json.loads((folder / SUMMARY).read_text(encoding="utf-8"))["setting"]["judge"])
+        rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+        lines = [
+            JudgedLine(
+                run=Path(row["run"]).name,
+                step=int(row["step"]),
+                cell=_cell(row["file"]),
+                prompt=str(row["prompt"]),
+                scores=row["scores"],
+            )
+            for row in rows
+            if "run" in row
+        ]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{path}: is not what flowrl judge wrote: {error}; judge again, or remove {folder}") from None
+    return judge, tuple(lines)
+
+
+def _cell(name: str) -> tuple[int, int]:
+    """Row and column of an image of a sheet, from its name: SHEET#ROW.COLUMN."""
+    row, _, column = name.rpartition("#")[2].partition(".")
+    return int(row), int(column)
 
 
 def table(summary: Summary) -> str:

@@ -1,4 +1,4 @@
-"""What is judged: image files with their prompts, or the sample sheets of a run."""
+"""What is judged: image files with their prompts, or the sample sheets of runs and of experiments."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ import torch
 
 from flowrl.base.errors import UserError
 from flowrl.base.images import UnreadableImage, image_pixels
+from flowrl.matrix.folder import is_experiment, runs_begun
 from flowrl.samples import Sheet, read_sheet, sheet_steps
 from flowrl.score.inputs import IMAGE_SUFFIXES, InputError, find_files, image_samples
 from flowrl.score.prompts import read_prompts
@@ -47,19 +48,22 @@ class Subject:
 def find_subjects(
     places: Sequence[Path], prompts: Path | None, prompt: str | None, steps: Sequence[int]
 ) -> list[Subject]:
-    """The images of `places`: runs, all or none of them, or image files and folders of them, in their order.
+    """The images of `places`: runs and experiments, or image files and folders of them, in their order.
 
-    Of runs the sheets of `steps`, all of them where there are none; files need one of `prompts` and `prompt`. Raises
-    UserError when that does not fit together, or nothing is found.
+    Of runs the sheets of `steps`, all of them where there are none; of an experiment those of each run that has begun,
+    as far as it has come. Files need one of `prompts` and `prompt`. Raises UserError when that does not fit together,
+    or nothing is found.
     """
-    runs = [place for place in places if (place / _SHEETS).is_dir()]
+    runs = [place for place in places if is_experiment(place) or (place / _SHEETS).is_dir()]
     if runs and len(runs) < len(places):
         other = next(place for place in places if place not in runs)
-        raise UserError(f"{runs[0]} is a run and {other} is not: give runs or images, not both")
+        what = "an experiment" if is_experiment(runs[0]) else "a run"
+        raise UserError(f"{runs[0]} is {what} and {other} is not: give runs or images, not both")
     if runs:
         if prompts is not None or prompt is not None:
             raise UserError(f"{runs[0]}: the samples of a run have prompts of their own; leave out --prompts, --prompt")
-        return [subject for run in runs for subject in _of_run(run, steps)]
+        found = (_of_experiment(run, steps) if is_experiment(run) else _of_run(run, steps) for run in runs)
+        return [subject for some in found for subject in some]
     if steps:
         raise UserError(f"--step is of runs, and {places[0]} is none: there is no folder {_SHEETS}/ in it")
     return _of_files(places, prompts, prompt)
@@ -87,11 +91,30 @@ def _of_files(places: Sequence[Path], prompts: Path | None, prompt: str | None) 
     ]
 
 
+def _of_experiment(folder: Path, steps: Sequence[int]) -> list[Subject]:
+    """Those of its runs, in the order of the manifest; a run that is not so far has fewer steps."""
+    there = {run: sheet_steps(run / _SHEETS) for run in runs_begun(folder)}
+    every = sorted({step for own in there.values() for step in own})
+    if not every:
+        raise UserError(f"{folder}: no run of it has sample sheets yet; flowrl matrix EXPERIMENT --run trains them")
+    if missing := [step for step in steps if step not in every]:
+        raise UserError(f"--step {missing[0]}: the runs of {folder} have samples of the steps {_numbers(every)}")
+    subjects = []
+    for run, own in there.items():
+        if wanted := [step for step in steps or own if step in own]:
+            subjects += _of_run(run, wanted)
+    return subjects
+
+
+def _numbers(steps: Sequence[int]) -> str:
+    return ", ".join(map(str, steps)) or "none"
+
+
 def _of_run(run: Path, steps: Sequence[int]) -> list[Subject]:
     folder = run / _SHEETS
     there = sheet_steps(folder)
     if missing := [step for step in steps if step not in there]:
-        raise UserError(f"--step {missing[0]}: {run} has samples of the steps {', '.join(map(str, there)) or 'none'}")
+        raise UserError(f"--step {missing[0]}: {run} has samples of the steps {_numbers(there)}")
     if not there:
         raise UserError(f"{folder}: there are no sample sheets in it yet")
     subjects = []

@@ -7,7 +7,7 @@ results has one cause.
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from omegaconf import MISSING
@@ -42,6 +42,9 @@ class Experiment:
     differ: list[str] = MISSING  # keys or sections in which arms may differ
     seeds: list[int] = field(default_factory=lambda: [0, 1, 2])
     overrides: list[str] = field(default_factory=list)  # key=value, of all runs
+    # Measures that decide, the first that all runs have: names of rewards as logged under eval/, or judge_DIMENSION,
+    # such as judge_overall; empty: judge_overall, else oracle.
+    judged_by: list[str] = field(default_factory=list)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,20 +69,34 @@ def read_experiment(path: Path, overrides: list[str]) -> Experiment:
     return read_config(Experiment, path, overrides, check=_check)
 
 
-def runs_of(experiment: Experiment, folder: Path, overrides: list[str]) -> list[Run]:
-    """The runs in `folder`, those of a seed next to each other; `overrides` come after those of the file.
+def with_overrides(experiment: Experiment, overrides: list[str]) -> Experiment:
+    """The same experiment with further `key=value` of all runs, which go before those of the file.
 
-    Raises ConfigError when a configuration cannot be run, or when two arms differ in a key that is not declared.
+    They become the last ones of each arm: where an arm sets the same key, no other place would go before it. Raises
+    ConfigError for a key that the experiment itself gives each run.
+    """
+    arms = {name: replace(arm, overrides=[*arm.overrides, *overrides]) for name, arm in experiment.arms.items()}
+    changed = replace(experiment, arms=arms)
+    _check(changed)
+    return changed
+
+
+def runs_of(experiment: Experiment, folder: Path) -> list[Run]:
+    """The runs in `folder`, those of a seed next to each other.
+
+    Raises ConfigError when a configuration cannot be run, when two arms differ in a key that is not declared, or when
+    an arm is trained on a measure that is to decide.
     """
     runs = []
     for seed in experiment.seeds:
         for name, arm in experiment.arms.items():
             own = [f"run.seed={seed}", f"run.name={name}-{seed}", f"run.dir={folder / f'{name}-{seed}'}"]
-            every = [*experiment.overrides, *arm.overrides, *overrides, *own]
+            every = [*experiment.overrides, *arm.overrides, *own]
             runs.append(Run(arm=name, seed=seed, config=load(arm.config or experiment.base, every)))
     first = runs[0]
-    for run in runs[1 : len(experiment.arms)]:
+    for run in runs[: len(experiment.arms)]:
         _check_matched(first, run, experiment.differ)
+        _check_judged(run, experiment.judged_by)
     return runs
 
 
@@ -94,7 +111,7 @@ def _check(experiment: Experiment) -> None:
     )
     given = [one.partition("=")[0] for one in experiment.overrides]
     given += [one.partition("=")[0] for arm in experiment.arms.values() for one in arm.overrides]
-    taken = [key for key in given if key in _OWN]
+    taken = sorted({key for key in given if key in _OWN})
     require(
         not taken, f"overrides: {', '.join(taken)} is for the experiment to set; use seeds, or --out for the folder"
     )
@@ -102,6 +119,11 @@ def _check(experiment: Experiment) -> None:
     known += sorted({key.partition(".")[0] for key in known})
     for key in experiment.differ:
         require(key in known, f"differ: {key!r} is no key of a run; {did_you_mean(key, known)}")
+    measures = experiment.judged_by
+    require(
+        all(measures) and len(set(measures)) == len(measures),
+        f"judged_by must name each measure once, such as judge_overall or oracle, got {measures}",
+    )
 
 
 def _check_matched(one: Run, other: Run, declared: list[str]) -> None:
@@ -115,4 +137,13 @@ def _check_matched(one: Run, other: Run, declared: list[str]) -> None:
         raise ConfigError(
             f"the arms {one.arm} and {other.arm} differ in what is not declared: {listed}. Make them equal, or add the "
             "key to differ: if it is meant"
+        )
+
+
+def _check_judged(run: Run, measures: list[str]) -> None:
+    for spec in run.config.rewards.train:
+        require(
+            spec.metric_name not in measures,
+            f"judged_by: {spec.metric_name} cannot decide, for the arm {run.arm} is trained on it; name a measure that "
+            "no arm is trained on, such as judge_overall",
         )

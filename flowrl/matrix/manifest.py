@@ -13,7 +13,7 @@ from flowrl.matrix.experiment import Run
 from flowrl.matrix.progress import begun
 
 MANIFEST = "manifest.jsonl"
-_CONFIGS = "configs"
+CONFIGS = "configs"  # the folder beside it
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,14 +54,14 @@ def write_manifest(runs: list[Run], folder: Path) -> list[Element]:
             index=index,
             arm=run.arm,
             seed=run.seed,
-            config=folder / _CONFIGS / f"{run.name}.yaml",
+            config=folder / CONFIGS / f"{run.name}.yaml",
             dir=Path(run.config.run.dir),
             config_hash=hashlib.sha256(text).hexdigest(),
         )
         for index, (run, text) in enumerate(zip(runs, texts, strict=True))
     ]
     _refuse_to_mix(elements, folder)
-    (folder / _CONFIGS).mkdir(parents=True, exist_ok=True)
+    (folder / CONFIGS).mkdir(parents=True, exist_ok=True)
     for element, text in zip(elements, texts, strict=True):
         write_atomically(element.config, text)
     lines = [json.dumps({**asdict(one), "config": str(one.config), "dir": str(one.dir)}) for one in elements]

@@ -15,7 +15,9 @@ for (const figure of document.querySelectorAll("figure[data-chart]")) {
   plot.append(cursor, tip);
 
   const number = (value) =>
-    value !== 0 && Math.abs(value) < 1e-3 ? value.toExponential(2) : value.toLocaleString("en", { maximumFractionDigits: 4 });
+    value !== 0 && Math.abs(value) < 1e-3 ? value.toExponential(2) : value.toLocaleString("en", { maximumFractionDigits: Math.abs(value) < 1 ? 4 : 3 });
+
+  const away = (point, x) => Math.abs(point[0] - x);
 
   const show = (event) => {
     const box = plot.getBoundingClientRect();
@@ -27,18 +29,23 @@ for (const figure of document.querySelectorAll("figure[data-chart]")) {
     title.textContent = `${chart.x} ${step.toLocaleString("en")}`;
     tip.append(title);
     for (const line of lines) {
-      const point = line.points.find((other) => other[0] === step);
-      if (!point) continue;
+      // Arms measured in hours have no x in common: the nearest point stands for them, where it is near enough.
+      const index = line.points.reduce((best, other, i) => (away(other, step) < away(line.points[best], step) ? i : best), 0);
+      const point = line.points[index];
+      if (away(point, step) > 0.1 * (high - low)) continue;
       const row = document.createElement("div");
       const mark = document.createElement("i");
       mark.className = `c${line.slot}`;
-      row.append(mark, `${line.name} ${number(point[1])}${point[2] ? ` \u00b1 ${number(point[2])}` : ""}`);
+      const error = point[2] ? ` \u00b1 ${number(point[2])}` : "";
+      const band = line.band ? ` (${number(line.band[index][0])} to ${number(line.band[index][1])})` : "";
+      const place = point[0] === step ? "" : ` at ${point[0].toLocaleString("en")}`;
+      row.append(mark, `${line.name} ${number(point[1])}${error}${band}${place}`);
       tip.append(row);
     }
     cursor.hidden = tip.hidden = false;
     cursor.style.left = `${share * 100}%`;
     const left = share * box.width;
-    tip.style.left = `${Math.max(0, Math.min(left - tip.offsetWidth / 2, box.width - tip.offsetWidth))}px`;
+    tip.style.left = `${Math.max(-46, Math.min(left - tip.offsetWidth / 2, box.width - tip.offsetWidth))}px`;
   };
   const hide = () => {
     cursor.hidden = tip.hidden = true;

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,6 +9,7 @@ from flowrl.base.environment import Environment, read_environments
 from flowrl.config import ConfigError, RunConfig, load
 from flowrl.metrics import read_metrics
 from flowrl.registry import BUILT_IN
+from flowrl.report.evaluation_record import EvaluationRecord, read_evaluations
 from flowrl.samples import Sheet, read_sheet, sheet_steps
 
 
@@ -26,6 +26,7 @@ class RunRecord:
     config_text: str
     starts: list[Environment]  # the first start, then each resume
     metrics: list[dict[str, float]]
+    evaluations: list[EvaluationRecord]
     problems: list[str]  # what could not be read, in words
 
     def series(self, key: str) -> list[tuple[int, float]]:
@@ -68,16 +69,6 @@ class RunRecord:
                 ordered += [name, *parts]
         return list(dict.fromkeys(ordered))
 
-    def prompt_means(self, name: str, step: int) -> dict[str, float]:
-        """The mean score of each held-out prompt in the evaluation after a step; empty where that was not kept."""
-        try:
-            kept = json.loads((self.directory / "evaluations" / f"step_{step:06d}.json").read_text(encoding="utf-8"))
-            pairs = zip(kept["prompts"], kept["scores"][name], strict=True)
-            finite = {str(prompt): [score for score in scores if score is not None] for prompt, scores in pairs}
-            return {prompt: sum(scores) / len(scores) for prompt, scores in finite.items() if scores}
-        except (OSError, ValueError, KeyError, TypeError):
-            return {}
-
     def sheets(self) -> list[Sheet]:
         """The first and the last readable sample sheet; one or none where there are no two."""
         folder = self.directory / "samples"
@@ -108,6 +99,7 @@ def read_run(directory: Path) -> RunRecord:
     except ValueError as error:
         metrics = []
         problems.append(f"The metrics cannot be read: {error}")
+    evaluations, torn = read_evaluations(directory / "evaluations")
     return RunRecord(
         directory=directory,
         name=config.run.name if config is not None else directory.resolve().name,
@@ -115,7 +107,8 @@ def read_run(directory: Path) -> RunRecord:
         config_text=path.read_text(encoding="utf-8", errors="replace"),
         starts=read_environments(directory / "env.json"),
         metrics=metrics,
-        problems=problems,
+        evaluations=evaluations,
+        problems=problems + torn,
     )
 
 

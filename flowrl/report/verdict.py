@@ -3,18 +3,14 @@
 from __future__ import annotations
 
 import math
-import statistics
 from dataclasses import dataclass
 from typing import Literal
 
-from flowrl.config import diff
 from flowrl.report.run_record import RunRecord, part_of
 from flowrl.report.wording import PLUS_MINUS, decimals_for, fixed, listed, significant
 
 Movement = Literal["rose", "fell", "held"]
 Tone = Literal["good", "bad", "neutral"]
-# Keys in which matched runs may differ: the reward, and where the run is written.
-MAY_DIFFER = ("rewards.train", "rewards.watch", "run.name", "run.dir", "run.overwrite")
 _CLEAR = 2.0  # standard errors of a difference that counts as one
 _ROUNDING = 1e-4  # of a score, below which nothing has happened
 
@@ -190,67 +186,3 @@ def violations(record: RunRecord) -> list[str]:
                 "(rewards.max_invalid_fraction)."
             )
     return found
-
-
-def mismatches(first: RunRecord, second: RunRecord) -> list[str]:
-    """Why two runs are not matched, in words; empty where they differ in the reward alone."""
-    found = []
-    if first.config is None or second.config is None:
-        found.append("The configurations cannot be compared, so the runs may differ in more than their reward.")
-    else:
-        keys = [key for key in diff(first.config, second.config) if key not in MAY_DIFFER]
-        if keys:
-            found.append(
-                f"The runs are not matched: besides the reward they differ in {listed(keys)}. "
-                "A difference in outcome may come from there."
-            )
-    starts = [{change.name: (change.first_step, change.before) for change in changes(arm)} for arm in (first, second)]
-    apart = [name for name in starts[0] if name in starts[1] and starts[0][name] != starts[1][name]]
-    if apart:
-        found.append(f"The runs do not start alike: their first evaluations differ in {listed(apart)}.")
-    if first.trained_rewards == second.trained_rewards:
-        found.append(f"Both runs were trained on {listed(first.trained_rewards) or 'nothing'}.")
-    return found
-
-
-def comparison_verdict(first: RunRecord, second: RunRecord) -> list[Sentence]:
-    """Which run the oracle prefers, then what each did to every measure; never empty. Records are named `... run`."""
-    arms = (first, second)
-    found = [{change.name: change for change in changes(arm)} for arm in arms]
-    if not all(any(change.first_step != change.last_step for change in measured.values()) for measured in found):
-        return [Sentence(text="At least one run was not evaluated after training, so there is nothing to compare.")]
-    sentences = []
-    for arm, measured in zip(arms, found, strict=True):
-        names = list(measured)
-        moves = [
-            f"{name} {change.movement} ({change.words()})"
-            for name, change in measured.items()
-            if part_of(name, names) is None
-        ]
-        sentences.append(Sentence(text=f"In the {arm.name} {listed(moves)}."))
-    if not all("oracle" in measured for measured in found):
-        return [Sentence(text="No oracle was watched by both runs, so neither can be preferred."), *sentences]
-    return [_by_oracle(first, found[0]["oracle"], second, found[1]["oracle"]), *sentences]
-
-
-def _by_oracle(first: RunRecord, one: Change, second: RunRecord, two: Change) -> Sentence:
-    gap, error = one.after - two.after, _error_between(first, one, second, two)
-    decimals = max(one.decimals, two.decimals)
-    apart = f"apart by {fixed(abs(gap), decimals)} {PLUS_MINUS} {fixed(error, decimals)}"
-    if abs(gap) <= _CLEAR * error or gap == 0:
-        values = f"{fixed(one.after, decimals)} and {fixed(two.after, decimals)}"
-        return Sentence(text=f"By the oracle the runs end level: {values} ({apart}).")
-    ahead, better, behind, worse = (first, one, second, two) if gap > 0 else (second, two, first, one)
-    tone: Tone = "good" if better.movement == "rose" else "bad" if better.movement == "fell" else "neutral"
-    values = f"{fixed(better.after, decimals)} against {fixed(worse.after, decimals)} for the {behind.name}"
-    lost = ", though both fell" if better.movement == "fell" and worse.movement == "fell" else ""
-    return Sentence(text=f"By the oracle the {ahead.name} ends higher: {values} ({apart}){lost}.", tone=tone)
-
-
-def _error_between(first: RunRecord, one: Change, second: RunRecord, two: Change) -> float:
-    """The standard error of the difference between two runs: prompt by prompt where both kept the same prompts."""
-    left = first.prompt_means(one.name, one.last_step)
-    right = second.prompt_means(two.name, two.last_step)
-    if left.keys() != right.keys() or len(left) < 2:
-        return math.hypot(one.after_sem, two.after_sem)
-    return statistics.stdev(left[prompt] - right[prompt] for prompt in left) / math.sqrt(len(left))

@@ -85,7 +85,7 @@ def _report(site: Site, places: Places) -> str:
         *([f"--mail-user={site.mail_user}", "--mail-type=END,FAIL"] if site.mail_user else []),
     ]
     title = f"The report on the runs of {places.manifest}, of what is there."
-    return _script(title, options, site, places, f"exec python -m flowrl.slurm.afterwards {places.manifest}")
+    return _script(title, options, site, places, f"exec flowrl report {places.manifest}")
 
 
 def _given(site: Site, *, partition: str, for_gpus: bool = True) -> list[str]:

@@ -18,7 +18,6 @@ from flowrl.base.errors import UserError
 from flowrl.config import load
 from flowrl.matrix.experiment import Run
 from flowrl.matrix.manifest import MANIFEST, Element, write_manifest
-from flowrl.slurm.afterwards import report_commands
 from flowrl.slurm.attempt import begin, state
 from flowrl.slurm.job import Job
 from flowrl.slurm.scripts import Places, render
@@ -172,18 +171,6 @@ def test_an_attempt_that_got_no_further_is_the_last(node: Node) -> None:
         begin(node.manifest, 1, restart=2, most=1)
     node.advance(element, 4)
     assert begin(node.manifest, 1, restart=0, most=9) == "two-0: attempt 1, after step 4"  # submitted again
-
-
-def test_the_report_lays_the_arms_of_a_seed_side_by_side_where_both_have_begun(node: Node) -> None:
-    one, two = node.elements
-    one.dir.mkdir()
-    (one.dir / "config.yaml").touch()
-    assert report_commands(node.manifest) == []
-    two.dir.mkdir()
-    (two.dir / "config.yaml").touch()
-    [command] = report_commands(node.manifest)
-    page = node.manifest.parent / "compare-one-0-two-0.html"
-    assert command[3:] == ["report", str(one.dir), "--compare", str(two.dir), "--out", str(page)]
 
 
 @pytest.mark.parametrize(

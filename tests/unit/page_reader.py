@@ -25,7 +25,7 @@ class Page(HTMLParser):
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         self.tags.append((tag, {key: value or "" for key, value in attrs}))
-        if tag not in ("img", "br", "meta"):
+        if tag not in ("img", "br", "meta", "input"):
             self._open.append(tag)
 
     def handle_endtag(self, tag: str) -> None:

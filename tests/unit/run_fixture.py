@@ -179,7 +179,7 @@ def evaluation_values(run: FakeRun, step: int, noise: random.Random) -> dict[str
 def write_scores(directory: Path, run: FakeRun, step: int, values: dict[str, float]) -> None:
     """Every score of an evaluation: prompts differ by far more than a prompt does between two runs."""
     directory.mkdir(exist_ok=True)
-    noise = random.Random(f"{run.reward} {step}")
+    noise = random.Random(f"{run.reward} {run.seed} {step}" if step else "before training")
     scores = {}
     for name in (key.split("/")[1] for key in values if key.startswith("eval/") and key.endswith("/sem")):
         own = [noise.gauss(0, 0.02) for _ in range(64)]
@@ -201,6 +201,7 @@ def write_sheet_files(directory: Path, run: FakeRun, step: int) -> None:
     rows, columns = range(len(run.prompts)), range(run.columns)
     scores = {
         run.reward: [[1.2 + done * run.gain + 0.1 * (row - column) for column in columns] for row in rows],
+        run.other: [[1.2 + done * run.gain / 4 + 0.1 * (row - column) for column in columns] for row in rows],
         "oracle": [[0.5 + 0.02 * column + 0.1 * done for column in columns] for _ in rows],
     }
     facts = {"prompts": list(run.prompts), "columns": run.columns, "image_size": size, "scores": scores}

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 import types
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -39,9 +40,13 @@ def handed_on(monkeypatch: pytest.MonkeyPatch) -> dict[str, tuple[object, ...]]:
         calls["report"] = (run_dir, out)
         return out or run_dir / "report.html"
 
-    def write_comparison(first: Path, second: Path, out: Path | None = None) -> Path:
-        calls["compare"] = (first, second, out)
+    def write_comparison(runs: Sequence[Path], out: Path | None = None) -> Path:
+        calls["compare"] = (*runs, out)
         return out or Path("compare.html")
+
+    def write_experiment_report(folder: Path, out: Path | None = None) -> Path:
+        calls["experiment"] = (folder, out)
+        return out or folder / "report.html"
 
     def run_training(config: RunConfig, resume: bool = False) -> int:
         calls["train"] = (config, resume)
@@ -56,7 +61,7 @@ def handed_on(monkeypatch: pytest.MonkeyPatch) -> dict[str, tuple[object, ...]]:
 
     for name, functions in {
         "flowrl.report.run_report": [write_report],
-        "flowrl.report.comparison": [write_comparison],
+        "flowrl.matched.page": [write_comparison, write_experiment_report],
         "flowrl.run": [run_training, run_evaluation],
         "flowrl.pocket.build": [build],
     }.items():
@@ -401,10 +406,66 @@ def test_compare_takes_the_latest_runs_of_different_rewards(handed_on: dict[str,
         ("runs/hps-old", "--compare"): (runs / "hps-old", runs / "dit-c", None),
         ("dit-a", "--compare", "hps-old"): (runs / "dit-a", runs / "hps-old", None),
         ("--compare", "hps-old"): (runs / "hps-old", runs / "dit-c", None),
+        ("dit-a", "--compare", "hps", "--compare", "dit-b"): (runs / "dit-a", runs / "hps", runs / "dit-b", None),
         ("--compare", "--out", "both.html"): (runs / "dit-c", runs / "hps", Path("both.html")),
     }.items():
         assert cli.main(["report", *words]) == 0
         assert handed_on["compare"] == expected
+
+
+def test_the_report_of_an_experiment_is_asked_for_by_folder_name_manifest_or_file(
+    handed_on: dict[str, tuple[object, ...]], capsys: pytest.CaptureFixture[str]
+) -> None:
+    make_run("latest-one")
+    arms = "{one: {}, two: {overrides: [rewards.train.0.weight=2]}}"
+    text = f"question: Which?\nbase: {DITREWARD}\narms: {arms}\ndiffer: [rewards]\n"
+    Path("weights.yaml").write_text(text, encoding="utf-8")
+    assert cli.main(["report", "weights.yaml"]) == 2
+    said = capsys.readouterr().err
+    assert "weights.yaml: has not been run: there is no runs/weights-pocket/manifest.jsonl; run it with flowrl" in said
+    assert cli.main(["matrix", "weights.yaml"]) == 0
+    capsys.readouterr()
+    folder = Path("runs/weights-pocket")
+    for name in (
+        f"{folder}",
+        "weights-pocket",
+        f"{folder}/manifest.jsonl",
+        "weights.yaml",
+        f"{folder}/experiment.yaml",
+    ):
+        assert cli.main(["report", name]) == 0
+        assert handed_on.pop("experiment") == (folder, None)
+        assert capsys.readouterr().out == f"{folder}/report.html\n"
+    assert cli.main(["report", str(folder), "--out", "page.html"]) == 0
+    assert handed_on["experiment"] == (folder, Path("page.html"))
+    assert cli.main(["report", str(folder), "--compare", "latest-one"]) == 2
+    assert f"--compare is of runs, and {folder} is an experiment; flowrl report" in capsys.readouterr().err
+    assert cli.main(["report"]) == 0
+    assert handed_on["report"] == (Path("runs/latest-one"), None)
+
+
+def test_an_experiment_that_is_run_ends_with_its_report_and_says_how_to_have_it_judged(
+    handed_on: dict[str, tuple[object, ...]], capsys: pytest.CaptureFixture[str]
+) -> None:
+    arms = "{one: {}, two: {overrides: [rewards.train.0.weight=2]}}"
+    text = f"question: Which?\nbase: {DITREWARD}\narms: {arms}\ndiffer: [rewards]\nseeds: [0]\n"
+    Path("weights.yaml").write_text(text, encoding="utf-8")
+    folder = Path("runs/weights-pocket")
+    for name in ("one-0", "two-0"):  # as finished runs look
+        (folder / name / "lora").mkdir(parents=True)
+        (folder / name / "lora" / "pytorch_lora_weights.safetensors").write_bytes(b"x")
+        (folder / name / "metrics.jsonl").write_text('{"step": 2}\n', encoding="utf-8")
+    words = ["matrix", "weights.yaml", "run.steps=2"]
+    assert cli.main(words) == 0
+    assert "experiment" not in handed_on
+    assert cli.main([*words, "--run"]) == 0
+    assert handed_on["experiment"] == (folder, None)
+    told = capsys.readouterr().out.splitlines()
+    assert told[-2] == f"{folder}/report.html"
+    assert told[-1] == f"not judged yet: flowrl judge {folder} --judge oracle, then flowrl report {folder}"
+    (folder / "judged").mkdir()
+    assert cli.main([*words, "--run"]) == 0
+    assert capsys.readouterr().out.splitlines()[-1] == f"{folder}/report.html"
 
 
 def test_compare_needs_two_rewards(

@@ -165,13 +165,13 @@ def test_a_refusal_is_recorded_as_one_and_never_as_a_score(server: JudgeServer, 
         Reply(hang_up=True),
         Reply(body=b"<html>login</html>"),
         Reply(body=b'{"error": {"message": "upstream"}}'),
-        good(wait_s=1.5),
-        Reply(body=good().body, trickle_s=0.02),
+        good(wait_s=7),
+        Reply(body=good().body, trickle_s=0.05),
     ],
 )
 def test_what_may_pass_is_tried_again(server: JudgeServer, bad: Reply) -> None:
     server.script(bad, bad, good())
-    rows = judge(server, *save_images(1), "--timeout", "0.5")
+    rows = judge(server, *save_images(1), "--timeout", "3")
     assert [row["outcome"] for row in rows] == ["scored"]
     assert len(server.asked) == 3
 

@@ -9,7 +9,8 @@ import pytest
 
 from flowrl.cli.main import main
 from flowrl.config import ConfigError, load
-from flowrl.matrix.experiment import read_experiment, runs_of
+from flowrl.matrix.experiment import read_experiment, runs_of, with_overrides
+from flowrl.matrix.folder import EXPERIMENT_FILE, default_folder
 from flowrl.matrix.manifest import MANIFEST, read_manifest, write_manifest
 from flowrl.matrix.progress import begun, finished, steps_done, steps_logged
 from flowrl.matrix.table import row_of, table
@@ -27,9 +28,8 @@ def written(folder: Path, text: str = TEXT) -> Path:
 
 
 def expand(folder: Path, text: str = TEXT, *overrides: str) -> list[str]:
-    elements = write_manifest(
-        runs_of(read_experiment(written(folder, text), []), folder / "out", list(overrides)), folder / "out"
-    )
+    experiment = with_overrides(read_experiment(written(folder, text), []), list(overrides))
+    elements = write_manifest(runs_of(experiment, folder / "out"), folder / "out")
     return [element.name for element in elements]
 
 
@@ -56,7 +56,7 @@ def test_the_shipped_experiment_is_the_two_make_targets_for_any_profile(
 ) -> None:
     monkeypatch.chdir(ROOT)
     for profile in ("pocket", "sd35-large-1gpu"):
-        runs = runs_of(read_experiment(REWARDS, [f"profile={profile}"]), tmp_path, [])
+        runs = runs_of(read_experiment(REWARDS, [f"profile={profile}"]), tmp_path)
         for run in runs[:2]:
             own = [f"run.name={run.name}", f"run.dir={tmp_path / run.name}", f"run.seed={run.seed}"]
             assert run.config == load(ROOT / "configs" / profile / f"{run.arm}.yaml", own)
@@ -86,6 +86,18 @@ def test_the_shipped_experiment_is_the_two_make_targets_for_any_profile(
             r"weights\.yaml: differ: 'reward' is no key of a run; did you mean 'rewards'",
         ),
         (("weight=2]", "weight=2, run.seed=1]"), r"overrides: run\.seed is for the experiment to set"),
+        (
+            ("seeds: [3, 5]", "seeds: [3, 5]\njudged_by: [oracle, dit_reward]"),
+            r"judged_by: dit_reward cannot decide, for the arm one is trained on it; name a measure that no arm is",
+        ),
+        (
+            ("weight=2]}}", "label=mine]}}\njudged_by: [mine]"),
+            r"judged_by: mine cannot decide, for the arm two is trained on it",
+        ),
+        (
+            ("seeds: [3, 5]", "judged_by: [oracle, oracle]"),
+            r"weights\.yaml: judged_by must name each measure once, .* got \['oracle', 'oracle'\]",
+        ),
         (("seeds: [3, 5]", "seeds: [3, 3]"), r"seeds must be different numbers, at least one, got \[3, 3\]"),
         (("seeds: [3, 5]", "seed: [3]"), r"unknown key 'seed'; did you mean 'seeds'"),
         (("question: Which?\n", ""), r"weights\.yaml: question must be set"),
@@ -178,3 +190,53 @@ def test_an_experiment_is_no_configuration_of_a_run_and_is_checked_with_them(
     assert main(["check", str(REWARDS)]) == 0
     assert main(["train", str(written(tmp_path))]) == 2
     assert "weights.yaml: is of another kind (experiment); start it with flowrl matrix" in capsys.readouterr().err
+
+
+def test_what_is_kept_with_the_runs_is_the_experiment_with_all_that_was_asked_for(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    text = TEXT.replace(f"{ROOT}/configs/pocket/", f"{ROOT}/configs/${{profile}}/") + "judged_by: [oracle]\n"
+    out, words = tmp_path / "out", ["run.steps=7", "eval.every=${run.steps}", "rewards.train.0.weight=3"]
+    assert main(["matrix", str(written(tmp_path, text)), "--out", str(out), *words]) == 0
+    kept = out / EXPERIMENT_FILE
+    found = read_experiment(kept, [])
+    assert (found.question, found.base) == ("Which?", f"{ROOT}/configs/pocket/ditreward.yaml")
+    assert (found.differ, found.seeds, found.judged_by) == (["rewards"], [3, 5], ["oracle"])
+    assert found.arms["two"].overrides == ["rewards.train.0.weight=2", *words]
+    configs = [element.load() for element in read_manifest(out / MANIFEST)]
+    assert [(one.eval.every, one.rewards.train[0].weight) for one in configs] == [(7, 3.0)] * 4
+    before = [(out / MANIFEST).read_bytes(), kept.read_bytes()]
+    assert main(["matrix", str(kept)]) == 0
+    assert [(out / MANIFEST).read_bytes(), kept.read_bytes()] == before
+    assert main(["check", str(kept)]) == 0
+    assert f"ok    {kept}" in capsys.readouterr().out
+
+
+def test_an_experiment_is_in_a_folder_of_its_name_and_profile(tmp_path: Path) -> None:
+    assert default_folder(REWARDS, read_experiment(REWARDS, ["profile=big"])) == Path("runs/rewards-big")
+    mine = tmp_path / EXPERIMENT_FILE  # a name that anybody may give
+    mine.write_text(TEXT, encoding="utf-8")
+    assert default_folder(mine, read_experiment(mine, [])) == Path("runs/experiment-pocket")
+
+
+@pytest.mark.parametrize("words", [["--run", "--slurm"], ["--run", "--element", "0"], ["--slurm", "--element", "0"]])
+def test_an_experiment_is_trained_in_one_way(
+    tmp_path: Path, words: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit):
+        main(["matrix", str(written(tmp_path)), *words])
+    assert "not allowed with argument" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("words", [["--dry-run"], ["--run", "--dry-run"], ["--site", "site.yaml"]])
+def test_what_is_said_of_slurm_is_not_ignored_without_it(
+    tmp_path: Path, words: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["matrix", str(written(tmp_path)), "--out", str(tmp_path / "out"), *words]) == 2
+    assert "is of --slurm: add --slurm, or leave it out" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_seed_is_not_given_to_all_runs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["matrix", str(written(tmp_path)), "--out", str(tmp_path / "out"), "run.seed=4"]) == 2
+    assert "overrides: run.seed is for the experiment to set; use seeds" in capsys.readouterr().err

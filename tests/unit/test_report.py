@@ -92,7 +92,8 @@ def test_samples_stand_in_pairs_with_their_scores(tmp_path: Path) -> None:
     assert scores == ["dit_reward", "oracle"] * 8
     assert page.text.count("before") >= 2
     titles = [attributes["title"] for tag, attributes in page.tags if tag == "img"]
-    assert titles[2] == f"dit_reward {last.score('dit_reward', 0, 0):.3f}\noracle {last.score('oracle', 0, 0):.3f}"
+    expected_title = [f"{name} {last.score(name, 0, 0):.3f}" for name in ("dit_reward", "hpsv3", "oracle")]
+    assert titles[2] == "\n".join(expected_title)
 
 
 def test_large_images_are_reduced(tmp_path: Path) -> None:

@@ -1,0 +1,1 @@
+"""What an experiment of matched runs shows: its records read, paired, judged and told."""

@@ -1,0 +1,182 @@
+"""The page about an experiment: the question, the answer, and everything that the answer rests on."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from flowrl.base.amounts import count
+from flowrl.base.atomic_file import write_atomically
+from flowrl.matched.comparison import Findings, findings
+from flowrl.matched.curves import AXES, difference_charts, measure_charts, style, training_charts
+from flowrl.matched.files import write_files
+from flowrl.matched.grids import picture_cards
+from flowrl.matched.markdown import as_markdown
+from flowrl.matched.measures import measures_of
+from flowrl.matched.record import MatchedRecord, loose_runs, read_experiment_folder
+from flowrl.matched.tables import (
+    checkpoints_table,
+    commands,
+    costs,
+    differences_table,
+    keep_table,
+    scores_table,
+    turnings_table,
+)
+from flowrl.matched.tensorboard import write_tensorboard
+from flowrl.matched.verdict import LABELS, Verdict, verdict
+from flowrl.report.page import Html, code, facts, folded, page, section, switched, tag, time_cards
+from flowrl.report.run_page import charts, description, footer, glossary, origin_facts, warnings
+from flowrl.report.wording import listed
+
+
+def write_experiment_report(folder: Path, out: Path | None = None) -> Path:
+    """Write the page about an experiment's folder, and its numbers and figures beside it; returns the page's path.
+
+    The page is report.html in the folder unless `out` says where; the rest is in a folder of the page's name. Raises
+    ConfigError where there is no experiment, or nothing to compare yet.
+    """
+    return _write(read_experiment_folder(folder), out or folder / "report.html")
+
+
+def write_comparison(runs: Sequence[Path], out: Path | None = None) -> Path:
+    """Write the same page about two runs or more that no experiment made; returns its path.
+
+    It is compare-FIRST-SECOND.html beside the last one unless `out` says where. Raises ConfigError where one is no run,
+    or one is given twice.
+    """
+    name = "-".join(["compare", *(run.name for run in runs)])
+    return _write(loose_runs(runs), out or runs[-1].parent / f"{name}.html")
+
+
+def _write(record: MatchedRecord, out: Path) -> Path:
+    found = findings(record, measures_of(record))
+    beside = out.with_suffix("")
+    write_files(found, verdict(found), beside)
+    write_tensorboard(found, beside / "tensorboard")
+    write_atomically(out, render(found).encode())
+    return out
+
+
+def render(found: Findings) -> Html:
+    """The page as text."""
+    record, said = found.record, verdict(found)
+    return page(
+        f"{record.question} - flowrl report",
+        _head(found, said),
+        warnings(record.problems),
+        section("At the end", scores_table(found), intro=_end_note(found)),
+        section(
+            "Curves",
+            switched("Horizontal axis", [(axis, charts(measure_charts(found, axis))) for axis in AXES]),
+            intro=_curves_note(record),
+        ),
+        section("Arm against arm", *_checkpoints(found), charts(list(difference_charts(found))), intro=_MATCHED_NOTE),
+        section("Over-optimisation, and what to keep", *_turning(found), intro=_TURNING_NOTE),
+        section("Images", time_cards(picture_cards(found), ring="the checkpoint to keep"), intro=_images_note(record)),
+        section(
+            "Training", switched("Horizontal axis", [(axis, charts(training_charts(record, axis))) for axis in AXES])
+        ),
+        section("Cost", costs(record), intro=_cost_note(record)),
+        section("How it was made", *_origin(record)),
+        section("To paste", folded("The answer as Markdown", code(as_markdown(found, said)))),
+        glossary(sorted({key for run in record.runs for key in run.keys()})),
+        footer(),
+    )
+
+
+_MATCHED_NOTE = (
+    "Above zero the first arm is ahead. Prompts, seeds and noise are the same in both, so scores are compared prompt "
+)
+_MATCHED_NOTE += (
+    "by prompt. Bands are 95 % bootstrap intervals over prompts, of the models that were trained; faint lines are "
+    "single seeds. Of twenty such intervals one misses the truth."
+)
+_TURNING_NOTE = (
+    "A step counts where the trained reward is clearly higher than at the watched measure's best, and the watched "
+    "measure is clearly lower, from there to the end. The best step is chosen by one half of the prompts and measured "
+    "by the other."
+)
+
+
+def _head(found: Findings, said: Verdict) -> Html:
+    record = found.record
+    leads = []
+    for place, arm in enumerate(record.arms):
+        mark = tag("i", classes=f"c{place + 1} {style(place)}")
+        leads.append(tag("li", mark, tag("span", tag("strong", arm.name), description(arm.first))))
+    tone = {"settled": "good", "undecided": "bad"}.get(said.outcome, "")
+    return tag(
+        "header",
+        tag("p", "flowrl experiment", tag("span", LABELS[said.outcome], classes=f"state {tone}"), classes="over"),
+        tag("h1", record.question),
+        tag("p", said.headline.text, classes=f"verdict {said.headline.tone}"),
+        *(tag("p", sentence.text, classes=f"support {sentence.tone}") for sentence in said.support),
+        tag("ul", *leads, classes="arms"),
+    )
+
+
+def _end_note(found: Findings) -> str:
+    record = found.record
+    steps = found.measures[0].steps[-1] if found.measures else 0
+    seeds = f"{count(len(record.seeds), 'seed')} ({listed([str(seed) for seed in record.seeds])})"
+    dropped = max((measure.dropped for measure in found.measures), default=0)
+    text = (
+        f"After {count(steps, 'step')}, means over {seeds}. Small: the change from before training, and in the last "
+        "column the difference between the arms, with 95 % intervals over prompts; coloured where they exclude zero."
+    )
+    return text + (f" Up to {count(dropped, 'prompt')} without a finite score are left out." if dropped else "")
+
+
+def _curves_note(record: MatchedRecord) -> str:
+    bands = (
+        " Lines are means over seeds, bands reach from the lowest seed to the highest." if len(record.seeds) > 1 else ""
+    )
+    judge = f" The judge is {record.judge}." if record.judge else ""
+    return (
+        f"Held-out prompts that training never sees, with the same noise every time and in every arm.{bands}{judge} "
+        "Hours are of training, evaluations not counted."
+    )
+
+
+def _images_note(record: MatchedRecord) -> str:
+    return (
+        "The first sample of each of the first held-out prompts, not chosen by anyone. All images of a card start from "
+        f"the same noise. Runs of seed {record.seeds[0]}."
+    )
+
+
+def _cost_note(record: MatchedRecord) -> str:
+    runs = len(record.seeds)
+    return f"Means over the training steps{f' of {runs} runs each' if runs > 1 else ''}."
+
+
+def _checkpoints(found: Findings) -> list[Html]:
+    """What decides in the open, the rest folded."""
+    shown: list[Html] = []
+    rest: list[Html] = []
+    for measure in found.measures:
+        for pair in found.of(measure):
+            title = measure.title if len(found.record.arms) == 2 else f"{measure.title}: {' and '.join(pair.names)}"
+            heading = tag("h3", title)
+            (shown if measure is found.decides else rest).append(tag("div", heading, checkpoints_table(pair)))
+    return [*shown, folded("Every other measure at every checkpoint", *rest)] if rest else shown
+
+
+def _turning(found: Findings) -> list[Html]:
+    if not any(len(measure.steps) > 1 for measure in found.measures):
+        return []
+    none = tag("p", "No trained reward rises while a watched measure clearly falls.")
+    return [turnings_table(found) or none, keep_table(found)]
+
+
+def _origin(record: MatchedRecord) -> list[Html]:
+    found = [commands(record), folded("How the arms differ", differences_table(record))]
+    if record.source:
+        found.append(folded("The experiment", code(record.source)))
+    for run in record.runs:
+        where = facts([("Directory", str(run.directory)), *origin_facts(run)])
+        found.append(
+            folded(f"Where {run.directory.name} was made, and its whole configuration", where, code(run.config_text))
+        )
+    return found

@@ -1,0 +1,187 @@
+"""The tables of an experiment's page."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from flowrl.base.amounts import size
+from flowrl.config import RunConfig, diff
+from flowrl.matched.comparison import Comparison, Findings, gain
+from flowrl.matched.measures import Measure
+from flowrl.matched.paired import Difference, Interval
+from flowrl.matched.record import Arm, MatchedRecord
+from flowrl.matched.turning import Kept, Turning
+from flowrl.matched.verdict import bracketed, decimals_of
+from flowrl.matrix.folder import EXPERIMENT_FILE
+from flowrl.report.costs import BUSY, PHASES, TRAFFIC, mean_bytes, mean_of, peak_memory, phase_rows
+from flowrl.report.page import Html, code, joined, table, tag
+from flowrl.report.run_page import config_value
+from flowrl.report.run_record import RunRecord
+from flowrl.report.wording import duration, fixed, significant
+
+
+def scores_table(found: Findings) -> Html:
+    """Every measure before and after in each arm, and the differences of the first arm to the others at the end."""
+    arms = [arm.name for arm in found.record.arms]
+    rows = []
+    for measure in found.measures:
+        pairs = found.of(measure)
+        decimals = max(decimals_of(pair.at[-1]) for pair in pairs)
+        after = [_after(measure, place, decimals) for place in range(len(arms))]
+        differences = [_toned(pair.at[-1], decimals) for pair in pairs]
+        start = fixed(measure.mean(0, 0), decimals) if measure.steps[0] == 0 else ""
+        rows.append([_label(measure, found), start, *after, *differences])
+    heads = ["Difference"] if len(arms) == 2 else [f"{arms[0]} \u2212 {other}" for other in arms[1:]]
+    return table(["", "Before", *arms, *heads], rows, classes="scores arms-table")
+
+
+def _label(measure: Measure, found: Findings) -> Html:
+    roles = [
+        tag("span", "trained", classes=f"role c{place + 1}", attributes={"title": f"by {arm}"})
+        for place, arm in enumerate(measure.arms)
+        if arm in measure.trained_by
+    ]
+    if measure is found.decides:
+        roles.append(tag("span", "decides", classes="role decides"))
+    text = measure.title.rpartition(": ")[2] if measure.part_of else measure.title
+    return tag("span", text, *roles, classes="part" if measure.part_of else "")
+
+
+def _after(measure: Measure, arm: int, decimals: int) -> Html:
+    one = gain(measure, arm)
+    value = fixed(measure.mean(arm, -1), decimals)
+    return joined([tag("span", value), _toned(one, decimals)]) if one is not None else tag("span", value)
+
+
+def _toned(one: Difference, decimals: int) -> Html:
+    tone = ("good" if one.mean > 0 else "bad") if one.clear else "neutral"
+    interval = tag("span", f" {bracketed(one.prompts, decimals)}", classes="margin")
+    return tag("span", fixed(one.mean, decimals, signed=True), interval, classes=tone)
+
+
+def checkpoints_table(pair: Comparison) -> Html:
+    """One measure of two arms at every matched checkpoint."""
+    measure, decimals = pair.measure, max(decimals_of(one) for one in pair.at)
+    several = len(measure.seeds) > 1
+    rows = []
+    for place, (step, one) in enumerate(zip(measure.steps, pair.at, strict=True)):
+        if step == 0:
+            continue  # the same model in both
+        row = [str(step), *(fixed(measure.mean(arm, place), decimals) for arm in (pair.first, pair.second))]
+        row += [_toned(one, decimals), f"{one.ahead:.0%}"]
+        if several:
+            row += [_optional(one.seeds, decimals), ", ".join(fixed(x, decimals, signed=True) for x in one.by_seed)]
+        rows.append(row)
+    first, second = pair.names
+    head = ["Step", first, second, f"{first} \u2212 {second}", "Ahead on"]
+    return table(head + (["Over seeds", "By seed"] if several else []), rows, classes="numbers")
+
+
+def _optional(interval: Interval | None, decimals: int) -> str:
+    return "" if interval is None else bracketed(interval, decimals)
+
+
+def turnings_table(found: Findings) -> Html:
+    """Where a trained reward rises while a watched measure falls."""
+    rows = [_turning(one, found) for one in found.turnings]
+    head = ["Arm", "Still rises", "Falls", "Best at step", "Clearly below from step", "By the end", "Against the start"]
+    return table(head, rows, classes="numbers")
+
+
+def _turning(one: Turning, found: Findings) -> list[str]:
+    decimals = max(decimals_of(one.fall), decimals_of(one.from_start))
+    title = next(measure.title for measure in found.measures if measure.name == one.watched)
+    moved = [_toned(one.fall, decimals), _toned(one.from_start, decimals)]
+    return [one.arm, one.trained, title, str(one.best), str(one.step), *moved]
+
+
+def keep_table(found: Findings) -> Html:
+    """The checkpoint of each run at the step to keep, and whether it is still there."""
+    rows = []
+    for place, one in enumerate(found.keep):
+        assert found.decides is not None
+        arm = found.record.arms[place]
+        for index, seed in enumerate(found.decides.seeds):
+            step = found.decides.steps.index(one.step)
+            value = float(found.decides.values[place, index, step].mean())
+            decimals = decimals_of(one.gain)
+            rows.append([arm.runs[seed].directory.name, str(one.step), fixed(value, decimals), _where(arm, seed, one)])
+    name = found.decides.title if found.decides is not None else ""
+    return table(["Run", "Step", name, "Checkpoint"], rows, classes="keys")
+
+
+def _where(arm: Arm, seed: int, one: Kept) -> str:
+    run = arm.runs[seed]
+    if one.step == 0:
+        return "none: the base model is better than every checkpoint"
+    path = run.directory / "checkpoints" / f"step_{one.step:06d}"
+    if path.is_dir():
+        return str(path)
+    if one.step == run.last_step and (run.directory / "lora").is_dir():
+        return str(run.directory / "lora")
+    return "no longer on disk: train again with a larger checkpoint.keep, and checkpoint.every as eval.every"
+
+
+def costs(record: MatchedRecord) -> Html:
+    """Time, bytes and memory of each arm; means over its runs."""
+    names = [arm.name for arm in record.arms]
+    arms = [list(arm.runs.values()) for arm in record.arms]
+    phases = [[{row.name: row.mean for row in phase_rows(run)} for run in runs] for runs in arms]
+    time = []
+    for name in [*PHASES, "everything else"]:
+        time += _row(name, [_mean([run.get(name, 0.0) for run in runs]) for runs in phases], duration, zero=False)
+    time += _row("whole step", _of_runs(arms, lambda run: mean_of(run, "time/step_s")), duration)
+    time += _row("one evaluation", [_mean([run.get("eval") for run in runs]) for runs in phases], duration)
+    time += _row("whole run", _of_runs(arms, lambda run: sum(row.total for row in phase_rows(run))), duration)
+    moved = []
+    for kind in TRAFFIC:
+        moved += _row(kind, [_mean([mean_bytes(run, kind) for run in runs]) for runs in arms], size)
+    rest = _row("images per second", _of_runs(arms, lambda run: mean_of(run, "speed/images_per_s")), significant)
+    for name, words in BUSY.items():
+        busy = [_mean([mean_of(run, f"time/{name}_busy_s") for run in runs]) for runs in arms]
+        rest += _row(f"busy: {words}", busy, duration)
+    rest += _row("peak memory", _of_runs(arms, peak_memory), lambda gib: f"{gib:.3g} GiB")
+    right = [table(["Bytes per step", *names], moved), table(["Speed and memory", *names], rest)]
+    return tag("div", table(["Time per step", *names], time), tag("div", *right, classes="stack"), classes="columns")
+
+
+def _of_runs(arms: Sequence[Sequence[RunRecord]], value: Callable[[RunRecord], float | None]) -> list[float | None]:
+    return [_mean([value(run) for run in runs]) for runs in arms]
+
+
+def _mean(values: Sequence[float | None]) -> float | None:
+    known = [value for value in values if value is not None]
+    return sum(known) / len(known) if known else None
+
+
+def _row(
+    label: str, values: Sequence[float | None], words: Callable[[float], str], *, zero: bool = True
+) -> list[list[str]]:
+    if all(value is None or (value == 0 and not zero) for value in values):
+        return []
+    return [[label, *("" if value is None else words(value) for value in values)]]
+
+
+def differences_table(record: MatchedRecord) -> Html:
+    """The keys in which the arms differ, by their runs of the lowest seed."""
+    configs = [(arm.name, arm.runs[record.seeds[0]].config) for arm in record.arms]
+    known: list[tuple[str, RunConfig]] = [(name, config) for name, config in configs if config is not None]
+    if len(known) < len(configs):
+        return Html("")
+    first = known[0][1]
+    others = [diff(first, config) for _, config in known[1:]]
+    keys = dict.fromkeys(key for found in others for key in found if not key.startswith(("run.name", "run.dir")))
+    rows = []
+    for key in keys:
+        value = next(found[key][0] for found in others if key in found)
+        rows.append(
+            [key, config_value(value), *(config_value(found[key][1] if key in found else value) for found in others)]
+        )
+    return table(["Key", *(name for name, _ in known)], rows, classes="keys")
+
+
+def commands(record: MatchedRecord) -> Html:
+    """What makes all of it again, then what was typed for each run, resumed ones each time."""
+    again = [f"flowrl matrix {record.folder / EXPERIMENT_FILE} --run --out runs/again"] if record.source else []
+    typed = dict.fromkeys(start.command for run in record.runs for start in run.starts)
+    return joined(code("\n".join(lines)) for lines in (again, list(typed)) if lines)

@@ -1,0 +1,78 @@
+"""Writes folders that look like those of real experiments, and measures with numbers that are known."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+from run_fixture import FakeRun, write_run
+
+from flowrl.matched.measures import Measure
+from flowrl.matrix.experiment import ArmSection, Experiment
+from flowrl.matrix.folder import write_experiment
+from flowrl.matrix.manifest import MANIFEST
+
+QUESTION = "Does one reward train a better model than the other?"
+DITREWARD = FakeRun(steps=20, every=5, columns=2)
+HPSV3 = replace(DITREWARD, reward="hpsv3", other="dit_reward", oracle_gain=-0.1)
+
+
+def write_experiment_folder(
+    parent: Path, arms: dict[str, FakeRun], seeds: Sequence[int] = (0, 1, 2), *, judged_by: Sequence[str] = ("oracle",)
+) -> Path:
+    """An experiment's folder with a run of each arm and seed; an arm is how its runs went."""
+    folder = parent / "rewards-pocket"
+    folder.mkdir(parents=True)
+    experiment = Experiment(
+        question=QUESTION,
+        base="configs/pocket/ditreward.yaml",
+        arms={name: ArmSection() for name in arms},
+        differ=["rewards"],
+        seeds=list(seeds),
+        judged_by=list(judged_by),
+    )
+    write_experiment(experiment, folder)
+    rows = []
+    for seed in seeds:
+        for name, arm in arms.items():
+            run = replace(arm, name=f"{name}-{seed}", seed=seed)
+            write_run(folder, run)
+            row = {"index": len(rows), "arm": name, "seed": seed, "config": f"configs/{run.name}.yaml"}
+            rows.append(row | {"dir": f"somewhere/else/{run.name}", "config_hash": "0" * 64})
+    (folder / MANIFEST).write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return folder
+
+
+def measure(
+    values: np.ndarray,
+    *,
+    name: str = "oracle",
+    trained_by: tuple[str, ...] = (),
+    arms: tuple[str, ...] = ("ditreward", "hpsv3"),
+) -> Measure:
+    """A measure of values [arms, seeds, steps, prompts], evaluated every ten steps."""
+    return Measure(
+        name=name,
+        trained_by=trained_by,
+        part_of=None,
+        arms=arms,
+        seeds=tuple(range(values.shape[1])),
+        steps=tuple(range(0, 10 * values.shape[2], 10)),
+        prompts=tuple(f"prompt {index}" for index in range(values.shape[3])),
+        dropped=0,
+        values=values,
+    )
+
+
+def flat_curves(*curves: Sequence[float], seeds: int = 3, prompts: int = 64, noise: float = 0.02) -> np.ndarray:
+    """Values [arms, seeds, steps, prompts] around a curve per arm; equal curves have different noise."""
+    generator = np.random.default_rng(7)
+    means = np.array(curves)[:, None, :, None]
+    shape = (len(curves), seeds, len(curves[0]), prompts)
+    hardness = 0.3 * np.sin(np.arange(prompts))  # of prompts, by far larger than what sets two arms apart
+    values: np.ndarray = means + hardness + noise * generator.standard_normal(shape)
+    values[:, :, 0] = values[:1, :1, 0]  # nothing was trained yet
+    return values
