@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Generator, Iterable
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import TYPE_CHECKING, Literal, Protocol
 
-import torch
+if TYPE_CHECKING:
+    import torch
 
 LOWEST, HIGHEST = 1.0, 10.0  # of every score of every judge
 OVERALL = "overall"  # the last dimension of every judge

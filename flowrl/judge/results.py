@@ -7,13 +7,15 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from flowrl.base.atomic_file import write_atomically
 from flowrl.base.errors import UserError
-from flowrl.judge.estimate import Prices
 from flowrl.judge.judgement import OUTCOMES, Judgement, Tokens
-from flowrl.judge.subjects import Subject
+
+if TYPE_CHECKING:
+    from flowrl.judge.estimate import Prices
+    from flowrl.judge.subjects import Subject
 
 RESULTS, SUMMARY = "results.jsonl", "summary.json"
 

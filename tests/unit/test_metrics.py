@@ -188,9 +188,7 @@ def test_images_text_and_the_layout_reach_tensorboard(tmp_path: Path) -> None:
         assert words in layout
 
 
-@pytest.mark.parametrize(
-    "module", ["metrics", "run_dir", "console", "report.run_report", "report.comparison", "samples"]
-)
+@pytest.mark.parametrize("module", ["metrics", "run_dir", "console", "report.run_report", "matched.page", "samples"])
 def test_import_is_quick(module: str) -> None:
     program = f"import sys, flowrl.{module}; assert not {{'torch', 'tensorboard', 'ray'}} & set(sys.modules)"
     subprocess.run([sys.executable, "-c", program], check=True)
