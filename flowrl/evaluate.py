@@ -51,8 +51,13 @@ class Evaluation:
                 Metric(key=f"eval/{name}/sem", value=_standard_error(values)),
                 Metric(key=f"eval/{name}/invalid", value=1 - len(finite) / values.numel()),
             ]
-        diversity = sum(group.diversity for group in self.scores) / len(self.scores)
-        return [*metrics, Metric(key="eval/diversity/mean", value=diversity)]
+        if (diversity := self.diversity()) is not None:
+            metrics.append(Metric(key="eval/diversity/mean", value=sum(diversity) / len(diversity)))
+        return metrics
+
+    def diversity(self) -> list[float] | None:
+        """How far apart the samples of each prompt are; None with one sample, which is apart from nothing."""
+        return [group.diversity for group in self.scores] if len(self.scores[0].total) > 1 else None
 
 
 class Evaluator:
@@ -111,13 +116,13 @@ class Evaluator:
             name: [[x if math.isfinite(x) else None for x in row] for row in result.values(name).tolist()]
             for name in result.scores[0].per_reward
         }
-        diversity = [group.diversity for group in result.scores]
-        record = {
+        record: dict[str, object] = {
             "step": step,
             "prompts": [prompt.text for prompt in result.prompts],
             "scores": scores,
-            "diversity": diversity,
         }
+        if (diversity := result.diversity()) is not None:
+            record["diversity"] = diversity
         write_atomically(folder / f"step_{step:06d}.json", json.dumps(record).encode())
         first = json.loads(min(folder.glob("step_*.json")).read_text())
         if first["step"] == step:

@@ -69,7 +69,14 @@ GLOSSARY: dict[str, Entry] = {
     ),
     "eval/diversity/mean": Entry(
         "How far apart the held-out images of one prompt are (mean pairwise RMS distance of their latents); "
-        "a steady fall means that the policy draws the same image again and again.",
+        "a steady fall means that the policy draws the same image again and again. Not there with one sample a prompt: "
+        "then policy/diversity tells.",
+        "latent units",
+        "up",
+    ),
+    "policy/diversity": Entry(
+        "How far apart the training images of one prompt are (mean pairwise RMS distance of their latents), of the "
+        "prompts of the step.",
         "latent units",
         "up",
     ),

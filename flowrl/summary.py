@@ -44,6 +44,7 @@ def score_metrics(scores: list[Scores]) -> list[Metric]:
     metrics += [
         Metric(key="reward/total/mean", value=sums.mean().item()),
         Metric(key="policy/zero_variance_groups", value=sum(same), reduce="sum"),
+        Metric(key="policy/diversity", value=sum(group.diversity for group in scores) / len(scores)),
         Metric(key="bytes/trajectories", value=sum(group.trajectory_bytes for group in scores), reduce="sum"),
         Metric(key="count/images", value=sum(len(group.valid) for group in scores), reduce="sum"),
     ]

@@ -21,9 +21,11 @@ _X_NAMES: Mapping[Axis, str] = {"steps": "step", "samples": "images", "hours": "
 _TRAINING = {
     "policy/kl": ("KL to the start", "How far the policy has moved, of the samples of a step."),
     "reward/total/mean": ("Reward while training", "Of the prompts of the step, which are others each time."),
+    "policy/diversity": ("Diversity while training", "Distance between the images of one prompt of the step."),
     "policy/grad_norm": ("Gradient norm", "Before clipping."),
     "policy/clip_fraction": ("Clip fraction", "Share of ratios outside the clip range."),
 }
+_FROM_ZERO = ("policy/kl", "policy/grad_norm", "policy/clip_fraction")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -105,8 +107,9 @@ def training_charts(record: MatchedRecord, axis: Axis) -> list[Chart]:
             steps = sorted(set.intersection(*map(set, curves)))
             values = [[curve[step] for step in steps] for curve in curves]
             series.append(_banded(arms[place], steps, values, place, marked=False))
-        from_zero = key.startswith("policy/")
-        charts.append(Chart(title=title, note=note, series=series, x_name=_X_NAMES[axis], from_zero=from_zero))
+        if any(one.points for one in series):
+            from_zero = key in _FROM_ZERO
+            charts.append(Chart(title=title, note=note, series=series, x_name=_X_NAMES[axis], from_zero=from_zero))
     return charts
 
 

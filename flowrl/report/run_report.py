@@ -164,6 +164,8 @@ def _training_charts(record: RunRecord) -> list[Chart]:
         Chart(title="Reward", note=_REWARD_NOTE,
               series=_smoothed("reward", record.series("reward/total/mean"))),
         Chart(title="KL to the start", note="How far the policy has moved.", series=line("policy/kl"), from_zero=True),
+        Chart(title="Diversity while training", note="Distance between the images of one prompt of the step.",
+              series=line("policy/diversity")),
         Chart(title="Replay ratio deviation", note="Before the first optimizer step; 0 on the CPU, tiny on a GPU.",
               series=[Series(name="deviation", points=record.series("policy/ratio_absdev_max"))], from_zero=True),
         Chart(title="Deviation by sampler step", note="The largest of the run at each trained sampler step.",

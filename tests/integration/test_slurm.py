@@ -131,8 +131,8 @@ def test_an_array_goes_on_after_its_time_limit_with_the_same_numbers_and_a_repor
     assert 0 < stopped < 70
     lab.hold.unlink()
     for index in range(4):
-        lab.ends(f"{array}_{index}", "COMPLETED", seconds=120)
-    lab.ends(report, "COMPLETED", seconds=60)
+        lab.ends(f"{array}_{index}", "COMPLETED", seconds=400)
+    lab.ends(report, "COMPLETED", seconds=120)
     said = lab.said(f"{array}_0")
     assert re.search(r"^latent-0: attempt 1, after step 0$", said, flags=re.MULTILINE)
     assert f"SIGUSR1: stopped after step {stopped}" in said
@@ -156,7 +156,7 @@ def test_a_run_on_two_nodes_that_is_preempted_goes_on_with_the_same_numbers(lab:
     lab.slurm.run("sbatch", *urgent)
     until(lambda: lab.slurm.job(name)["Restarts"] == "1", seconds=60, what=lambda: f"preemption: {lab.said(name)}")
     lab.hold.unlink()
-    lab.ends(name, "COMPLETED", seconds=150)
+    lab.ends(name, "COMPLETED", seconds=400)
     said = lab.said(name)
     assert len(re.findall(r"^Ray: 2 nodes at [\d.]+:\d+$", said, flags=re.MULTILINE)) == 2
     stopped = re.search(r"stopped after step (\d+)", said)

@@ -7,10 +7,11 @@ from dataclasses import replace
 import pytest
 import torch
 
+from flowrl.evaluate import Evaluation
 from flowrl.memory import MemoryMeter
 from flowrl.metrics import describe, reduce
 from flowrl.summary import RewardError, advantage_metrics, check_valid, score_metrics
-from flowrl.types import Scores
+from flowrl.types import Prompt, Scores
 
 NAN = float("nan")
 
@@ -54,6 +55,19 @@ def test_costs_are_summed_over_groups() -> None:
     assert found["bytes/trajectories"] == 200
     assert found["count/images"] == 6
     assert (found["time/rollout_busy_s"], found["time/decode_busy_s"], found["time/score_busy_s"]) == (2, 1, 0.5)
+
+
+def test_diversity_is_the_mean_over_the_prompts_of_the_step() -> None:
+    groups = [replace(scores(1, 2), diversity=diversity) for diversity in (0.25, 0.75)]
+    assert reduced(*groups)["policy/diversity"] == 0.5
+
+
+@pytest.mark.parametrize(("samples", "expected"), [(1, None), (2, [0.2, 0.6])])
+def test_one_sample_of_a_prompt_has_no_diversity(samples: int, expected: list[float] | None) -> None:
+    groups = [replace(scores(*[1.0] * samples), diversity=diversity) for diversity in (0.2, 0.6)]
+    found = Evaluation(prompts=[Prompt(id=0, text="a"), Prompt(id=1, text="b")], scores=groups)
+    assert found.diversity() == expected
+    assert ("eval/diversity/mean" in reduce(found.metrics())) == (expected is not None)
 
 
 def test_every_metric_is_explained() -> None:
