@@ -14,6 +14,7 @@ from flowrl.placement_rules import PLACEMENT_RULES
 Rule = Callable[[RunConfig], None]
 RULES: list[Rule] = []
 _TAKEN_LABELS = ("total", "diversity")  # reward/total/mean and eval/diversity/mean mean something else
+_JUDGE = "judge_"  # begins the names of what a judge scored
 
 
 def rule(function: Rule) -> Rule:
@@ -168,9 +169,11 @@ def reward_labels_fit_in_metric_keys(config: RunConfig) -> None:
         for index, spec in enumerate(specs):
             name = spec.metric_name
             require(
-                re.fullmatch(r"[\w.+-]+", name) is not None and name not in _TAKEN_LABELS,
-                f"rewards.{part}[{index}].label must be letters, digits and any of _ . + - and not one of "
-                f"{', '.join(_TAKEN_LABELS)}, got {name!r}",
+                re.fullmatch(r"[\w.+-]+", name) is not None
+                and name not in _TAKEN_LABELS
+                and not name.startswith(_JUDGE),
+                f"rewards.{part}[{index}].label must be letters, digits and any of _ . + -, not one of "
+                f"{', '.join(_TAKEN_LABELS)}, and not begin with {_JUDGE}, got {name!r}",
             )
 
 

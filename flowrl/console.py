@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import Self, TextIO
 
 from flowrl.config import ConfigError, RunConfig
-from flowrl.report.run_record import part_of, read_run
+from flowrl.registry import part_of
+from flowrl.report.run_record import read_run
 from flowrl.report.verdict import Change, changes, verdict, violations
 from flowrl.report.wording import TIMES, duration, fixed, listed, significant
 

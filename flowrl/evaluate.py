@@ -3,7 +3,6 @@ the weights."""
 
 from __future__ import annotations
 
-import json
 import math
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,8 +10,8 @@ from pathlib import Path
 import torch
 
 from flowrl.actors.run_actors import RunActors
-from flowrl.base.atomic_file import write_atomically
 from flowrl.config import EvalSection
+from flowrl.evaluation_record import EvaluationRecord, evaluation_files, read_evaluation
 from flowrl.partial_evaluation import PartialEvaluation
 from flowrl.samples import write_sheet
 from flowrl.types import Metric, Prompt, RolloutRequest, SamplingPlan, Scores, StepKind
@@ -105,31 +104,24 @@ class Evaluator:
                 self._partial.add(new)
         return Evaluation(prompts=self._prompts, scores=[scores[place] for place in range(len(requests))])
 
-    def gains(self, result: Evaluation, folder: Path, step: int) -> list[Metric]:
+    def save(self, result: Evaluation, folder: Path, step: int) -> list[Metric]:
         """Keep every score in `folder`, and tell how far each reward has moved since the first evaluation.
 
         Prompts and noise are the same, so scores are compared prompt by prompt: the standard error is that of the
         differences, which is far smaller than that of either mean.
         """
-        folder.mkdir(exist_ok=True)
         scores = {
             name: [[x if math.isfinite(x) else None for x in row] for row in result.values(name).tolist()]
             for name in result.scores[0].per_reward
         }
-        record: dict[str, object] = {
-            "step": step,
-            "prompts": [prompt.text for prompt in result.prompts],
-            "scores": scores,
-        }
-        if (diversity := result.diversity()) is not None:
-            record["diversity"] = diversity
-        write_atomically(folder / f"step_{step:06d}.json", json.dumps(record).encode())
-        first = json.loads(min(folder.glob("step_*.json")).read_text())
-        if first["step"] == step:
+        prompts = [prompt.text for prompt in result.prompts]
+        EvaluationRecord(step=step, prompts=prompts, scores=scores, diversity=result.diversity()).write(folder)
+        first = read_evaluation(evaluation_files(folder)[0])
+        if first.step == step:
             return []
         metrics = []
         for name in scores:
-            before = torch.tensor([[math.nan if x is None else x for x in row] for row in first["scores"][name]])
+            before = torch.tensor([[math.nan if x is None else x for x in row] for row in first.scores[name]])
             moved = result.values(name) - before
             metrics.append(Metric(key=f"eval/{name}/gain", value=_finite_mean(moved).item()))
             metrics.append(Metric(key=f"eval/{name}/gain_sem", value=_standard_error(moved)))

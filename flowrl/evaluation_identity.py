@@ -19,13 +19,14 @@ _ELSEWHERE = (
     "data.condition_cache",
     "data.train",
 )
+_COMPUTES = ("placement.device", "placement.threads")  # other ones round otherwise
 
 
 def evaluation_identity(config: RunConfig, weights: Path | None) -> str:
     """64 digits over the configuration, the held-out prompts and the files of the weights, if any."""
     digest = hashlib.sha256()
     for key, value in sorted(flat_config(config).items()):
-        if not key.startswith(_ELSEWHERE):
+        if key in _COMPUTES or not key.startswith(_ELSEWHERE):
             digest.update(f"{key}={value!r}\n".encode())
     files = sorted(weights.glob("*.safetensors")) if weights is not None else []
     for file in (*files, Path(config.data.eval_prompts)):

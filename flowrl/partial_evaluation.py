@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from flowrl.base.atomic_file import write_atomically
 from flowrl.types import Scores
 
 
@@ -23,11 +24,11 @@ class PartialEvaluation:
         lines = file.read_text(encoding="utf-8").split("\n") if file.is_file() else []
         self._scores: dict[int, Scores] = {}
         if not lines or lines[0] != identity:
-            file.write_text(f"{identity}\n", encoding="utf-8")
+            write_atomically(file, f"{identity}\n".encode())
             return
         whole = [line for line in lines[1:-1] if line]  # what follows the last newline is torn
         self._scores = {row["place"]: _scores(row) for row in map(json.loads, whole)}
-        file.write_text("\n".join([identity, *whole, ""]), encoding="utf-8")
+        write_atomically(file, "\n".join([identity, *whole, ""]).encode())
 
     def get(self, place: int) -> Scores | None:
         """The scores of the group at a place among the prompts, without images, if they are there."""

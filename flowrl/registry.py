@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import importlib
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib.metadata import entry_points
 from typing import Any, Literal
@@ -106,3 +106,10 @@ def resolve(kind: Kind, name: str) -> tuple[Any, dict[str, Any]]:
     """The imported class or function of a name, and the options that the name stands for."""
     plugin = find(kind, name)
     return plugin.load(), dict(plugin.options)
+
+
+def part_of(name: str, measures: Sequence[str]) -> str | None:
+    """The measure that `name` is a part of: oracle for oracle_shape, where both were measured and are one reward."""
+    known = BUILT_IN["reward"]
+    wholes = [whole for whole in measures if name.startswith(f"{whole}_") and {whole, name} <= known.keys()]
+    return next((whole for whole in wholes if known[whole].target == known[name].target), None)

@@ -118,7 +118,7 @@ class Trainer:
         if grid is not None:
             self.log.images("samples", step, grid)
         self.console.evaluation(step, result.means())
-        gains = self.evaluator.gains(result, self.folder.evaluations, step)
+        gains = self.evaluator.save(result, self.folder.evaluations, step)
         return [*result.metrics(), *gains, *clock.metrics()]
 
     def _save(self, step: int) -> list[Metric]:

@@ -118,14 +118,15 @@ def difference_charts(found: Findings) -> Iterator[Chart]:
     for measure in found.measures:
         for pair in found.of(measure):
             if len(measure.steps) > 1:
-                yield _difference_chart(pair)
+                yield _difference_chart(pair, several=len(measure.arms) > 2)
 
 
-def _difference_chart(pair: Comparison) -> Chart:
+def _difference_chart(pair: Comparison, *, several: bool) -> Chart:
     first, second = pair.names
     steps = pair.measure.steps
     points = [(float(step), one.mean) for step, one in zip(steps, pair.at, strict=True)]
-    band = [(one.prompts.low, one.prompts.high) for one in pair.at]
+    intervals = [one.prompts for one in pair.at if one.prompts is not None]
+    band = [(one.low, one.high) for one in intervals] if len(intervals) == len(points) else []
     lines = [Series(name=f"{first} \u2212 {second}", points=points, band=band, slot=3, style="marked")]
     if len(pair.measure.seeds) > 1:
         for place, seed in enumerate(pair.measure.seeds):
@@ -134,7 +135,7 @@ def _difference_chart(pair: Comparison) -> Chart:
     trained = pair.measure.trained_by
     note = f"Trained on by {listed(list(trained))}." if trained else ""
     return Chart(
-        title=pair.measure.title,
+        title=f"{pair.measure.title}: {first} \u2212 {second}" if several else pair.measure.title,
         note=note,
         series=lines,
         zero_line=True,
@@ -146,7 +147,7 @@ def _difference_chart(pair: Comparison) -> Chart:
 def _note(measure: Measure, found: Findings) -> str:
     if measure.trained_by:
         return f"Trained on by {listed(list(measure.trained_by))}."
-    if measure.name == "diversity":
+    if measure.source == "diversity":
         return "Distance between the images of one prompt; a steady fall means that they become alike."
     return "Decides." if measure is found.decides else "" if measure.part_of else "Watched, not trained on."
 

@@ -6,6 +6,7 @@ import csv
 import io
 import json
 import re
+import shutil
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -23,7 +24,8 @@ CURVES, DIFFERENCES, RESULT, FIGURES = "curves.csv", "differences.csv", "result.
 
 def write_files(found: Findings, said: Verdict, folder: Path) -> None:
     """Write curves.csv, differences.csv, result.json and figures/*.svg into `folder`, replacing what is there."""
-    (folder / FIGURES).mkdir(parents=True, exist_ok=True)
+    shutil.rmtree(folder / FIGURES, ignore_errors=True)  # of measures and arms that are no more
+    (folder / FIGURES).mkdir(parents=True)
     write_atomically(folder / CURVES, _csv(_CURVE_HEAD, _curves(found)))
     write_atomically(folder / DIFFERENCES, _csv(_DIFFERENCE_HEAD, _differences(found)))
     write_atomically(folder / RESULT, (json.dumps(_result(found, said), indent=2) + "\n").encode())
@@ -41,7 +43,7 @@ def write_files(found: Findings, said: Verdict, folder: Path) -> None:
 _CURVE_HEAD = ("arm", "seed", "measure", "step", "images", "training_hours", "mean")
 _DIFFERENCE_HEAD = (
     *("measure", "first", "second", "step", "difference", "low", "high", "seeds_low", "seeds_high"),
-    *("prompts", "seeds", "share_of_prompts_ahead"),
+    *("both_low", "both_high", "prompts", "seeds", "share_of_prompts_ahead"),
 )
 
 
@@ -62,7 +64,7 @@ def _differences(found: Findings) -> Iterable[Sequence[object]]:
         for step, one in zip(pair.measure.steps, pair.at, strict=True):
             yield (
                 *(pair.measure.name, *pair.names, step, one.mean, *_ends(one.prompts), *_ends(one.seeds)),
-                *(len(pair.measure.prompts), len(pair.measure.seeds), one.ahead),
+                *(*_ends(one.both), len(pair.measure.prompts), len(pair.measure.seeds), one.ahead),
             )
 
 

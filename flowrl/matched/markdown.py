@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
-from flowrl.matched.comparison import Findings, gain
-from flowrl.matched.verdict import Verdict, decimals_of, spread
+from collections.abc import Sequence
+
+from flowrl.matched.at_end import end_rows
+from flowrl.matched.comparison import Findings
+from flowrl.matched.verdict import Verdict, spread
 from flowrl.report.wording import fixed
 
 
@@ -14,19 +17,15 @@ def as_markdown(found: Findings, said: Verdict) -> str:
     lines = [f"**{found.record.question}**", "", said.headline.text, ""]
     lines += [f"- {sentence.text}" for sentence in (*said.support, *said.moves)]
     lines += ["", _line(heads), _line(["---"] * len(heads))]
-    for measure in found.measures:
-        pairs = found.of(measure)
-        decimals = max(decimals_of(pair.at[-1]) for pair in pairs)
-        cells = [measure.title, fixed(measure.mean(0, 0), decimals) if measure.steps[0] == 0 else ""]
-        for place, arm in enumerate(arms):
-            one = gain(measure, place)
-            trained = " (trained)" if arm in measure.trained_by else ""
-            moved = f" ({fixed(one.mean, decimals, signed=True)})" if one is not None else ""
-            cells.append(f"{fixed(measure.mean(place, -1), decimals)}{moved}{trained}")
-        cells += [spread(pair.at[-1].mean, pair.at[-1].prompts, decimals) for pair in pairs]
+    for row in end_rows(found):
+        cells = [row.measure.title, row.before]
+        for arm, (value, one) in zip(arms, row.after, strict=True):
+            moved = f" ({fixed(one.mean, row.decimals, signed=True)})" if one is not None else ""
+            cells.append(f"{value}{moved}{' (trained)' if arm in row.measure.trained_by else ''}")
+        cells += [spread(pair.at[-1].mean, pair.at[-1].prompts, row.decimals) for pair in row.pairs]
         lines.append(_line(cells))
     return "\n".join(lines) + "\n"
 
 
-def _line(cells: list[str]) -> str:
-    return f"| {' | '.join(cells)} |"
+def _line(cells: Sequence[str]) -> str:
+    return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"

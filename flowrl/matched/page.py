@@ -7,6 +7,7 @@ from pathlib import Path
 
 from flowrl.base.amounts import count
 from flowrl.base.atomic_file import write_atomically
+from flowrl.matched.at_end import last_step
 from flowrl.matched.comparison import Findings, findings
 from flowrl.matched.curves import AXES, difference_charts, measure_charts, style, training_charts
 from flowrl.matched.files import write_files
@@ -51,20 +52,20 @@ def write_comparison(runs: Sequence[Path], out: Path | None = None) -> Path:
 
 def _write(record: MatchedRecord, out: Path) -> Path:
     found = findings(record, measures_of(record))
-    beside = out.with_suffix("")
-    write_files(found, verdict(found), beside)
+    said, beside = verdict(found), out.with_suffix("")
+    write_files(found, said, beside)
     write_tensorboard(found, beside / "tensorboard")
-    write_atomically(out, render(found).encode())
+    write_atomically(out, render(found, said).encode())
     return out
 
 
-def render(found: Findings) -> Html:
+def render(found: Findings, said: Verdict) -> Html:
     """The page as text."""
-    record, said = found.record, verdict(found)
+    record = found.record
     return page(
         f"{record.question} - flowrl report",
         _head(found, said),
-        warnings(record.problems),
+        warnings([*record.problems, *_left_out(found)]),
         section("At the end", scores_table(found), intro=_end_note(found)),
         section(
             "Curves",
@@ -93,10 +94,10 @@ _MATCHED_NOTE += (
     "single seeds. Of twenty such intervals one misses the truth."
 )
 _TURNING_NOTE = (
-    "A step counts where the trained reward is clearly higher than at the watched measure's best, and the watched "
-    "measure is clearly lower, from there to the end. The best step is chosen by one half of the prompts and measured "
-    "by the other."
+    "Marked is the first step from which on, to the end, the watched measure is clearly below its best before, and "
+    "what was trained on clearly above where it stood then. What is measured against a best step, or gains by it, is "
 )
+_TURNING_NOTE += "never what chose that step: other prompts and other seeds choose, blind to it."
 
 
 def _head(found: Findings, said: Verdict) -> Html:
@@ -116,16 +117,28 @@ def _head(found: Findings, said: Verdict) -> Html:
     )
 
 
+def _left_out(found: Findings) -> list[str]:
+    """What measures lack, in words."""
+    lines = []
+    for measure in found.measures:
+        if any(measure.missing):
+            lacking = [f"{count} of {arm}" for arm, count in zip(measure.arms, measure.missing, strict=True) if count]
+            lines.append(f"{measure.title} lacks scores: {listed(lacking)}. These samples are left out of every run.")
+        if measure.dropped:
+            lines.append(
+                f"{measure.title} leaves out {count(measure.dropped, 'prompt')} that some run has no score of."
+            )
+    return lines
+
+
 def _end_note(found: Findings) -> str:
-    record = found.record
-    steps = found.measures[0].steps[-1] if found.measures else 0
-    seeds = f"{count(len(record.seeds), 'seed')} ({listed([str(seed) for seed in record.seeds])})"
-    dropped = max((measure.dropped for measure in found.measures), default=0)
-    text = (
-        f"After {count(steps, 'step')}, means over {seeds}. Small: the change from before training, and in the last "
-        "column the difference between the arms, with 95 % intervals over prompts; coloured where they exclude zero."
+    seeds = [str(seed) for seed in found.record.seeds]
+    over = f"means over seeds {listed(seeds)}" if len(seeds) > 1 else f"seed {seeds[0]}"
+    return (
+        f"After {count(last_step(found), 'step')}, {over}. Small: the change from before training. In the last column "
+        "the difference between the arms. Intervals are of 95 % over prompts; coloured is what excludes zero, a "
+        "difference in the colour of the arm that is ahead."
     )
-    return text + (f" Up to {count(dropped, 'prompt')} without a finite score are left out." if dropped else "")
 
 
 def _curves_note(record: MatchedRecord) -> str:
@@ -164,10 +177,12 @@ def _checkpoints(found: Findings) -> list[Html]:
 
 
 def _turning(found: Findings) -> list[Html]:
-    if not any(len(measure.steps) > 1 for measure in found.measures):
+    if not any(measure.moves for measure in found.measures):
         return []
-    none = tag("p", "No trained reward rises while a watched measure clearly falls.")
-    return [turnings_table(found) or none, keep_table(found)]
+    shown = [turnings_table(found) or tag("p", "No trained reward is seen to rise while a watched measure falls.")]
+    if found.unexamined:
+        shown.append(tag("ul", *(tag("li", text) for text in found.unexamined), classes="plain"))
+    return [*shown, keep_table(found)]
 
 
 def _origin(record: MatchedRecord) -> list[Html]:

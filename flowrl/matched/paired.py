@@ -1,19 +1,22 @@
 """Differences between two sets of scores of the same prompts and seeds, and how far they can be trusted.
 
-Two questions are asked of each difference. Would it hold on other prompts? A paired bootstrap over prompts answers that
-for the models that were trained. Would it hold had they been trained with other seeds? There are few of those, so
-Student's t over the seeds' differences answers that, and widely.
+Three intervals are given, because there are three questions. Would it hold on other prompts, for the models that were
+trained? A paired bootstrap over prompts. Would it hold with other seeds, on these prompts? Student's t over the seeds'
+differences. Would it hold with other prompts and other seeds? Both as random effects, crossed: the variance of the
+mean is that of seeds plus that of prompts less their interaction, which is in either, with Satterthwaite's degrees of
+freedom.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from statistics import NormalDist
 
 import numpy as np
 
+FEWEST_PROMPTS = 8  # of which a bootstrap can say anything
 _DRAWS = 4000  # resamples: the ends of a 95 % interval then repeat to about a fiftieth of its width
 _SEED = 20260101
 _ROUNDING = 1e-6  # of the scores: no difference at all
@@ -41,24 +44,26 @@ class Interval:
 class Difference:
     """First minus second, on the same prompts and seeds.
 
-    Example: ``Difference(mean=0.01, prompts=Interval(low=0.004, high=0.016), seeds=None, by_seed=(0.01,), ahead=0.7)``
+    Example: ``Difference(mean=0.01, prompts=Interval(low=0.004, high=0.016), seeds=None, both=None, by_seed=(0.01,),
+    ahead=0.7)``
     """
 
     mean: float
-    prompts: Interval  # of the mean for other prompts, these models given
-    seeds: Interval | None  # of the mean for other seeds, these prompts given; None with one seed
+    prompts: Interval | None  # for other prompts, these models given; None with fewer than FEWEST_PROMPTS
+    seeds: Interval | None  # for other seeds, these prompts given; None with one seed
+    both: Interval | None  # for other prompts and other seeds; None where one of the others is
     by_seed: tuple[float, ...]
     ahead: float  # the share of prompts on which the first is higher, ties counted half
 
     @property
     def clear(self) -> bool:
-        """Whether it would hold on other prompts."""
-        return self.prompts.excludes_zero
+        """Whether it would hold on other prompts, for the models that were trained."""
+        return self.prompts is not None and self.prompts.excludes_zero
 
     @property
     def settled(self) -> bool:
-        """Whether it would hold on other prompts, and with other seeds."""
-        return self.clear and self.seeds is not None and self.seeds.excludes_zero
+        """Whether it would hold on other prompts and with other seeds."""
+        return self.clear and self.both is not None and self.both.excludes_zero
 
 
 def difference(first: np.ndarray, second: np.ndarray) -> Difference:
@@ -75,32 +80,66 @@ def difference(first: np.ndarray, second: np.ndarray) -> Difference:
         mean=float(apart.mean()),
         prompts=over_prompts(by_prompt),
         seeds=_over_seeds(by_seed),
+        both=_over_both(apart),
         by_seed=tuple(float(one) for one in by_seed),
         ahead=float((by_prompt > 0).mean() + (by_prompt == 0).mean() / 2),
     )
 
 
-def over_prompts(values: np.ndarray) -> Interval:
-    """The percentile bootstrap interval of the mean of values [prompts], prompts drawn with replacement.
+def over_prompts(values: np.ndarray) -> Interval | None:
+    """The bootstrap interval of the mean of values [prompts], prompts drawn with replacement; None for very few.
 
-    Equal numbers of prompts are drawn alike, so that a page is the same whenever it is written, and the intervals on it
-    belong to the same draws.
+    It is the expanded percentile interval (Hesterberg, arXiv:1411.5279): quantiles further out than 2.5 %,
+    by as much as Student's t lies beyond the normal, without which it is too narrow for few prompts. Equal numbers of
+    prompts are drawn alike, so that a page is the same whenever it is written.
     """
-    means = _weights(len(values)) @ values
-    low, high = np.quantile(means, (0.025, 0.975))
+    count = len(values)
+    if count < FEWEST_PROMPTS:
+        return None
+    tail = NormalDist().cdf(-student(count - 1) * math.sqrt(count / (count - 1)))
+    low, high = np.quantile(_weights(count) @ values, (tail, 1 - tail))
     return Interval(low=float(low), high=float(high))
 
 
 def _over_seeds(values: np.ndarray) -> Interval | None:
     if len(values) < 2:
         return None
-    mean, half = float(values.mean()), student(len(values) - 1) * float(values.std(ddof=1)) / math.sqrt(len(values))
+    return _around(float(values.mean()), float(values.var(ddof=1)) / len(values), len(values) - 1)
+
+
+def _over_both(values: np.ndarray) -> Interval | None:
+    seeds, prompts = values.shape
+    if seeds < 2 or prompts < FEWEST_PROMPTS:
+        return None
+    by_seed, by_prompt, mean = values.mean(axis=1), values.mean(axis=0), float(values.mean())
+    rest = values - by_seed[:, None] - by_prompt[None, :] + mean
+    of_seeds, of_prompts = prompts * float(by_seed.var(ddof=1)), seeds * float(by_prompt.var(ddof=1))
+    inner = float((rest**2).sum()) / ((seeds - 1) * (prompts - 1))
+    # Never less than either alone: the interaction is only estimated.
+    total = max(of_seeds + of_prompts - inner, of_seeds, of_prompts)
+    if total == 0:
+        return Interval(low=mean, high=mean)
+    spread = of_seeds**2 / (seeds - 1) + of_prompts**2 / (prompts - 1) + inner**2 / ((seeds - 1) * (prompts - 1))
+    return _around(mean, total / (seeds * prompts), total**2 / spread)
+
+
+def _around(mean: float, variance: float, degrees: float) -> Interval:
+    half = student(degrees) * math.sqrt(variance)
     return Interval(low=mean - half, high=mean + half)
 
 
-def student(degrees: int) -> float:
-    """The quantile 0.975 of Student's t; above 30 degrees of freedom to three digits."""
-    return _STUDENT[degrees - 1] if degrees <= len(_STUDENT) else 1.96 + 2.45 / degrees
+def student(degrees: float) -> float:
+    """The quantile 0.975 of Student's t, to three digits for whole degrees of freedom and a little above for others.
+
+    Fewer than one count as one.
+    """
+    if degrees > len(_STUDENT):
+        return 1.96 + 2.45 / degrees
+    below = max(1, math.floor(degrees))
+    if below >= len(_STUDENT) or degrees <= below:
+        return _STUDENT[below - 1]
+    share = (1 / below - 1 / degrees) / (1 / below - 1 / (below + 1))
+    return _STUDENT[below - 1] + share * (_STUDENT[below] - _STUDENT[below - 1])
 
 
 @lru_cache(maxsize=4)
@@ -109,9 +148,3 @@ def _weights(count: int) -> np.ndarray:
     drawn = np.random.default_rng(_SEED).multinomial(count, np.full(count, 1 / count), size=_DRAWS)
     weights: np.ndarray = drawn / count
     return weights
-
-
-def halves(count: int) -> Sequence[np.ndarray]:
-    """The places of every other prompt, and of the rest: to choose by the one half and measure by the other."""
-    places = np.arange(count)
-    return places[::2], places[1::2]

@@ -9,9 +9,9 @@ from pathlib import Path
 
 from flowrl.base.config_file import read_config
 from flowrl.base.errors import UserError
-from flowrl.config import ConfigError, diff
+from flowrl.config import ConfigError
 from flowrl.judge.results import RESULTS, JudgedLine, read_results
-from flowrl.matrix.experiment import Experiment
+from flowrl.matrix.experiment import Experiment, undeclared
 from flowrl.matrix.folder import EXPERIMENT_FILE, JUDGED
 from flowrl.matrix.manifest import MANIFEST, Element, read_manifest
 from flowrl.matrix.progress import begun
@@ -20,7 +20,6 @@ from flowrl.report.verdict import violations
 from flowrl.report.wording import listed
 
 _REWARDS = ("rewards.train", "rewards.watch")
-_PLACES = ("run.name", "run.dir", "run.overwrite")  # in which any two runs differ
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,7 +52,7 @@ class MatchedRecord:
 
     folder: Path
     question: str
-    judged_by: tuple[str, ...]  # measures that may decide, the first that there is
+    decided_by: tuple[str, ...]  # measures that may decide, the first that there is
     arms: tuple[Arm, ...]  # two or more
     judge: str  # who gave `judged`; "" for nobody
     judged: tuple[JudgedLine, ...]
@@ -108,7 +107,7 @@ def read_experiment_folder(folder: Path) -> MatchedRecord:
         MatchedRecord(
             folder=folder,
             question=experiment.question,
-            judged_by=tuple(experiment.judged_by),
+            decided_by=tuple(experiment.decided_by),
             arms=arms,
             judge=judge,
             judged=judged,
@@ -132,11 +131,13 @@ def loose_runs(runs: Sequence[Path]) -> MatchedRecord:
         names = [record.directory.name for record in records]
     if len(set(names)) < len(names):
         names = [str(record.directory) for record in records]
-    arms = tuple(Arm(name=name, runs={0: record}) for name, record in zip(names, records, strict=True))
+    seeds = {record.config.run.seed for record in records if record.config is not None}
+    seed = seeds.pop() if len(seeds) == 1 else 0  # others are told as a difference that was not declared
+    arms = tuple(Arm(name=name, runs={seed: record}) for name, record in zip(names, records, strict=True))
     record = MatchedRecord(
         folder=runs[-1].parent,
         question=f"Which trains the better model: {' or '.join(names)}?",
-        judged_by=(),
+        decided_by=(),
         arms=arms,
         judge="",
         judged=(),
@@ -203,20 +204,16 @@ def _mismatches(first: RunRecord, second: RunRecord, declared: Sequence[str]) ->
     if first.config is None or second.config is None:
         found.append(f"The configurations of {names} cannot be compared: they may differ in more than was declared.")
     else:
-        keys = [
-            key
-            for key in diff(first.config, second.config)
-            if key not in _PLACES and not any(key == name or key.startswith(f"{name}.") for name in declared)
-        ]
+        keys = list(undeclared(first.config, second.config, declared))
         if keys:
             found.append(
                 f"{names} are not matched: they differ in {listed(keys)}, which is not declared. A difference in "
                 "outcome may come from there."
             )
-    starts = [run.evaluations[0] for run in (first, second) if run.evaluations]
+    starts = [next((one for one in run.evaluations if one.step == 0), None) for run in (first, second)]
     apart = []
-    if len(starts) == 2 and starts[0].step == starts[1].step:
-        apart = [name for name, means in starts[0].means.items() if starts[1].means.get(name, means) != means]
+    if (one := starts[0]) is not None and (other := starts[1]) is not None:
+        apart = [name for name, rows in one.scores.items() if other.scores.get(name, rows) != rows]
     if apart:
         found.append(f"{names} do not start alike: their first evaluations differ in {listed(apart)}.")
     return found

@@ -6,14 +6,15 @@ from collections.abc import Callable, Sequence
 
 from flowrl.base.amounts import size
 from flowrl.config import RunConfig, diff
-from flowrl.matched.comparison import Comparison, Findings, gain
+from flowrl.matched.at_end import end_rows, last_step
+from flowrl.matched.comparison import Comparison, Findings
 from flowrl.matched.measures import Measure
-from flowrl.matched.paired import Difference, Interval
+from flowrl.matched.paired import Difference
 from flowrl.matched.record import Arm, MatchedRecord
 from flowrl.matched.turning import Kept, Turning
 from flowrl.matched.verdict import bracketed, decimals_of
 from flowrl.matrix.folder import EXPERIMENT_FILE
-from flowrl.report.costs import BUSY, PHASES, TRAFFIC, mean_bytes, mean_of, peak_memory, phase_rows
+from flowrl.report.costs import BUSY, PHASES, TRAFFIC, mean_of, peak_memory, phase_rows
 from flowrl.report.page import Html, code, joined, table, tag
 from flowrl.report.run_page import config_value
 from flowrl.report.run_record import RunRecord
@@ -24,13 +25,10 @@ def scores_table(found: Findings) -> Html:
     """Every measure before and after in each arm, and the differences of the first arm to the others at the end."""
     arms = [arm.name for arm in found.record.arms]
     rows = []
-    for measure in found.measures:
-        pairs = found.of(measure)
-        decimals = max(decimals_of(pair.at[-1]) for pair in pairs)
-        after = [_after(measure, place, decimals) for place in range(len(arms))]
-        differences = [_toned(pair.at[-1], decimals) for pair in pairs]
-        start = fixed(measure.mean(0, 0), decimals) if measure.steps[0] == 0 else ""
-        rows.append([_label(measure, found), start, *after, *differences])
+    for row in end_rows(found):
+        after = [joined([tag("span", value), _gained(one, row.decimals)]) for value, one in row.after]
+        differences = [_apart(pair, pair.at[-1], row.decimals) for pair in row.pairs]
+        rows.append([_label(row.measure, found), row.before, *after, *differences])
     heads = ["Difference"] if len(arms) == 2 else [f"{arms[0]} \u2212 {other}" for other in arms[1:]]
     return table(["", "Before", *arms, *heads], rows, classes="scores arms-table")
 
@@ -44,19 +42,27 @@ def _label(measure: Measure, found: Findings) -> Html:
     if measure is found.decides:
         roles.append(tag("span", "decides", classes="role decides"))
     text = measure.title.rpartition(": ")[2] if measure.part_of else measure.title
+    if measure.steps[-1] != last_step(found):
+        text += f" (step {measure.steps[-1]})"
     return tag("span", text, *roles, classes="part" if measure.part_of else "")
 
 
-def _after(measure: Measure, arm: int, decimals: int) -> Html:
-    one = gain(measure, arm)
-    value = fixed(measure.mean(arm, -1), decimals)
-    return joined([tag("span", value), _toned(one, decimals)]) if one is not None else tag("span", value)
+def _gained(one: Difference | None, decimals: int) -> Html:
+    """Of one arm: green up, red down, where that is clear."""
+    if one is None:
+        return Html("")
+    return _interval(one, decimals, ("good" if one.mean > 0 else "bad") if one.clear else "neutral")
 
 
-def _toned(one: Difference, decimals: int) -> Html:
-    tone = ("good" if one.mean > 0 else "bad") if one.clear else "neutral"
+def _apart(pair: Comparison, one: Difference, decimals: int) -> Html:
+    """Between arms: in the colour of the arm that is ahead, where that is clear."""
+    ahead = pair.first if one.mean > 0 else pair.second
+    return _interval(one, decimals, f"ahead c{ahead + 1}" if one.clear else "neutral")
+
+
+def _interval(one: Difference, decimals: int, classes: str) -> Html:
     interval = tag("span", f" {bracketed(one.prompts, decimals)}", classes="margin")
-    return tag("span", fixed(one.mean, decimals, signed=True), interval, classes=tone)
+    return tag("span", fixed(one.mean, decimals, signed=True), interval, classes=classes)
 
 
 def checkpoints_table(pair: Comparison) -> Html:
@@ -68,17 +74,14 @@ def checkpoints_table(pair: Comparison) -> Html:
         if step == 0:
             continue  # the same model in both
         row = [str(step), *(fixed(measure.mean(arm, place), decimals) for arm in (pair.first, pair.second))]
-        row += [_toned(one, decimals), f"{one.ahead:.0%}"]
+        row += [_apart(pair, one, decimals), f"{one.ahead:.0%}"]
         if several:
-            row += [_optional(one.seeds, decimals), ", ".join(fixed(x, decimals, signed=True) for x in one.by_seed)]
+            by_seed = ", ".join(fixed(value, decimals, signed=True) for value in one.by_seed)
+            row += [by_seed, bracketed(one.seeds, decimals), bracketed(one.both, decimals)]
         rows.append(row)
     first, second = pair.names
     head = ["Step", first, second, f"{first} \u2212 {second}", "Ahead on"]
-    return table(head + (["Over seeds", "By seed"] if several else []), rows, classes="numbers")
-
-
-def _optional(interval: Interval | None, decimals: int) -> str:
-    return "" if interval is None else bracketed(interval, decimals)
+    return table(head + (["By seed", "Over seeds", "Over both"] if several else []), rows, classes="numbers")
 
 
 def turnings_table(found: Findings) -> Html:
@@ -89,9 +92,9 @@ def turnings_table(found: Findings) -> Html:
 
 
 def _turning(one: Turning, found: Findings) -> list[str]:
-    decimals = max(decimals_of(one.fall), decimals_of(one.from_start))
+    decimals = decimals_of(one.fall)
     title = next(measure.title for measure in found.measures if measure.name == one.watched)
-    moved = [_toned(one.fall, decimals), _toned(one.from_start, decimals)]
+    moved = [_gained(one.fall, decimals), _gained(one.from_start, decimals)]
     return [one.arm, one.trained, title, str(one.best), str(one.step), *moved]
 
 
@@ -135,7 +138,7 @@ def costs(record: MatchedRecord) -> Html:
     time += _row("whole run", _of_runs(arms, lambda run: sum(row.total for row in phase_rows(run))), duration)
     moved = []
     for kind in TRAFFIC:
-        moved += _row(kind, [_mean([mean_bytes(run, kind) for run in runs]) for runs in arms], size)
+        moved += _row(kind, [_mean([mean_of(run, f"bytes/{kind}") for run in runs]) for runs in arms], size)
     rest = _row("images per second", _of_runs(arms, lambda run: mean_of(run, "speed/images_per_s")), significant)
     for name, words in BUSY.items():
         busy = [_mean([mean_of(run, f"time/{name}_busy_s") for run in runs]) for runs in arms]

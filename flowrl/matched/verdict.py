@@ -6,20 +6,21 @@ from dataclasses import dataclass
 from typing import Literal
 
 from flowrl.base.amounts import count
-from flowrl.matched.comparison import Comparison, Findings, gain
+from flowrl.matched.comparison import Comparison, Findings, compare, gain
 from flowrl.matched.measures import Measure
-from flowrl.matched.paired import Difference, Interval
+from flowrl.matched.paired import FEWEST_PROMPTS, Difference, Interval
 from flowrl.matched.turning import Kept, Turning
 from flowrl.report.verdict import Sentence
 from flowrl.report.wording import decimals_for, fixed, listed
 
-Outcome = Literal["settled", "these models", "level", "undecided"]
+Outcome = Literal["settled", "these models", "open", "undecided"]
 LABELS: dict[Outcome, str] = {
     "settled": "settled",
     "these models": "clear for these models, open for other seeds",
-    "level": "no difference found",
+    "open": "no difference found",
     "undecided": "nothing decides",
 }
+_BY_STRENGTH: tuple[Outcome, ...] = ("settled", "these models", "open", "undecided")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,68 +39,78 @@ class Verdict:
 
 
 def verdict(found: Findings) -> Verdict:
-    """By the measure that decides, at the last step that all arms have; first the arm that was named first."""
+    """By the measure that decides, at the last step that all arms have.
+
+    Of several arms the one that ends highest is held against each other one; the weakest of these answers counts.
+    """
     moves = tuple(_moves(found, place) for place in range(len(found.record.arms)))
-    if found.decides is None:
+    measure = found.decides
+    if measure is None:
         return Verdict(outcome="undecided", headline=_nothing_decides(found), support=_beside(found), moves=moves)
-    pairs = found.of(found.decides)
-    headline, *more = (sentence for pair in pairs for sentence in _of_pair(pair))
-    return Verdict(outcome=outcome(pairs[0].at[-1]), headline=headline, support=(*more, *_beside(found)), moves=moves)
+    best, *others = sorted(range(len(measure.arms)), key=lambda arm: -measure.mean(arm, -1))
+    against = [compare(measure, best, other) for other in others]
+    answer = max((outcome(one.at[-1]) for one in against), key=_BY_STRENGTH.index)
+    pairs = [pair for pair in found.of(measure) if best in (pair.first, pair.second)]
+    support = [sentence for pair in pairs for sentence in (_numbers(pair), *_at_checkpoints(pair))]
+    return Verdict(
+        outcome=answer,
+        headline=_headline(measure, answer, best, against),
+        support=(*support, *_beside(found)),
+        moves=moves,
+    )
 
 
 def outcome(last: Difference) -> Outcome:
     """What a difference between two arms amounts to."""
     if last.settled:
         return "settled"
-    return "these models" if last.clear else "level"
+    return "these models" if last.clear else "open"
 
 
 def _nothing_decides(found: Findings) -> Sentence:
     trained = [measure.name for measure in found.measures if measure.trained_by]
-    wanted = f" ({', '.join(found.record.judged_by)})" if found.record.judged_by else ""
-    text = f"Neither arm can be preferred: what should decide{wanted} was not measured in all runs"
+    wanted = f" ({', '.join(found.record.decided_by)})" if found.record.decided_by else ""
+    text = f"No arm can be preferred: what should decide{wanted} was not measured in all runs"
     if trained:
-        text += (
-            f", and {listed(trained)} {'is what an arm was' if len(trained) == 1 else 'are what arms were'} trained on"
-        )
+        verb = "is what an arm was" if len(trained) == 1 else "are what arms were"
+        text += f", and {listed(trained)} {verb} trained on"
     return Sentence(text=f"{text}. Let a judge see the images: flowrl judge {found.record.folder}")
 
 
-def _of_pair(pair: Comparison) -> list[Sentence]:
-    last, measure = pair.at[-1], pair.measure
-    ahead, behind = (pair.first, pair.second) if last.mean >= 0 else (pair.second, pair.first)
-    decimals = decimals_of(last)
-    scores = [fixed(measure.mean(arm, -1), decimals) for arm in (ahead, behind)]
-    name, step = measure.arms[ahead], f"after {count(measure.steps[-1], 'step')}"
-    lost = [gain(measure, arm) for arm in (ahead, behind)]
-    both_fell = all(one is not None and one.clear and one.mean < 0 for one in lost)
-    values = (
-        f"{scores[0]} against {scores[1]} of {measure.arms[behind]} {step}{', though both fell' if both_fell else ''}"
-    )
-    kind = outcome(last)
-    if kind == "settled":
-        first = Sentence(text=f"By {measure.spoken}, {name} trains the better model: {values}.", tone="good")
-    elif kind == "these models":
+def _headline(measure: Measure, answer: Outcome, best: int, against: list[Comparison]) -> Sentence:
+    decimals = max(decimals_of(one.at[-1]) for one in against)
+    name, step = measure.arms[best], f"after {count(measure.steps[-1], 'step')}"
+    others = listed([f"{fixed(measure.mean(one.second, -1), decimals)} of {one.names[1]}" for one in against])
+    own = fixed(measure.mean(best, -1), decimals)
+    fallen = [gain(measure, arm) for arm in range(len(measure.arms))]
+    all_fell = all(one is not None and one.clear and one.mean < 0 for one in fallen)
+    values = f"{own} against {others} {step}" + (", though all fell" if all_fell else "")
+    if answer == "settled":
+        return Sentence(text=f"By {measure.spoken}, {name} trains the better model: {values}.", tone="good")
+    if answer == "these models":
         seeds = len(measure.seeds)
-        rest = "One seed cannot say whether that is the arm or the seed." if seeds == 1 else (
-            f"But the {seeds} seeds differ so much that other seeds may say otherwise.")  # fmt: skip
         models = "model is the better one" if seeds == 1 else "models are the better ones"
-        first = Sentence(text=f"By {measure.spoken}, the {name} {models}: {values}. {rest}")
-    else:
-        first = Sentence(
-            text=f"By {measure.spoken}, no difference is found {step}: {scores[0]} of {name}, {scores[1]} of "
-            f"{measure.arms[behind]}."
-        )
-    return [first, _numbers(pair), *_at_checkpoints(pair)]
+        rest = f"But the {seeds} seeds differ so much that other seeds may say otherwise."
+        if seeds == 1:
+            rest = "One seed cannot say whether that is the arm or the seed."
+        return Sentence(text=f"By {measure.spoken}, the {name} {models}: {values}. {rest}")
+    few = ""
+    if len(measure.prompts) < FEWEST_PROMPTS:
+        few = f" {count(len(measure.prompts), 'prompt')} cannot show one: take {FEWEST_PROMPTS} or more."
+    return Sentence(text=f"By {measure.spoken}, no difference is found {step}: {own} of {name}, {others}.{few}")
 
 
 def _numbers(pair: Comparison) -> Sentence:
     last, (one, other) = pair.at[-1], pair.names
     decimals = decimals_of(last)
-    text = f"{one} minus {other}: {spread(last.mean, last.prompts, decimals)} over {len(pair.measure.prompts)} prompts"
+    prompts = f"{count(len(pair.measure.prompts), 'prompt')} of these models"
+    text = f"{one} minus {other}: {spread(last.mean, last.prompts, decimals)} over {prompts}"
     if last.seeds is not None:
         by_seed = ", ".join(fixed(value, decimals, signed=True) for value in last.by_seed)
-        text += f", {bracketed(last.seeds, decimals)} over {len(last.by_seed)} seeds ({by_seed})"
+        both = (
+            f"{bracketed(last.both, decimals)} over prompts and seeds" if last.both is not None else "unknown over both"
+        )
+        text += f", {both} (by seed {by_seed})"
     return Sentence(text=f"{text}; {one} is ahead on {last.ahead:.0%} of the prompts.")
 
 
@@ -117,7 +128,7 @@ def _at_checkpoints(pair: Comparison) -> list[Sentence]:
 def _beside(found: Findings) -> tuple[Sentence, ...]:
     parts = {measure.name for measure in found.measures if measure.part_of}
     turned = [one for one in found.turnings if one.watched not in parts]
-    return (*(_turned(one, found) for one in turned), *_keep(found))
+    return (*(_turned(one, found) for one in turned), *_less_diverse(found), *_keep(found))
 
 
 def _moves(found: Findings, arm: int) -> Sentence:
@@ -129,48 +140,66 @@ def _moves(found: Findings, arm: int) -> Sentence:
         verb = "held" if not one.clear else "rose" if one.mean > 0 else "fell"
         trained = ", trained on" if found.record.arms[arm].name in measure.trained_by else ""
         moved.append(f"{measure.title} {verb} ({spread(one.mean, one.prompts, decimals_of(one))}{trained})")
-    return Sentence(text=f"In {found.record.arms[arm].name}, {listed(moved)}." if moved else "No arm was trained.")
+    name = found.record.arms[arm].name
+    return Sentence(
+        text=f"In {name}, {listed(moved)}." if moved else f"Nothing of {name} was measured before and after."
+    )
 
 
 def _turned(one: Turning, found: Findings) -> Sentence:
     decimals = decimals_of(one.fall)
-    falling = sum(value < 0 for value in one.fall.by_seed)
-    seeds = f", in {falling} of {len(one.fall.by_seed)} seeds" if len(one.fall.by_seed) > 1 else ""
+    seeds = len(one.fall.by_seed)
     title = next(measure.title for measure in found.measures if measure.name == one.watched)
-    below = one.from_start.clear and one.from_start.mean < 0
-    return Sentence(
-        text=f"Over-optimisation in {one.arm} from step {one.step} on: {one.trained} still rises while {title} falls, "
-        f"by {spread(one.fall.mean, one.fall.prompts, decimals)} from its best (step {one.best}){seeds}"
-        f"{', to below where it started' if below else ''}.",
-        tone="bad",
-    )
+    below = one.from_start is not None and one.from_start.clear and one.from_start.mean < 0
+    fall = f"from step {one.step} on: {one.trained} still rises while {title} falls, by "
+    fall += f"{spread(one.fall.mean, one.fall.prompts, decimals)} from its best (step {one.best})"
+    fall += ", to below where it started" if below else ""
+    if seeds == 1:
+        return Sentence(
+            text=f"In the one run of {one.arm}, {fall}. One seed cannot tell a trend from its ups and downs."
+        )
+    falling = sum(value < 0 for value in one.fall.by_seed)
+    return Sentence(text=f"Over-optimisation in {one.arm} {fall}, in {falling} of {seeds} seeds.", tone="bad")
+
+
+def _less_diverse(found: Findings) -> list[Sentence]:
+    for measure in found.measures:
+        if measure.source == "diversity":
+            falls = [(arm, gain(measure, place)) for place, arm in enumerate(measure.arms)]
+            clear = [(arm, one) for arm, one in falls if one is not None and one.clear and one.mean < 0]
+            said = [f"in {arm} by {spread(one.mean, one.prompts, decimals_of(one))}" for arm, one in clear]
+            return [Sentence(text=f"Images of one prompt have become more alike: {listed(said)}.")] if said else []
+    return []
 
 
 def _keep(found: Findings) -> list[Sentence]:
-    if found.decides is None or len(found.decides.steps) < 2:
+    if found.decides is None or not found.keep:
         return []
     return [Sentence(text=" ".join(_kept(one, found.decides) for one in found.keep))]
 
 
 def _kept(one: Kept, measure: Measure) -> str:
     decimals = decimals_of(one.gain)
-    if one.step == measure.steps[0]:
+    if one.step == 0:
         return f"Keep nothing of {one.arm}: {measure.spoken} is highest before training."
-    found = spread(one.gain.mean, one.gain.prompts, decimals)
-    doubt = "" if one.gain.clear else ", which is not clearly more than nothing"
-    return f"Keep step {one.step} of {one.arm}: {measure.title} {fixed(one.mean, decimals)}, a gain of {found}{doubt}."
+    sure = (one.gain.settled if len(measure.seeds) > 1 else one.gain.clear) and one.gain.mean > 0
+    found = f"a step chosen blind gains {spread(one.gain.mean, one.gain.prompts, decimals)}"
+    doubt = "" if sure else ", not clearly more than nothing"
+    return f"Keep step {one.step} of {one.arm}: {measure.title} {fixed(one.mean, decimals)}; {found}{doubt}."
 
 
 def decimals_of(one: Difference) -> int:
     """How many decimals of a difference are worth showing."""
-    return max(2, decimals_for((one.prompts.high - one.prompts.low) / 4))
+    return 2 if one.prompts is None else max(2, decimals_for((one.prompts.high - one.prompts.low) / 4))
 
 
-def spread(mean: float, interval: Interval, decimals: int) -> str:
+def spread(mean: float, interval: Interval | None, decimals: int) -> str:
     """A difference with its interval: +0.012 [+0.004, +0.020]."""
     return f"{fixed(mean, decimals, signed=True)} {bracketed(interval, decimals)}"
 
 
-def bracketed(interval: Interval, decimals: int) -> str:
-    """An interval: [+0.004, +0.020]."""
+def bracketed(interval: Interval | None, decimals: int) -> str:
+    """An interval: [+0.004, +0.020]; [unknown] where there is none."""
+    if interval is None:
+        return "[unknown]"
     return f"[{fixed(interval.low, decimals, signed=True)}, {fixed(interval.high, decimals, signed=True)}]"

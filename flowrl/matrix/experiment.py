@@ -7,6 +7,7 @@ results has one cause.
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -15,8 +16,10 @@ from omegaconf import MISSING
 from flowrl.base.config_file import read_config
 from flowrl.base.config_tree import all_keys, did_you_mean, require
 from flowrl.config import ConfigError, RunConfig, diff, load
+from flowrl.matrix.deciding import optimises
 
 _OWN = ("run.name", "run.dir", "run.seed")  # keys that the experiment itself gives each run
+_PLACES = ("run.name", "run.dir", "run.overwrite")  # in which any two runs may differ
 _NAME = re.compile(r"[a-z0-9][a-z0-9_.]*")
 
 
@@ -43,8 +46,8 @@ class Experiment:
     seeds: list[int] = field(default_factory=lambda: [0, 1, 2])
     overrides: list[str] = field(default_factory=list)  # key=value, of all runs
     # Measures that decide, the first that all runs have: names of rewards as logged under eval/, or judge_DIMENSION,
-    # such as judge_overall; empty: judge_overall, else oracle.
-    judged_by: list[str] = field(default_factory=list)
+    # such as judge_overall; empty: oracle, else judge_overall.
+    decided_by: list[str] = field(default_factory=list)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,7 +99,7 @@ def runs_of(experiment: Experiment, folder: Path) -> list[Run]:
     first = runs[0]
     for run in runs[: len(experiment.arms)]:
         _check_matched(first, run, experiment.differ)
-        _check_judged(run, experiment.judged_by)
+        _check_decided(run, experiment.decided_by)
     return runs
 
 
@@ -119,19 +122,24 @@ def _check(experiment: Experiment) -> None:
     known += sorted({key.partition(".")[0] for key in known})
     for key in experiment.differ:
         require(key in known, f"differ: {key!r} is no key of a run; {did_you_mean(key, known)}")
-    measures = experiment.judged_by
+    measures = experiment.decided_by
     require(
         all(measures) and len(set(measures)) == len(measures),
-        f"judged_by must name each measure once, such as judge_overall or oracle, got {measures}",
+        f"decided_by must name each measure once, such as judge_overall or oracle, got {measures}",
     )
 
 
-def _check_matched(one: Run, other: Run, declared: list[str]) -> None:
-    found = {
+def undeclared(one: RunConfig, other: RunConfig, declared: Sequence[str]) -> dict[str, tuple[object, object]]:
+    """The keys in which two runs of a seed differ and may not, with both values."""
+    return {
         key: values
-        for key, values in diff(one.config, other.config).items()
-        if key not in _OWN and not any(key == name or key.startswith(f"{name}.") for name in declared)
+        for key, values in diff(one, other).items()
+        if key not in _PLACES and not any(key == name or key.startswith(f"{name}.") for name in declared)
     }
+
+
+def _check_matched(one: Run, other: Run, declared: list[str]) -> None:
+    found = undeclared(one.config, other.config, declared)
     if found:
         listed = "; ".join(f"{key} is {first!r} and {second!r}" for key, (first, second) in found.items())
         raise ConfigError(
@@ -140,10 +148,10 @@ def _check_matched(one: Run, other: Run, declared: list[str]) -> None:
         )
 
 
-def _check_judged(run: Run, measures: list[str]) -> None:
-    for spec in run.config.rewards.train:
+def _check_decided(run: Run, measures: list[str]) -> None:
+    for measure in measures:
         require(
-            spec.metric_name not in measures,
-            f"judged_by: {spec.metric_name} cannot decide, for the arm {run.arm} is trained on it; name a measure that "
-            "no arm is trained on, such as judge_overall",
+            not optimises(run.config.rewards, measure),
+            f"decided_by: {measure} cannot decide, for the arm {run.arm} is trained on it, or on a part of it; name a "
+            "measure that no arm is trained on, such as judge_overall",
         )

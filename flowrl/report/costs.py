@@ -53,17 +53,11 @@ def phase_rows(record: RunRecord) -> list[PhaseRow]:
     ]
 
 
-def mean_bytes(record: RunRecord, kind: str) -> float | None:
-    """Bytes of one kind per training step; None where they were not logged."""
-    values = [value for step, value in record.series(f"bytes/{kind}") if step > 0]
-    return sum(values) / len(values) if values else None
-
-
 def traffic_rows(record: RunRecord) -> list[TrafficRow]:
     """What moved between the parts."""
     rows = []
     for kind in TRAFFIC:
-        mean = mean_bytes(record, kind)
+        mean = mean_of(record, f"bytes/{kind}")
         if mean is not None:
             total = sum(value for _, value in record.series(f"bytes/{kind}"))
             rows.append(TrafficRow(name=kind, mean=size(mean), total=size(total)))

@@ -7,9 +7,9 @@ from pathlib import Path
 
 from flowrl.base.environment import Environment, read_environments
 from flowrl.config import ConfigError, RunConfig, load
+from flowrl.evaluation_record import EvaluationRecord, evaluation_files, read_evaluation
 from flowrl.metrics import read_metrics
-from flowrl.registry import BUILT_IN
-from flowrl.report.evaluation_record import EvaluationRecord, read_evaluations
+from flowrl.registry import part_of
 from flowrl.samples import Sheet, read_sheet, sheet_steps
 
 
@@ -99,7 +99,7 @@ def read_run(directory: Path) -> RunRecord:
     except ValueError as error:
         metrics = []
         problems.append(f"The metrics cannot be read: {error}")
-    evaluations, torn = read_evaluations(directory / "evaluations")
+    evaluations, torn = _evaluations(directory / "evaluations", last=int(metrics[-1]["step"]) if metrics else -1)
     return RunRecord(
         directory=directory,
         name=config.run.name if config is not None else directory.resolve().name,
@@ -112,8 +112,15 @@ def read_run(directory: Path) -> RunRecord:
     )
 
 
-def part_of(name: str, measures: list[str]) -> str | None:
-    """The measure that `name` is a part of: oracle for oracle_shape, where both were measured and are one reward."""
-    known = BUILT_IN["reward"]
-    wholes = [whole for whole in measures if name.startswith(f"{whole}_") and {whole, name} <= known.keys()]
-    return next((whole for whole in wholes if known[whole].target == known[name].target), None)
+def _evaluations(folder: Path, *, last: int) -> tuple[list[EvaluationRecord], list[str]]:
+    """Those up to the last step that was logged, and what is wrong with others.
+
+    A run that was killed and has resumed from before leaves some from after, which it will make again.
+    """
+    found, problems = [], []
+    for path in evaluation_files(folder):
+        try:
+            found.append(read_evaluation(path))
+        except ValueError as error:
+            problems.append(f"Its scores are not compared at one step: {error}")
+    return [one for one in found if one.step <= last], problems

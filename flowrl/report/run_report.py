@@ -7,6 +7,7 @@ from pathlib import Path
 
 from flowrl.base.atomic_file import write_atomically
 from flowrl.config import RunConfig, diff
+from flowrl.registry import part_of
 from flowrl.report.charts import Chart, Series, running_mean, sparkline
 from flowrl.report.costs import cost_facts, phase_rows, traffic_rows
 from flowrl.report.page import Html, code, facts, folded, joined, page, sample_cards, section, share_bar, table, tag
@@ -22,7 +23,7 @@ from flowrl.report.run_page import (
     score,
     warnings,
 )
-from flowrl.report.run_record import RunRecord, part_of, read_run
+from flowrl.report.run_record import RunRecord, read_run
 from flowrl.report.verdict import changes, verdict, violations
 from flowrl.report.wording import duration, listed
 

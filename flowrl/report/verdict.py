@@ -6,7 +6,8 @@ import math
 from dataclasses import dataclass
 from typing import Literal
 
-from flowrl.report.run_record import RunRecord, part_of
+from flowrl.registry import part_of
+from flowrl.report.run_record import RunRecord
 from flowrl.report.wording import PLUS_MINUS, decimals_for, fixed, listed, significant
 
 Movement = Literal["rose", "fell", "held"]
@@ -29,7 +30,7 @@ class Change:
     last_step: int
     before: float
     after: float
-    before_sem: float  # 0 where unknown
+    before_sem: float  # NaN where unknown
     after_sem: float
     paired_sem: float | None = None  # of the difference, prompt by prompt
 
@@ -45,7 +46,12 @@ class Change:
 
     @property
     def movement(self) -> Movement:
-        """Whether the difference is clear, and its direction: over two of its standard errors, and no mere rounding."""
+        """Whether the difference is clear, and its direction: over two of its standard errors, and no mere rounding.
+
+        Where the error is unknown, nothing is clear.
+        """
+        if math.isnan(self.sem) and self.first_step != self.last_step:
+            return "held"
         scale = max(abs(self.before), abs(self.after))
         if abs(self.difference) <= max(_CLEAR * self.sem, _ROUNDING * scale):
             return "held"
@@ -90,8 +96,8 @@ def changes(record: RunRecord) -> list[Change]:
                 last_step=last,
                 before=before,
                 after=after,
-                before_sem=errors.get(first, 0.0),
-                after_sem=errors.get(last, 0.0),
+                before_sem=errors.get(first, math.nan),
+                after_sem=errors.get(last, math.nan),
                 paired_sem=paired.get(last),
             )
         )

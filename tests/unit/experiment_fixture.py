@@ -21,7 +21,7 @@ HPSV3 = replace(DITREWARD, reward="hpsv3", other="dit_reward", oracle_gain=-0.1)
 
 
 def write_experiment_folder(
-    parent: Path, arms: dict[str, FakeRun], seeds: Sequence[int] = (0, 1, 2), *, judged_by: Sequence[str] = ("oracle",)
+    parent: Path, arms: dict[str, FakeRun], seeds: Sequence[int] = (0, 1, 2), *, decided_by: Sequence[str] = ("oracle",)
 ) -> Path:
     """An experiment's folder with a run of each arm and seed; an arm is how its runs went."""
     folder = parent / "rewards-pocket"
@@ -32,7 +32,7 @@ def write_experiment_folder(
         arms={name: ArmSection() for name in arms},
         differ=["rewards"],
         seeds=list(seeds),
-        judged_by=list(judged_by),
+        decided_by=list(decided_by),
     )
     write_experiment(experiment, folder)
     rows = []
@@ -57,17 +57,15 @@ def measure(
     return Measure(
         name=name,
         trained_by=trained_by,
-        part_of=None,
         arms=arms,
         seeds=tuple(range(values.shape[1])),
         steps=tuple(range(0, 10 * values.shape[2], 10)),
         prompts=tuple(f"prompt {index}" for index in range(values.shape[3])),
-        dropped=0,
         values=values,
     )
 
 
-def flat_curves(*curves: Sequence[float], seeds: int = 3, prompts: int = 64, noise: float = 0.02) -> np.ndarray:
+def noisy_curves(*curves: Sequence[float], seeds: int = 3, prompts: int = 64, noise: float = 0.02) -> np.ndarray:
     """Values [arms, seeds, steps, prompts] around a curve per arm; equal curves have different noise."""
     generator = np.random.default_rng(7)
     means = np.array(curves)[:, None, :, None]

@@ -12,6 +12,7 @@ from PIL import Image, ImageDraw, ImageFilter
 
 from flowrl.base.environment import Environment, write_environments
 from flowrl.config import EvalSection, RewardSpec, RewardsSection, RunConfig, RunSection, dump
+from flowrl.evaluation_record import EvaluationRecord
 
 PROMPTS = [
     "a large red circle above a small blue square on sand",
@@ -178,7 +179,6 @@ def evaluation_values(run: FakeRun, step: int, noise: random.Random) -> dict[str
 
 def write_scores(directory: Path, run: FakeRun, step: int, values: dict[str, float]) -> None:
     """Every score of an evaluation: prompts differ by far more than a prompt does between two runs."""
-    directory.mkdir(exist_ok=True)
     noise = random.Random(f"{run.reward} {run.seed} {step}" if step else "before training")
     scores = {}
     for name in (key.split("/")[1] for key in values if key.startswith("eval/") and key.endswith("/sem")):
@@ -186,8 +186,10 @@ def write_scores(directory: Path, run: FakeRun, step: int, values: dict[str, flo
         means = [values[f"eval/{name}/mean"] + 0.3 * math.sin(i) + own[i] for i in range(64)]
         off = math.fsum(means) / 64 - values[f"eval/{name}/mean"]
         scores[name] = [[mean - off + delta for delta in (-0.1, -0.05, 0.05, 0.1)] for mean in means]
-    record = {"step": step, "prompts": [f"prompt {i}" for i in range(64)], "scores": scores}
-    (directory / f"step_{step:06d}.json").write_text(json.dumps(record), encoding="utf-8")
+    mean = values["eval/diversity/mean"]
+    diversity = [mean + 0.1 * math.sin(i) - 0.1 * math.fsum(map(math.sin, range(64))) / 64 for i in range(64)]
+    prompts = [f"prompt {i}" for i in range(64)]
+    EvaluationRecord(step=step, prompts=prompts, scores=scores, diversity=diversity).write(directory)
 
 
 def write_sheet_files(directory: Path, run: FakeRun, step: int) -> None:

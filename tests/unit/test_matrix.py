@@ -87,16 +87,16 @@ def test_the_shipped_experiment_is_the_two_make_targets_for_any_profile(
         ),
         (("weight=2]", "weight=2, run.seed=1]"), r"overrides: run\.seed is for the experiment to set"),
         (
-            ("seeds: [3, 5]", "seeds: [3, 5]\njudged_by: [oracle, dit_reward]"),
-            r"judged_by: dit_reward cannot decide, for the arm one is trained on it; name a measure that no arm is",
+            ("seeds: [3, 5]", "seeds: [3, 5]\ndecided_by: [oracle, dit_reward]"),
+            r"decided_by: dit_reward cannot decide, for the arm one is trained on it; name a measure that no arm is",
         ),
         (
-            ("weight=2]}}", "label=mine]}}\njudged_by: [mine]"),
-            r"judged_by: mine cannot decide, for the arm two is trained on it",
+            ("weight=2]}}", "label=mine]}}\ndecided_by: [mine]"),
+            r"decided_by: mine cannot decide, for the arm two is trained on it",
         ),
         (
-            ("seeds: [3, 5]", "judged_by: [oracle, oracle]"),
-            r"weights\.yaml: judged_by must name each measure once, .* got \['oracle', 'oracle'\]",
+            ("seeds: [3, 5]", "decided_by: [oracle, oracle]"),
+            r"weights\.yaml: decided_by must name each measure once, .* got \['oracle', 'oracle'\]",
         ),
         (("seeds: [3, 5]", "seeds: [3, 3]"), r"seeds must be different numbers, at least one, got \[3, 3\]"),
         (("seeds: [3, 5]", "seed: [3]"), r"unknown key 'seed'; did you mean 'seeds'"),
@@ -195,13 +195,13 @@ def test_an_experiment_is_no_configuration_of_a_run_and_is_checked_with_them(
 def test_what_is_kept_with_the_runs_is_the_experiment_with_all_that_was_asked_for(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    text = TEXT.replace(f"{ROOT}/configs/pocket/", f"{ROOT}/configs/${{profile}}/") + "judged_by: [oracle]\n"
+    text = TEXT.replace(f"{ROOT}/configs/pocket/", f"{ROOT}/configs/${{profile}}/") + "decided_by: [oracle]\n"
     out, words = tmp_path / "out", ["run.steps=7", "eval.every=${run.steps}", "rewards.train.0.weight=3"]
     assert main(["matrix", str(written(tmp_path, text)), "--out", str(out), *words]) == 0
     kept = out / EXPERIMENT_FILE
     found = read_experiment(kept, [])
     assert (found.question, found.base) == ("Which?", f"{ROOT}/configs/pocket/ditreward.yaml")
-    assert (found.differ, found.seeds, found.judged_by) == (["rewards"], [3, 5], ["oracle"])
+    assert (found.differ, found.seeds, found.decided_by) == (["rewards"], [3, 5], ["oracle"])
     assert found.arms["two"].overrides == ["rewards.train.0.weight=2", *words]
     configs = [element.load() for element in read_manifest(out / MANIFEST)]
     assert [(one.eval.every, one.rewards.train[0].weight) for one in configs] == [(7, 3.0)] * 4

@@ -193,7 +193,7 @@ def test_a_missing_image_folder_ends_the_scan_after_a_thousand_rows(tmp_path: Pa
         scanned(jsonl(path))
 
 
-def test_few_images_of_a_small_share_are_judged_by_that_share(tmp_path: Path) -> None:
+def test_few_images_of_a_small_share_are_decided_by_that_share(tmp_path: Path) -> None:
     path = files.write_hpdv3(tmp_path, num=80)
     for row in files.read_rows(path):
         (tmp_path / row["path1"]).unlink()
