@@ -19,5 +19,5 @@ def size(amount: float) -> str:
 
 
 def count(number: int, what: str, plural: str = "") -> str:
-    """A number of things, such as "1 file" and "24 files"; the plural has an s unless it is given."""
-    return f"{number} {what if number == 1 else plural or what + 's'}"
+    """A number of things, such as "1 file" and "2,400 files"; the plural has an s unless it is given."""
+    return f"{number:,} {what if number == 1 else plural or what + 's'}"

@@ -46,16 +46,20 @@ def _matrix(args: argparse.Namespace) -> int:
     if args.element is not None:
         return _train_element(args)
     from flowrl.matrix.experiment import read_experiment, runs_of, with_overrides
-    from flowrl.matrix.folder import default_folder, write_experiment
+    from flowrl.matrix.folder import EXPERIMENT_FILE, default_folder, is_experiment, write_experiment
     from flowrl.matrix.local import run_all
     from flowrl.matrix.manifest import MANIFEST, Element, write_manifest
     from flowrl.matrix.outlook import outlook
     from flowrl.matrix.table import State, row_of, table
 
-    experiment = read_experiment(args.experiment, [f"profile={args.profile}"] if args.profile else [])
+    source = args.experiment
+    if is_experiment(source) or source.name == MANIFEST:  # runs that are expanded already
+        source = (source if source.is_dir() else source.parent) / EXPERIMENT_FILE
+    experiment = read_experiment(source, [f"profile={args.profile}"] if args.profile else [])
     experiment = with_overrides(experiment, args.overrides)
-    folder = args.out or default_folder(args.experiment, experiment)
+    folder = args.out or default_folder(source, experiment)
     runs = runs_of(experiment, folder)
+    prospect = outlook(experiment, runs, args.gpu)
     elements = write_manifest(runs, folder)
     write_experiment(experiment, folder)
     states: dict[str, State] = {}  # what is known better than the runs' folders say it
@@ -68,7 +72,7 @@ def _matrix(args: argparse.Namespace) -> int:
         states[element.name] = state
         print(f"\n{progress()}", flush=True)
 
-    print(f"{experiment.question}\n\n{outlook(experiment, runs, args.gpu)}\n{folder / MANIFEST}:")
+    print(f"{experiment.question}\n\n{prospect}\n{folder / MANIFEST}:")
     print(progress(), end="", flush=True)
     if args.slurm:
         return _submit(folder / MANIFEST, args)

@@ -79,13 +79,14 @@ def measures_of(record: MatchedRecord) -> list[Measure]:
 
 
 def deciding(record: MatchedRecord, measures: Sequence[Measure]) -> Measure | None:
-    """The measure that decides: the first of those named that there is; never what an arm was trained on."""
+    """The measure that decides: the first of those named that was taken after training; never what was trained on."""
     names = record.decided_by or _DECIDE
     configs = [arm.first.config for arm in record.arms]
     known = {
         measure.name: measure
         for measure in measures
-        if not measure.trained_by
+        if measure.steps[-1] > 0
+        and not measure.trained_by
         and not any(config is not None and optimises(config.rewards, measure.name) for config in configs)
     }
     return next((known[name] for name in names if name in known), None)

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from flowrl.base.amounts import count
 from flowrl.base.atomic_file import write_atomically
+from flowrl.config import ConfigError
 from flowrl.matched.at_end import last_step
 from flowrl.matched.comparison import Findings, findings
 from flowrl.matched.curves import AXES, difference_charts, measure_charts, style, training_charts
@@ -14,7 +15,8 @@ from flowrl.matched.files import write_files
 from flowrl.matched.grids import picture_cards
 from flowrl.matched.markdown import as_markdown
 from flowrl.matched.measures import measures_of
-from flowrl.matched.record import MatchedRecord, loose_runs, read_experiment_folder
+from flowrl.matched.reading import loose_runs, read_experiment_folder
+from flowrl.matched.record import MatchedRecord
 from flowrl.matched.tables import (
     checkpoints_table,
     commands,
@@ -51,6 +53,8 @@ def write_comparison(runs: Sequence[Path], out: Path | None = None) -> Path:
 
 
 def _write(record: MatchedRecord, out: Path) -> Path:
+    if out.suffix != ".html":
+        raise ConfigError(f"--out must be a page and end in .html, got {out}; its numbers go into a folder beside it")
     found = findings(record, measures_of(record))
     said, beside = verdict(found), out.with_suffix("")
     write_files(found, said, beside)
@@ -119,7 +123,11 @@ def _head(found: Findings, said: Verdict) -> Html:
 
 def _left_out(found: Findings) -> list[str]:
     """What measures lack, in words."""
-    lines = []
+    lines, last = [], max(run.last_step for run in found.record.runs)
+    if 0 < last_step(found) < last:
+        lines.append(f"The answer is taken at step {last_step(found)}, not {last}: not every run was measured later.")
+    if found.record.judged and not any(measure.source == "judge" for measure in found.measures):
+        lines.append("What the judge said is not used: it has not seen images of the same steps of every run.")
     for measure in found.measures:
         if any(measure.missing):
             lacking = [f"{count} of {arm}" for arm, count in zip(measure.arms, measure.missing, strict=True) if count]
@@ -135,9 +143,9 @@ def _end_note(found: Findings) -> str:
     seeds = [str(seed) for seed in found.record.seeds]
     over = f"means over seeds {listed(seeds)}" if len(seeds) > 1 else f"seed {seeds[0]}"
     return (
-        f"After {count(last_step(found), 'step')}, {over}. Small: the change from before training. In the last column "
-        "the difference between the arms. Intervals are of 95 % over prompts; coloured is what excludes zero, a "
-        "difference in the colour of the arm that is ahead."
+        f"After {count(last_step(found), 'step')}, {over}. The difference is that of the first arm to the "
+        "other; small: the change from before training. Intervals are of 95 % over prompts; coloured is what excludes "
+        "zero, a difference in the colour of the arm that is ahead."
     )
 
 

@@ -28,9 +28,9 @@ def scores_table(found: Findings) -> Html:
     for row in end_rows(found):
         after = [joined([tag("span", value), _gained(one, row.decimals)]) for value, one in row.after]
         differences = [_apart(pair, pair.at[-1], row.decimals) for pair in row.pairs]
-        rows.append([_label(row.measure, found), row.before, *after, *differences])
+        rows.append([_label(row.measure, found), *differences, row.before, *after])
     heads = ["Difference"] if len(arms) == 2 else [f"{arms[0]} \u2212 {other}" for other in arms[1:]]
-    return table(["", "Before", *arms, *heads], rows, classes="scores arms-table")
+    return table(["", *heads, "Before", *arms], rows, classes="scores arms-table")
 
 
 def _label(measure: Measure, found: Findings) -> Html:

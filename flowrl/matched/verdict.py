@@ -68,13 +68,11 @@ def outcome(last: Difference) -> Outcome:
 
 
 def _nothing_decides(found: Findings) -> Sentence:
-    trained = [measure.name for measure in found.measures if measure.trained_by]
     wanted = f" ({', '.join(found.record.decided_by)})" if found.record.decided_by else ""
-    text = f"No arm can be preferred: what should decide{wanted} was not measured in all runs"
-    if trained:
-        verb = "is what an arm was" if len(trained) == 1 else "are what arms were"
-        text += f", and {listed(trained)} {verb} trained on"
-    return Sentence(text=f"{text}. Let a judge see the images: flowrl judge {found.record.folder}")
+    return Sentence(
+        text=f"No arm can be preferred: what should decide{wanted} was not measured after training in all runs, or is "
+        f"what an arm was trained on. Let a judge see the images: flowrl judge {found.record.folder}"
+    )
 
 
 def _headline(measure: Measure, answer: Outcome, best: int, against: list[Comparison]) -> Sentence:

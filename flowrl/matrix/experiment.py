@@ -17,9 +17,11 @@ from flowrl.base.config_file import read_config
 from flowrl.base.config_tree import all_keys, did_you_mean, require
 from flowrl.config import ConfigError, RunConfig, diff, load
 from flowrl.matrix.deciding import optimises
+from flowrl.registry import BUILT_IN
 
 _OWN = ("run.name", "run.dir", "run.seed")  # keys that the experiment itself gives each run
 _PLACES = ("run.name", "run.dir", "run.overwrite")  # in which any two runs may differ
+_LONGEST_VALUE = 60  # characters of a value in a message
 _NAME = re.compile(r"[a-z0-9][a-z0-9_.]*")
 
 
@@ -98,8 +100,9 @@ def runs_of(experiment: Experiment, folder: Path) -> list[Run]:
             runs.append(Run(arm=name, seed=seed, config=load(arm.config or experiment.base, every)))
     first = runs[0]
     for run in runs[: len(experiment.arms)]:
-        _check_matched(first, run, experiment.differ)
-        _check_decided(run, experiment.decided_by)
+        if run is not first:
+            _check_matched(first, run, experiment.differ)
+    _check_decided(runs[: len(experiment.arms)], experiment.decided_by)
     return runs
 
 
@@ -141,17 +144,34 @@ def undeclared(one: RunConfig, other: RunConfig, declared: Sequence[str]) -> dic
 def _check_matched(one: Run, other: Run, declared: list[str]) -> None:
     found = undeclared(one.config, other.config, declared)
     if found:
-        listed = "; ".join(f"{key} is {first!r} and {second!r}" for key, (first, second) in found.items())
+        values = "; ".join(f"{key}: {_short(first)} and {_short(second)}" for key, (first, second) in found.items())
         raise ConfigError(
-            f"the arms {one.arm} and {other.arm} differ in what is not declared: {listed}. Make them equal, or add the "
-            "key to differ: if it is meant"
+            f"the arms {one.arm} and {other.arm} differ in what is not declared: {', '.join(found)} ({values}). Make "
+            "them equal, or add the key to differ: if it is meant"
+        )
+    if not any(key not in _OWN for key in diff(one.config, other.config)):
+        raise ConfigError(
+            f"the arms {one.arm} and {other.arm} are the same configuration, so that there is nothing to compare; give "
+            "one another config or overrides"
         )
 
 
-def _check_decided(run: Run, measures: list[str]) -> None:
+def _short(value: object) -> str:
+    text = repr(value)
+    return text if len(text) <= _LONGEST_VALUE else f"{text[:_LONGEST_VALUE]}..."
+
+
+def _check_decided(runs: Sequence[Run], measures: list[str]) -> None:
+    specs = [spec for run in runs for spec in (*run.config.rewards.train, *run.config.rewards.watch)]
+    known = sorted({*(spec.metric_name for spec in specs), *BUILT_IN["reward"], "judge_overall"})
     for measure in measures:
         require(
-            not optimises(run.config.rewards, measure),
-            f"decided_by: {measure} cannot decide, for the arm {run.arm} is trained on it, or on a part of it; name a "
-            "measure that no arm is trained on, such as judge_overall",
+            measure in known or measure.startswith("judge_"),
+            f"decided_by: {measure!r} is no reward of the runs, and of no judge; {did_you_mean(measure, known)}",
         )
+        for run in runs:
+            require(
+                not optimises(run.config.rewards, measure),
+                f"decided_by: {measure} cannot decide, for the arm {run.arm} is trained on it, or on a part of it; "
+                "name a measure that no arm is trained on, such as judge_overall",
+            )

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
-from run_fixture import FakeRun, write_run
+from run_fixture import FakeRun, config_of, write_run
 
 from flowrl.matched.measures import Measure
-from flowrl.matrix.experiment import ArmSection, Experiment
+from flowrl.matrix.experiment import ArmSection, Experiment, Run
 from flowrl.matrix.folder import write_experiment
-from flowrl.matrix.manifest import MANIFEST
+from flowrl.matrix.manifest import write_manifest
 
 QUESTION = "Does one reward train a better model than the other?"
 DITREWARD = FakeRun(steps=20, every=5, columns=2)
@@ -35,14 +34,12 @@ def write_experiment_folder(
         decided_by=list(decided_by),
     )
     write_experiment(experiment, folder)
-    rows = []
-    for seed in seeds:
-        for name, arm in arms.items():
-            run = replace(arm, name=f"{name}-{seed}", seed=seed)
-            write_run(folder, run)
-            row = {"index": len(rows), "arm": name, "seed": seed, "config": f"configs/{run.name}.yaml"}
-            rows.append(row | {"dir": f"somewhere/else/{run.name}", "config_hash": "0" * 64})
-    (folder / MANIFEST).write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    runs = [
+        (name, seed, replace(arm, name=f"{name}-{seed}", seed=seed)) for seed in seeds for name, arm in arms.items()
+    ]
+    write_manifest([Run(arm=name, seed=seed, config=config_of(run, folder)) for name, seed, run in runs], folder)
+    for _, _, run in runs:
+        write_run(folder, run)
     return folder
 
 

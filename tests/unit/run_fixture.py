@@ -66,7 +66,7 @@ class FakeRun:
 def config_of(run: FakeRun, parent: Path) -> RunConfig:
     """The configuration that such a run would have."""
     return RunConfig(
-        run=RunSection(name=run.name, dir=str(parent / run.name), steps=run.steps),
+        run=RunSection(name=run.name, dir=str(parent / run.name), steps=run.steps, seed=run.seed),
         rewards=RewardsSection(
             train=[RewardSpec(name=run.reward)],
             watch=[RewardSpec(name=name) for name in (run.other, "oracle", *(f"oracle_{part}" for part in PARTS))],

@@ -261,8 +261,8 @@ BROKEN: dict[str, tuple[list[str], str]] = {
     ),
     "reward_labels_fit_in_metric_keys": (
         ["rewards.watch=[{name: oracle, label: total}]"],
-        "rewards.watch[0].label must be letters, digits and any of _ . + - and not one of total, diversity, "
-        "got 'total'",
+        "rewards.watch[0].label must be letters, digits and any of _ . + -, not one of total, diversity, and not begin "
+        "with judge_, got 'total'",
     ),
     "reward_labels_are_distinct": (
         ["rewards.watch=[{name: dit_reward}]"],

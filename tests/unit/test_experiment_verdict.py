@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,7 +14,7 @@ from flowrl.config import RewardSpec, RewardsSection
 from flowrl.matched.comparison import Findings, findings
 from flowrl.matched.measures import Measure
 from flowrl.matched.page import write_experiment_report
-from flowrl.matched.record import read_experiment_folder
+from flowrl.matched.reading import read_experiment_folder
 from flowrl.matched.verdict import verdict
 from flowrl.matrix.deciding import optimises
 
@@ -112,14 +111,16 @@ def test_diversity_that_falls_is_told_and_is_no_over_optimisation(folder: Path) 
     )
 
 
-def test_a_reward_with_a_negative_weight_rises_where_it_falls(folder: Path, tmp_path: Path) -> None:
-    moved = Path(shutil.copytree(folder, tmp_path / "moved"))
-    for config in moved.glob("hpsv3-?/config.yaml"):
-        config.write_text(config.read_text().replace("weight: 1.0", "weight: -1.0", 1))
+def test_a_reward_with_a_negative_weight_rises_where_it_falls(folder: Path) -> None:
+    record = read_experiment_folder(folder)
+    for run in record.arms[1].runs.values():
+        assert run.config is not None
+        run.config.rewards.train[0].weight = -1.0
     watched = measure(noisy_curves((0.5, 0.5, 0.5, 0.5), (0.5, 0.6, 0.5, 0.4)))
     for curve, expected in (((0, 1, 2, 3), 0), ((0, -1, -2, -3), 1)):
         trained = measure(noisy_curves((0, 0, 0, 0), curve), name="hpsv3", trained_by=("hpsv3",))
-        assert len(found_of(moved, trained, watched).turnings) == expected
+        found = findings(record, [trained, watched]).turnings
+        assert [one.trained for one in found] == ["less hpsv3"] * expected
 
 
 def test_of_three_arms_the_best_is_held_against_each_other_one(tmp_path: Path) -> None:

@@ -21,7 +21,7 @@ from flowrl.config import ConfigError
 from flowrl.matched.comparison import findings
 from flowrl.matched.measures import measures_of
 from flowrl.matched.page import write_comparison, write_experiment_report
-from flowrl.matched.record import read_experiment_folder
+from flowrl.matched.reading import read_experiment_folder
 from flowrl.matched.verdict import verdict
 from flowrl.report.wording import fixed
 
@@ -192,6 +192,27 @@ def test_arms_that_do_not_start_alike_are_told(folder: Path, tmp_path: Path) -> 
     )
 
 
+def test_runs_in_the_folders_of_others_are_refused(folder: Path, tmp_path: Path) -> None:
+    moved = copied(folder, tmp_path)
+    (moved / "hpsv3-0").rename(moved / "aside")
+    (moved / "ditreward-0").rename(moved / "hpsv3-0")
+    (moved / "aside").rename(moved / "ditreward-0")
+    with pytest.raises(ConfigError, match=r"ditreward-0: is not the run of this name .* rewards\.train"):
+        write_experiment_report(moved)
+
+
+def test_an_answer_before_the_end_says_so(folder: Path, tmp_path: Path) -> None:
+    moved = copied(folder, tmp_path)
+    (moved / "hpsv3-2" / "evaluations" / "step_000020.json").unlink()
+    text = Page(write_experiment_report(moved).read_text()).text
+    assert "The answer is taken at step 15, not 20: not every run was measured later." in text
+
+
+def test_a_page_is_html(folder: Path, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"--out must be a page and end in \.html"):
+        write_experiment_report(folder, tmp_path / "page")
+
+
 def test_a_torn_evaluation_is_named_and_its_step_left_out(folder: Path, tmp_path: Path) -> None:
     moved = copied(folder, tmp_path)
     path = moved / "hpsv3-0" / "evaluations" / "step_000010.json"
@@ -229,11 +250,11 @@ def test_what_was_evaluated_after_the_last_logged_step_does_not_count(folder: Pa
     assert write_experiment_report(moved).is_file()
 
 
-def judged(folder: Path, dimensions: Sequence[str] = ("alignment", "overall")) -> None:
+def judged(folder: Path, dimensions: Sequence[str] = ("alignment", "overall"), steps: Sequence[int] = (0, 20)) -> None:
     """What a judge would say who prefers hpsv3's images."""
     lines = []
     for run in sorted(folder.glob("*-?")):
-        for step in (0, 20):
+        for step in steps:
             for row, prompt in enumerate(DITREWARD.prompts):
                 score = 5 + 0.1 * row + (2 if run.name.startswith("hpsv3") and step else 0)
                 lines.append(
@@ -261,6 +282,16 @@ def test_a_judge_decides_where_it_is_asked_to(tmp_path: Path) -> None:
     found = {one.name: one for one in measures_of(read_experiment_folder(folder))}
     assert found["judge_alignment"].part_of == "judge_overall"
     assert found["judge_overall"].steps == (0, 20)
+
+
+def test_a_judge_who_saw_but_the_start_decides_nothing(tmp_path: Path) -> None:
+    folder = write_experiment_folder(tmp_path, _ARMS, decided_by=("judge_overall", "oracle"))
+    judged(folder, steps=(0,))
+    text = Page(write_experiment_report(folder).read_text()).text
+    assert "By the oracle, ditreward trains the better model" in text
+    results = folder / "judged" / "results.jsonl"
+    results.write_text("".join(line + "\n" for line in results.read_text().splitlines() if "hpsv3-0" not in line))
+    assert "What the judge said is not used" in Page(write_experiment_report(folder).read_text()).text
 
 
 def test_what_is_no_judging_is_told(tmp_path: Path) -> None:

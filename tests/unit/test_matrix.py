@@ -75,11 +75,11 @@ def test_the_shipped_experiment_is_the_two_make_targets_for_any_profile(
     [
         (
             ("differ: [rewards]", "differ: [rewards.watch]"),
-            r"the arms one and two differ in what is not declared: rewards\.train is",
+            r"the arms one and two differ in what is not declared: rewards\.train ",
         ),
         (
             ("weight=2]", "weight=2, optim.lr=0.5]"),
-            r"not declared: optim\.lr is 0\.001 and 0\.5\. Make them equal, or add",
+            r"not declared: optim\.lr \(optim\.lr: 0\.001 and 0\.5\)\. Make them equal, or add",
         ),
         (
             ("differ: [rewards]", "differ: [reward]"),
@@ -88,7 +88,7 @@ def test_the_shipped_experiment_is_the_two_make_targets_for_any_profile(
         (("weight=2]", "weight=2, run.seed=1]"), r"overrides: run\.seed is for the experiment to set"),
         (
             ("seeds: [3, 5]", "seeds: [3, 5]\ndecided_by: [oracle, dit_reward]"),
-            r"decided_by: dit_reward cannot decide, for the arm one is trained on it; name a measure that no arm is",
+            r"decided_by: dit_reward cannot decide, for the arm one is trained on it, or on a part of it; name a",
         ),
         (
             ("weight=2]}}", "label=mine]}}\ndecided_by: [mine]"),
@@ -196,7 +196,7 @@ def test_what_is_kept_with_the_runs_is_the_experiment_with_all_that_was_asked_fo
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     text = TEXT.replace(f"{ROOT}/configs/pocket/", f"{ROOT}/configs/${{profile}}/") + "decided_by: [oracle]\n"
-    out, words = tmp_path / "out", ["run.steps=7", "eval.every=${run.steps}", "rewards.train.0.weight=3"]
+    out, words = tmp_path / "out", ["run.steps=7", "eval.every=${run.steps}", "rewards.train.0.scale=3"]
     assert main(["matrix", str(written(tmp_path, text)), "--out", str(out), *words]) == 0
     kept = out / EXPERIMENT_FILE
     found = read_experiment(kept, [])
@@ -204,7 +204,7 @@ def test_what_is_kept_with_the_runs_is_the_experiment_with_all_that_was_asked_fo
     assert (found.differ, found.seeds, found.decided_by) == (["rewards"], [3, 5], ["oracle"])
     assert found.arms["two"].overrides == ["rewards.train.0.weight=2", *words]
     configs = [element.load() for element in read_manifest(out / MANIFEST)]
-    assert [(one.eval.every, one.rewards.train[0].weight) for one in configs] == [(7, 3.0)] * 4
+    assert [(one.eval.every, one.rewards.train[0].scale) for one in configs] == [(7, 3.0)] * 4
     before = [(out / MANIFEST).read_bytes(), kept.read_bytes()]
     assert main(["matrix", str(kept)]) == 0
     assert [(out / MANIFEST).read_bytes(), kept.read_bytes()] == before

@@ -1,0 +1,78 @@
+"""What speaks against taking an experiment at face value."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+from collections.abc import Sequence
+from pathlib import Path
+
+from flowrl.config import ConfigError, diff, load
+from flowrl.matched.record import MatchedRecord
+from flowrl.matrix.experiment import undeclared
+from flowrl.report.run_record import RunRecord
+from flowrl.report.verdict import violations
+from flowrl.report.wording import listed
+
+_OF_THE_ARM = ("run.name", "run.seed")
+
+
+def check_is_sealed(run: RunRecord, sealed: Path, digest: str, differ: Sequence[str]) -> None:
+    """Raise ConfigError where a run is not that of its line in the manifest, in what makes the arm or the seed.
+
+    Its folder was then changed for another, and the answer would be that of other arms. What else differs is told on
+    the page, as it is between arms.
+    """
+    try:
+        is_whole = hashlib.sha256(sealed.read_bytes()).hexdigest() == digest
+    except OSError as error:
+        raise ConfigError(f"{sealed}: {error.strerror}; it says what {run.directory} should be: put it back") from None
+    if not is_whole:
+        raise ConfigError(f"{sealed}: is not as the experiment wrote it; expand the experiment again")
+    if run.config is None:
+        return  # told on the page
+    keys = [
+        key
+        for key in diff(load(sealed), run.config)
+        if any(key == name or key.startswith(f"{name}.") for name in (*differ, *_OF_THE_ARM))
+    ]
+    if keys:
+        raise ConfigError(
+            f"{run.directory}: is not the run of this name in the experiment, it differs from {sealed} in "
+            f"{', '.join(keys)}; put the right folder there"
+        )
+
+
+def checked(record: MatchedRecord, declared: Sequence[str]) -> MatchedRecord:
+    """The record with what speaks against taking it at face value."""
+    found = list(record.problems)
+    for seed in record.seeds:
+        first, *others = (arm.runs[seed] for arm in record.arms)
+        for other in others:
+            found += [f"{text} (seed {seed})" if len(record.seeds) > 1 else text
+                      for text in _mismatches(first, other, declared)]  # fmt: skip
+    for run in record.runs:
+        found += [f"In {run.directory.name}: {text}" for text in violations(run)]
+    return dataclasses.replace(record, problems=tuple(dict.fromkeys(found)))
+
+
+def _mismatches(first: RunRecord, second: RunRecord, declared: Sequence[str]) -> list[str]:
+    """Why two runs are not matched, in words; empty where they differ in what was declared alone."""
+    found = []
+    names = f"{first.directory.name} and {second.directory.name}"
+    if first.config is None or second.config is None:
+        found.append(f"The configurations of {names} cannot be compared: they may differ in more than was declared.")
+    else:
+        keys = list(undeclared(first.config, second.config, declared))
+        if keys:
+            found.append(
+                f"{names} are not matched: they differ in {listed(keys)}, which is not declared. A difference in "
+                "outcome may come from there."
+            )
+    starts = [next((one for one in run.evaluations if one.step == 0), None) for run in (first, second)]
+    apart = []
+    if (one := starts[0]) is not None and (other := starts[1]) is not None:
+        apart = [name for name, rows in one.scores.items() if other.scores.get(name, rows) != rows]
+    if apart:
+        found.append(f"{names} do not start alike: their first evaluations differ in {listed(apart)}.")
+    return found
