@@ -134,13 +134,14 @@ def _difference_chart(pair: Comparison, *, several: bool) -> Chart:
             lines.append(Series(name=f"seed {seed}", points=own, slot=0, style="faint"))
     trained = pair.measure.trained_by
     note = f"Trained on by {listed(list(trained))}." if trained else ""
+    better = "is more diverse" if pair.measure.source == "diversity" else "ahead"
     return Chart(
         title=f"{pair.measure.title}: {first} \u2212 {second}" if several else pair.measure.title,
         note=note,
         series=lines,
         zero_line=True,
-        above=f"{first} ahead",
-        below=f"{second} ahead",
+        above=f"{first} {better}",
+        below=f"{second} {better}",
     )
 
 

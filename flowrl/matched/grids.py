@@ -58,12 +58,9 @@ def _shown_steps(there: Sequence[Sequence[int]], keep: Sequence[int]) -> list[in
     if len(shared) <= _MOST_COLUMNS:
         return shared
     chosen = {shared[0], shared[-1], *(step for step in keep if step in shared)}
-    for share in range(1, _MOST_COLUMNS):
-        if len(chosen) >= _MOST_COLUMNS:
-            break
+    while len(chosen) < _MOST_COLUMNS:  # always the one that is farthest from those that are there
         rest = [step for step in shared if step not in chosen]
-        wanted = shared[0] + (shared[-1] - shared[0]) * share / (_MOST_COLUMNS - 1)
-        chosen.add(min(rest, key=lambda step: abs(step - wanted)))
+        chosen.add(max(rest, key=lambda step: (min(abs(step - other) for other in chosen), step)))
     return sorted(chosen)
 
 

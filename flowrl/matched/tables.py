@@ -28,9 +28,9 @@ def scores_table(found: Findings) -> Html:
     for row in end_rows(found):
         after = [joined([tag("span", value), _gained(one, row.decimals)]) for value, one in row.after]
         differences = [_apart(pair, pair.at[-1], row.decimals) for pair in row.pairs]
-        rows.append([_label(row.measure, found), *differences, row.before, *after])
+        rows.append([_label(row.measure, found), *differences, *after, row.before])
     heads = ["Difference"] if len(arms) == 2 else [f"{arms[0]} \u2212 {other}" for other in arms[1:]]
-    return table(["", *heads, "Before", *arms], rows, classes="scores arms-table")
+    return table(["", *heads, *arms, "Before"], rows, classes="scores arms-table")
 
 
 def _label(measure: Measure, found: Findings) -> Html:
@@ -67,7 +67,7 @@ def _interval(one: Difference, decimals: int, classes: str) -> Html:
 
 def checkpoints_table(pair: Comparison) -> Html:
     """One measure of two arms at every matched checkpoint."""
-    measure, decimals = pair.measure, max(decimals_of(one) for one in pair.at)
+    measure, decimals = pair.measure, decimals_of(pair.at[-1])
     several = len(measure.seeds) > 1
     rows = []
     for place, (step, one) in enumerate(zip(measure.steps, pair.at, strict=True)):

@@ -124,8 +124,9 @@ def _at_checkpoints(pair: Comparison) -> list[Sentence]:
 
 
 def _beside(found: Findings) -> tuple[Sentence, ...]:
-    parts = {measure.name for measure in found.measures if measure.part_of}
-    turned = [one for one in found.turnings if one.watched not in parts]
+    wholes = {measure.name: measure.part_of for measure in found.measures}
+    fallen = {(one.arm, one.watched) for one in found.turnings}
+    turned = [one for one in found.turnings if (one.arm, wholes[one.watched]) not in fallen]  # the whole says it
     return (*(_turned(one, found) for one in turned), *_less_diverse(found), *_keep(found))
 
 
