@@ -79,8 +79,10 @@ def _matrix(args: argparse.Namespace) -> int:
     if not args.run:
         return 0
     code = run_all(folder / MANIFEST, elements, say)
-    if code <= 1:  # not stopped
-        _write_report(folder, runs, failed=code == 1)
+    if code > 1:
+        print("flowrl: stopped; the same command goes on from there", file=sys.stderr)
+        return code
+    _write_report(folder, runs, failed=code == 1)
     return code
 
 

@@ -55,7 +55,7 @@ def _difference(path: Path, published: Expected) -> str:
         return "missing"
     found = path.stat().st_size
     if found != published.size:
-        return f"damaged: it holds {count(found, 'byte')}, at its source {published.size}"
+        return f"damaged: it holds {count(found, 'byte')}, at its source {published.size:,}"
     return f"damaged: it has the {count(found, 'byte')} of its source, but another checksum"
 
 

@@ -59,12 +59,12 @@ def _write(record: MatchedRecord, out: Path) -> Path:
     said, beside = verdict(found), out.with_suffix("")
     write_files(found, said, beside)
     write_tensorboard(found, beside / "tensorboard")
-    write_atomically(out, render(found, said).encode())
+    write_atomically(out, render(found, said, beside).encode())
     return out
 
 
-def render(found: Findings, said: Verdict) -> Html:
-    """The page as text."""
+def render(found: Findings, said: Verdict, beside: Path) -> Html:
+    """The page as text; `beside` is the folder of its numbers and figures."""
     record = found.record
     return page(
         f"{record.question} - flowrl report",
@@ -84,7 +84,7 @@ def render(found: Findings, said: Verdict) -> Html:
         ),
         section("Cost", costs(record), intro=_cost_note(record)),
         section("How it was made", *_origin(record)),
-        section("To paste", folded("The answer as Markdown", code(as_markdown(found, said)))),
+        section("To paste", folded("The answer as Markdown", code(as_markdown(found, said))), intro=_beside(beside)),
         glossary(sorted({key for run in record.runs for key in run.keys()})),
         footer(),
     )
@@ -170,6 +170,13 @@ def _images_note(record: MatchedRecord) -> str:
 def _cost_note(record: MatchedRecord) -> str:
     runs = len(record.seeds)
     return f"Means over the training steps{f' of {runs} runs each' if runs > 1 else ''}."
+
+
+def _beside(folder: Path) -> str:
+    return (
+        f"The numbers are in {folder}: curves.csv, differences.csv and result.json; figures has the charts as SVG. "
+        f"tensorboard --logdir {folder / 'tensorboard'} lays the arms over each other, under Custom Scalars."
+    )
 
 
 def _checkpoints(found: Findings) -> list[Html]:

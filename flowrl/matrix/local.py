@@ -36,7 +36,8 @@ def run_all(manifest: Path, elements: Sequence[Element], say: Callable[[Element,
         if code == 0 and finished(element.dir, steps):
             say(element, "done")
             continue
-        if code in (0, 130):  # Ctrl-C went to all processes of the terminal
+        if code in (0, 130):  # somebody stopped it: Ctrl-C goes to all processes of the terminal
+            say(element, "begun")
             return 130
         say(element, "failed")
         failed += 1

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import getpass
+import json
 import re
 import uuid
 from collections.abc import Iterator
@@ -14,6 +15,7 @@ from typing import Any
 import pytest
 
 from flowrl.base import checkpoint
+from flowrl.cli import main
 from flowrl.config import RewardSpec
 from flowrl.matrix.experiment import ArmSection, Experiment, Run
 from flowrl.matrix.folder import write_experiment
@@ -29,6 +31,7 @@ from tests.slurm_cluster import CPUS, Cluster, cluster, missing_programs, until
 
 ROOT = Path(__file__).parents[2]
 ON_ACTORS = {"mode": "split", "num_rollouts": 1, "num_scorers": 1, "num_learners": 1, "timeout_s": 240.0}
+ROLES = ("num_rollouts", "num_scorers", "num_learners")
 SETTINGS = {f"placement__{key}": value for key, value in ON_ACTORS.items()}
 SITE = Site(time_limit="00:10:00", grace_s=60)
 
@@ -146,6 +149,29 @@ def test_an_array_goes_on_after_its_time_limit_with_the_same_numbers_and_a_repor
 
 
 @pytest.mark.ray
+def test_the_pocket_experiment_is_submitted_by_its_command_and_ends_in_a_verdict(
+    lab: Lab, capsys: pytest.CaptureFixture[str]
+) -> None:
+    site, experiment = lab.folder / "site.yaml", lab.folder / "pocket.yaml"
+    site.write_text("time_limit: '00:10:00'\ngrace_s: 60\n", encoding="utf-8")
+    text = (ROOT / "experiments" / "matched" / "rewards.yaml").read_text(encoding="utf-8")
+    experiment.write_text(text.replace("seeds: [0, 1, 2]", "seeds: [7]"), encoding="utf-8")
+    few = ["run.steps=1", "rollout.prompts_per_step=2", "rollout.group_size=4", "eval.num_prompts=8"]
+    few += ["eval.samples_per_prompt=2", "eval.grid_prompts=1", *(f"placement.{key}={ON_ACTORS[key]}" for key in ROLES)]
+    out = lab.folder / "out"
+    assert main(["matrix", str(experiment), "--slurm", "--site", str(site), "--out", str(out), *few]) == 0
+    ids = re.search(r"submitted: job (\d+) trains, job (\d+) writes the report", capsys.readouterr().out)
+    assert ids is not None
+    array, report = ids.groups()
+    for index in range(2):
+        lab.ends(f"{array}_{index}", "COMPLETED", seconds=400)
+    lab.ends(report, "COMPLETED", seconds=120)
+    result = json.loads((out / "report" / "result.json").read_text(encoding="utf-8"))
+    assert (result["decided_by"], result["seeds"], result["problems"]) == ("oracle", [7], [])
+    assert result["arms"] == {"ditreward": ["dit_reward"], "hpsv3": ["hpsv3"]}
+    assert "after 1 step" in result["verdict"][0]
+
+
 def test_a_run_on_two_nodes_that_is_preempted_goes_on_with_the_same_numbers(lab: Lab) -> None:
     site = dataclasses.replace(SITE, partition="main")
     held = lab.element("latent", 0, held=True, run__steps=12, checkpoint__every=1000, **SETTINGS)

@@ -140,8 +140,8 @@ def test_a_damaged_file_is_named_once_by_check_and_fetched_again(
     capsys.readouterr()
     assert cli.main(["fetch", "run.yaml", "--check"]) == 1
     told = {
-        "shorter": f"damaged: it holds {size - 100} bytes, at its source {size}",
-        "a byte": f"damaged: it has the {size} bytes of its source, but another checksum",
+        "shorter": f"damaged: it holds {size - 100:,} bytes, at its source {size:,}",
+        "a byte": f"damaged: it has the {size:,} bytes of its source, but another checksum",
         "gone": "missing",
     }[damage]
     lines = capsys.readouterr().out.splitlines()
