@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import math
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -52,8 +53,28 @@ def checked(record: MatchedRecord, declared: Sequence[str]) -> MatchedRecord:
             found += [f"{text} (seed {seed})" if len(record.seeds) > 1 else text
                       for text in _mismatches(first, other, declared)]  # fmt: skip
     for run in record.runs:
+        found += _unlike_metrics(run)
         found += [f"In {run.directory.name}: {text}" for text in violations(run)]
     return dataclasses.replace(record, problems=tuple(dict.fromkeys(found)))
+
+
+def _unlike_metrics(run: RunRecord) -> list[str]:
+    """Where the scores that a run kept are not those that it logged."""
+    found = []
+    logged = {int(row["step"]): row for row in run.metrics if any(key.startswith("eval/") for key in row)}
+    kept = {one.step: one for one in run.evaluations}
+    for step in sorted(logged.keys() - kept.keys()):
+        found.append(f"{run.directory.name} was evaluated at step {step}, but its scores are not there.")
+    for step, one in kept.items():
+        for name, rows in one.scores.items():
+            scores = [score for row in rows for score in row if score is not None]
+            mean = logged.get(step, {}).get(f"eval/{name}/mean")
+            if mean is None or not scores:
+                continue
+            if not math.isclose(sum(scores) / len(scores), mean, rel_tol=1e-3, abs_tol=1e-4):
+                where = f"{run.directory.name} kept at step {step}"
+                found.append(f"The scores of {name} that {where} are not those that it logged.")
+    return found
 
 
 def _mismatches(first: RunRecord, second: RunRecord, declared: Sequence[str]) -> list[str]:

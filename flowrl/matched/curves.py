@@ -79,7 +79,7 @@ def measure_charts(found: Findings, axis: Axis) -> list[Chart]:
         if len(measure.steps) < 2:
             continue
         marks = [
-            Mark(x=arms[place].at[one.step], slot=place + 1, text="turns")
+            Mark(x=arms[place].at[one.step], slot=place + 1, text="below its best")
             for one in found.turnings
             if one.watched == measure.name
             for place in [measure.arms.index(one.arm)]

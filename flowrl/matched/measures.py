@@ -19,7 +19,7 @@ Source = Literal["reward", "judge", "diversity"]
 DIVERSITY = "diversity"
 JUDGE = "judge_"  # begins the names of what a judge scored; no reward may be called so
 _OVERALL, _ORACLE = f"{JUDGE}overall", "oracle"
-_DECIDE = (_ORACLE, _OVERALL)  # where the experiment does not say
+DECIDE = (_ORACLE, _OVERALL)  # where the experiment does not say
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,13 +79,17 @@ def measures_of(record: MatchedRecord) -> list[Measure]:
 
 
 def deciding(record: MatchedRecord, measures: Sequence[Measure]) -> Measure | None:
-    """The measure that decides: the first of those named that was taken after training; never what was trained on."""
-    names = record.decided_by or _DECIDE
+    """The measure that decides: the first of those named that was taken at the last step that any was taken at.
+
+    Never what an arm was trained on, nor what was taken before training alone.
+    """
+    last = max((one.steps[-1] for one in measures), default=0)
+    names = record.decided_by or DECIDE
     configs = [arm.first.config for arm in record.arms]
     known = {
         measure.name: measure
         for measure in measures
-        if measure.steps[-1] > 0
+        if measure.steps[-1] == last > 0
         and not measure.trained_by
         and not any(config is not None and optimises(config.rewards, measure.name) for config in configs)
     }

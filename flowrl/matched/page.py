@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import takewhile
 from pathlib import Path
 
 from flowrl.base.amounts import count
@@ -74,7 +75,7 @@ def render(found: Findings, said: Verdict, beside: Path) -> Html:
         section(
             "Curves",
             switched("Horizontal axis", [(axis, charts(measure_charts(found, axis))) for axis in AXES]),
-            intro=_curves_note(record),
+            intro=_curves_note(found),
         ),
         section("Arm against arm", *_checkpoints(found), charts(list(difference_charts(found))), intro=_MATCHED_NOTE),
         section("Over-optimisation, and what to keep", *_turning(found), intro=_TURNING_NOTE),
@@ -91,7 +92,7 @@ def render(found: Findings, said: Verdict, beside: Path) -> Html:
 
 
 _MATCHED_NOTE = (
-    "Above zero the first arm is ahead. Prompts, seeds and noise are the same in both, so scores are compared prompt "
+    "Above zero the first arm is ahead. Prompts and noise are the same in both, so scores are compared prompt "
 )
 _MATCHED_NOTE += (
     "by prompt. Bands are 95 % bootstrap intervals over prompts, of the models that were trained; faint lines are "
@@ -109,7 +110,9 @@ def _head(found: Findings, said: Verdict) -> Html:
     leads = []
     for place, arm in enumerate(record.arms):
         mark = tag("i", classes=f"c{place + 1} {style(place)}")
-        leads.append(tag("li", mark, tag("span", tag("strong", arm.name), description(arm.first))))
+        runs = len(arm.runs)
+        text = description(arm.first) + (f" That was the first of its {runs} runs." if runs > 1 else "")
+        leads.append(tag("li", mark, tag("span", tag("strong", arm.name), text)))
     tone = {"settled": "good", "undecided": "bad"}.get(said.outcome, "")
     return tag(
         "header",
@@ -125,7 +128,10 @@ def _left_out(found: Findings) -> list[str]:
     """What measures lack, in words."""
     lines, last = [], max(run.last_step for run in found.record.runs)
     if 0 < last_step(found) < last:
-        lines.append(f"The answer is taken at step {last_step(found)}, not {last}: not every run was measured later.")
+        lines.append(f"The answer is taken at step {last_step(found)}, not {last}: not every run was evaluated later.")
+    chosen = found.decides.name if found.decides is not None else ""
+    for name in takewhile(lambda one: one != chosen, found.record.decided_by if chosen else ()):
+        lines.append(f"{name} was to decide, but was not taken at step {last_step(found)} in every run.")
     if found.record.judged and not any(measure.source == "judge" for measure in found.measures):
         lines.append("What the judge said is not used: it has not seen images of the same steps of every run.")
     for measure in found.measures:
@@ -141,7 +147,7 @@ def _left_out(found: Findings) -> list[str]:
 
 def _end_note(found: Findings) -> str:
     seeds = [str(seed) for seed in found.record.seeds]
-    over = f"means over seeds {listed(seeds)}" if len(seeds) > 1 else f"seed {seeds[0]}"
+    over = f"means over seeds {listed(seeds)}" if len(seeds) > 1 else "one run each"
     return (
         f"After {count(last_step(found), 'step')}, {over}. The difference is that of the first arm to the "
         "other; small: the change from before training. Intervals are of 95 % over prompts; coloured is what excludes "
@@ -149,11 +155,11 @@ def _end_note(found: Findings) -> str:
     )
 
 
-def _curves_note(record: MatchedRecord) -> str:
-    bands = (
-        " Lines are means over seeds, bands reach from the lowest seed to the highest." if len(record.seeds) > 1 else ""
-    )
-    judge = f" The judge is {record.judge}." if record.judge else ""
+def _curves_note(found: Findings) -> str:
+    several = len(found.record.seeds) > 1
+    bands = " Lines are means over seeds, bands reach from the lowest seed to the highest." if several else ""
+    seen = next((len(measure.prompts) for measure in found.measures if measure.source == "judge"), 0)
+    judge = f" The judge is {found.record.judge}, on {count(seen, 'prompt')}." if seen else ""
     return (
         f"Held-out prompts that training never sees, with the same noise every time and in every arm.{bands}{judge} "
         "Hours are of training, evaluations not counted."
@@ -163,7 +169,7 @@ def _curves_note(record: MatchedRecord) -> str:
 def _images_note(record: MatchedRecord) -> str:
     return (
         "The first sample of each of the first held-out prompts, not chosen by anyone. All images of a card start from "
-        f"the same noise. Runs of seed {record.seeds[0]}."
+        f"the same noise.{f' Runs of seed {record.seeds[0]}.' if len(record.seeds) > 1 else ''}"
     )
 
 

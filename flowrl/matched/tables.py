@@ -74,7 +74,7 @@ def checkpoints_table(pair: Comparison) -> Html:
         if step == 0:
             continue  # the same model in both
         row = [str(step), *(fixed(measure.mean(arm, place), decimals) for arm in (pair.first, pair.second))]
-        row += [_apart(pair, one, decimals), f"{one.ahead:.0%}"]
+        row += [_apart(pair, one, decimals), f"{100 * one.ahead:.0f} %"]
         if several:
             by_seed = ", ".join(fixed(value, decimals, signed=True) for value in one.by_seed)
             row += [by_seed, bracketed(one.seeds, decimals), bracketed(one.both, decimals)]
@@ -116,7 +116,7 @@ def keep_table(found: Findings) -> Html:
 def _where(arm: Arm, seed: int, one: Kept) -> str:
     run = arm.runs[seed]
     if one.step == 0:
-        return "none: the base model is better than every checkpoint"
+        return "none: no checkpoint is better than the base model"
     path = run.directory / "checkpoints" / f"step_{one.step:06d}"
     if path.is_dir():
         return str(path)
@@ -185,6 +185,10 @@ def differences_table(record: MatchedRecord) -> Html:
 
 def commands(record: MatchedRecord) -> Html:
     """What makes all of it again, then what was typed for each run, resumed ones each time."""
-    again = [f"flowrl matrix {record.folder / EXPERIMENT_FILE} --run --out runs/again"] if record.source else []
+    again = []
+    if record.source:
+        how = "--judge oracle" if record.judge == "oracle" else f"--endpoint URL --model {record.judge}"
+        again = [f"flowrl matrix {record.folder / EXPERIMENT_FILE} --run --out runs/again"]
+        again += [f"flowrl judge runs/again {how}", "flowrl report runs/again"] if record.judge else []
     typed = dict.fromkeys(start.command for run in record.runs for start in run.starts)
     return joined(code("\n".join(lines)) for lines in (again, list(typed)) if lines)

@@ -109,7 +109,7 @@ def _numbers(pair: Comparison) -> Sentence:
             f"{bracketed(last.both, decimals)} over prompts and seeds" if last.both is not None else "unknown over both"
         )
         text += f", {both} (by seed {by_seed})"
-    return Sentence(text=f"{text}; {one} is ahead on {last.ahead:.0%} of the prompts.")
+    return Sentence(text=f"{text}; {one} is ahead on {100 * last.ahead:.0f} % of the prompts.")
 
 
 def _at_checkpoints(pair: Comparison) -> list[Sentence]:
@@ -136,7 +136,7 @@ def _moves(found: Findings, arm: int) -> Sentence:
         one = gain(measure, arm)
         if one is None:
             continue
-        verb = "held" if not one.clear else "rose" if one.mean > 0 else "fell"
+        verb = "did not clearly change" if not one.clear else "rose" if one.mean > 0 else "fell"
         trained = ", trained on" if found.record.arms[arm].name in measure.trained_by else ""
         moved.append(f"{measure.title} {verb} ({spread(one.mean, one.prompts, decimals_of(one))}{trained})")
     name = found.record.arms[arm].name
@@ -149,16 +149,16 @@ def _turned(one: Turning, found: Findings) -> Sentence:
     decimals = decimals_of(one.fall)
     seeds = len(one.fall.by_seed)
     title = next(measure.title for measure in found.measures if measure.name == one.watched)
-    below = one.from_start is not None and one.from_start.clear and one.from_start.mean < 0
-    fall = f"from step {one.step} on: {one.trained} still rises while {title} falls, by "
-    fall += f"{spread(one.fall.mean, one.fall.prompts, decimals)} from its best (step {one.best})"
-    fall += ", to below where it started" if below else ""
+    started = one.from_start
+    below = started is not None and started.mean < 0 and (started.clear if seeds == 1 else started.settled)
+    fall = f"from step {one.step} on {title} is clearly below its best (step {one.best}), at the end by "
+    fall += f"{spread(one.fall.mean, one.fall.prompts, decimals)}{' and below where it started' if below else ''}, "
+    fall += f"while {one.trained} has risen"
     if seeds == 1:
         return Sentence(
-            text=f"In the one run of {one.arm}, {fall}. One seed cannot tell a trend from its ups and downs."
+            text=f"In the one run of {one.arm} {fall}. One seed cannot tell a trend from its ups and downs."
         )
-    falling = sum(value < 0 for value in one.fall.by_seed)
-    return Sentence(text=f"Over-optimisation in {one.arm} {fall}, in {falling} of {seeds} seeds.", tone="bad")
+    return Sentence(text=f"Over-optimisation in {one.arm}: {fall}.", tone="bad")
 
 
 def _less_diverse(found: Findings) -> list[Sentence]:
@@ -180,11 +180,16 @@ def _keep(found: Findings) -> list[Sentence]:
 def _kept(one: Kept, measure: Measure) -> str:
     decimals = decimals_of(one.gain)
     if one.step == 0:
-        return f"Keep nothing of {one.arm}: {measure.spoken} is highest before training."
-    sure = (one.gain.settled if len(measure.seeds) > 1 else one.gain.clear) and one.gain.mean > 0
-    found = f"a step chosen blind gains {spread(one.gain.mean, one.gain.prompts, decimals)}"
+        return f"By {measure.spoken} no checkpoint of {one.arm} is better than the base model."
+    several = len(measure.seeds) > 1
+    sure = (one.gain.settled if several else one.gain.clear) and one.gain.mean > 0
+    found = spread(one.gain.mean, one.gain.both if several else one.gain.prompts, decimals)
+    who = "prompts and seeds" if several else "prompts"
     doubt = "" if sure else ", not clearly more than nothing"
-    return f"Keep step {one.step} of {one.arm}: {measure.title} {fixed(one.mean, decimals)}; {found}{doubt}."
+    return (
+        f"Keep step {one.step} of {one.arm}: {measure.title} {fixed(one.mean, decimals)}; a step that other {who} "
+        f"choose gains {found}{doubt}."
+    )
 
 
 def decimals_of(one: Difference) -> int:

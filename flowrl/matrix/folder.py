@@ -9,7 +9,8 @@ from typing import Any
 import yaml
 
 from flowrl.base.atomic_file import write_atomically
-from flowrl.matrix.experiment import Experiment
+from flowrl.config import ConfigError
+from flowrl.matrix.experiment import Experiment, read_experiment
 from flowrl.matrix.manifest import CONFIGS, MANIFEST, read_manifest
 from flowrl.matrix.progress import begun
 
@@ -40,10 +41,30 @@ def default_folder(file: Path, experiment: Experiment) -> Path:
 
 
 def write_experiment(experiment: Experiment, folder: Path) -> Path:
-    """Keep the experiment with its runs, all references resolved; expanded again it is the same runs."""
+    """Keep the experiment with its runs, all references resolved; expanded again it is the same runs.
+
+    Raises ConfigError where runs have begun there for another question, or with other measures that decide.
+    """
     path = folder / EXPERIMENT_FILE
+    if path.is_file() and runs_begun(folder):
+        _check_same_question(read_experiment(path, []), experiment, path)
     write_atomically(path, yaml.safe_dump(_escaped(asdict(experiment)), sort_keys=False, allow_unicode=True).encode())
     return path
+
+
+def _check_same_question(before: Experiment, now: Experiment, path: Path) -> None:
+    """Raise ConfigError where the answer would be looked for in another way after it may have been seen."""
+    pairs = {
+        "question": (before.question, now.question),
+        "decided_by": (before.decided_by, now.decided_by),
+        "differ": (before.differ, now.differ),
+    }
+    changed = [name for name, (one, other) in pairs.items() if one != other]
+    if changed:
+        raise ConfigError(
+            f"{path}: {', '.join(changed)} may not change once runs have begun there, as what decides is settled "
+            "before anything is seen; give --out another folder, or put it back"
+        )
 
 
 def _escaped(node: Any) -> Any:

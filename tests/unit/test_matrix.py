@@ -184,6 +184,20 @@ def test_the_command_prints_question_outlook_and_table(tmp_path: Path, capsys: p
     assert "two-5  waiting  0/7" in out
 
 
+def test_what_decides_may_not_change_once_a_run_has_begun(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "out"
+    command = ["matrix", str(written(tmp_path)), "--out", str(out)]
+    assert main(command) == 0
+    written(tmp_path, TEXT + "decided_by: [oracle]\n")
+    assert main(command) == 0  # nothing has begun
+    (out / "one-3").mkdir()
+    (out / "one-3" / "config.yaml").write_bytes((out / "configs" / "one-3.yaml").read_bytes())
+    written(tmp_path, TEXT + "decided_by: [oracle_shape]\n")
+    assert main(command) == 2
+    assert "experiment.yaml: decided_by may not change once runs have begun there" in capsys.readouterr().err
+    assert read_experiment(out / EXPERIMENT_FILE, []).decided_by == ["oracle"]
+
+
 def test_an_experiment_is_no_configuration_of_a_run_and_is_checked_with_them(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
