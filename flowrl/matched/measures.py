@@ -60,9 +60,11 @@ class Measure:
 
     @property
     def spoken(self) -> str:
-        """In a sentence: "the judge (overall)", "the oracle", "hpsv3"."""
+        """In a sentence: "the judge (overall)", "the oracle", "the oracle's shape", "hpsv3"."""
         if self.source == "judge":
             return f"the judge ({self.name.removeprefix(JUDGE)})"
+        if self.part_of == _ORACLE:
+            return f"the oracle's {self.name.removeprefix(f'{_ORACLE}_')}"
         return "the oracle" if self.name == _ORACLE else self.title
 
     def mean(self, arm: int, step: int) -> float:

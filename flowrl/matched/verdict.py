@@ -148,7 +148,7 @@ def _moves(found: Findings, arm: int) -> Sentence:
 def _turned(one: Turning, found: Findings) -> Sentence:
     decimals = decimals_of(one.fall)
     seeds = len(one.fall.by_seed)
-    title = next(measure.title for measure in found.measures if measure.name == one.watched)
+    title = next(measure.spoken for measure in found.measures if measure.name == one.watched)
     started = one.from_start
     below = started is not None and started.mean < 0 and (started.clear if seeds == 1 else started.settled)
     fall = f"from step {one.step} on {title} is clearly below its best (step {one.best}), at the end by "

@@ -87,7 +87,7 @@ def test_over_optimisation_is_told_with_its_step(folder: Path) -> None:
     bad = [sentence.text for sentence in said.support if sentence.tone == "bad"]
     assert len(bad) == 1
     assert bad[0].startswith(
-        "Over-optimisation in hpsv3: from step 20 on oracle is clearly below its best (step 10), "
+        "Over-optimisation in hpsv3: from step 20 on the oracle is clearly below its best (step 10), "
         "at the end by \u22120.19"
     )
     assert bad[0].endswith(" and below where it started, while hpsv3 has risen.")
