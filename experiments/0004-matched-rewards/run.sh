@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Answers experiments/matched/rewards.yaml on the pocket profile: two arms, three seeds, a look every five steps.
-# An hour of two idle cores; whatever is finished is not done again. It is in the folder of make matched, whose settings
-# are others: move one away before the other.
+# It took 95 minutes on two cores that other work shared (2026-11-22); whatever is finished is not done again. It is in
+# the folder of make matched, whose settings are others: move one away before the other.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 flowrl="${FLOWRL:-.venv/bin/flowrl}"

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import math
 from collections.abc import Sequence
-from pathlib import Path
 
-from flowrl.config import ConfigError, diff, load
+from flowrl.config import ConfigError, diff
 from flowrl.matched.record import MatchedRecord
-from flowrl.matrix.experiment import undeclared
+from flowrl.matrix.experiment import is_within, undeclared
+from flowrl.matrix.manifest import Element
 from flowrl.report.run_record import RunRecord
 from flowrl.report.verdict import violations
 from flowrl.report.wording import listed
@@ -18,28 +17,19 @@ from flowrl.report.wording import listed
 _OF_THE_ARM = ("run.name", "run.seed")
 
 
-def check_is_sealed(run: RunRecord, sealed: Path, digest: str, differ: Sequence[str]) -> None:
+def check_is_sealed(run: RunRecord, element: Element, differ: Sequence[str]) -> None:
     """Raise ConfigError where a run is not that of its line in the manifest, in what makes the arm or the seed.
 
     Its folder was then changed for another, and the answer would be that of other arms. What else differs is told on
     the page, as it is between arms.
     """
-    try:
-        is_whole = hashlib.sha256(sealed.read_bytes()).hexdigest() == digest
-    except OSError as error:
-        raise ConfigError(f"{sealed}: {error.strerror}; it says what {run.directory} should be: put it back") from None
-    if not is_whole:
-        raise ConfigError(f"{sealed}: is not as the experiment wrote it; expand the experiment again")
+    sealed = element.load()
     if run.config is None:
         return  # told on the page
-    keys = [
-        key
-        for key in diff(load(sealed), run.config)
-        if any(key == name or key.startswith(f"{name}.") for name in (*differ, *_OF_THE_ARM))
-    ]
+    keys = [key for key in diff(sealed, run.config) if is_within(key, (*differ, *_OF_THE_ARM))]
     if keys:
         raise ConfigError(
-            f"{run.directory}: is not the run of this name in the experiment, it differs from {sealed} in "
+            f"{run.directory}: is not the run of this name in the experiment, it differs from {element.config} in "
             f"{', '.join(keys)}; put the right folder there"
         )
 

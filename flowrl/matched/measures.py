@@ -19,7 +19,7 @@ Source = Literal["reward", "judge", "diversity"]
 DIVERSITY = "diversity"
 JUDGE = "judge_"  # begins the names of what a judge scored; no reward may be called so
 _OVERALL, _ORACLE = f"{JUDGE}overall", "oracle"
-DECIDE = (_ORACLE, _OVERALL)  # where the experiment does not say
+_DECIDE = (_ORACLE, _OVERALL)  # where the experiment does not say
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,14 +42,9 @@ class Measure:
     values: np.ndarray  # [arms, seeds, steps, prompts] float64, the mean over a prompt's samples
 
     @property
-    def start(self) -> bool:
-        """Whether the first of the steps is that before training."""
-        return self.steps[0] == 0
-
-    @property
     def moves(self) -> bool:
         """Whether it was taken before training and after."""
-        return self.start and len(self.steps) > 1
+        return self.steps[0] == 0 and len(self.steps) > 1
 
     @property
     def title(self) -> str:
@@ -86,7 +81,7 @@ def deciding(record: MatchedRecord, measures: Sequence[Measure]) -> Measure | No
     Never what an arm was trained on, nor what was taken before training alone.
     """
     last = max((one.steps[-1] for one in measures), default=0)
-    names = record.decided_by or DECIDE
+    names = record.decided_by or _DECIDE
     configs = [arm.first.config for arm in record.arms]
     known = {
         measure.name: measure

@@ -65,6 +65,11 @@ class Difference:
         """Whether it would hold on other prompts and with other seeds."""
         return self.clear and self.both is not None and self.both.excludes_zero
 
+    @property
+    def holds(self) -> bool:
+        """The most that can be asked: with several seeds that it is settled, with one that it is clear."""
+        return self.clear if len(self.by_seed) == 1 else self.settled
+
 
 def difference(first: np.ndarray, second: np.ndarray) -> Difference:
     """Compare scores [seeds, prompts] float64, finite, with those of the same seeds and prompts.

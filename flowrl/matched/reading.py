@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
-from flowrl.base.config_file import read_config
 from flowrl.base.errors import UserError
 from flowrl.config import ConfigError
 from flowrl.judge.results import RESULTS, JudgedLine, read_results
 from flowrl.matched.checks import check_is_sealed, checked
 from flowrl.matched.record import Arm, MatchedRecord
-from flowrl.matrix.experiment import Experiment
+from flowrl.matrix.experiment import Experiment, read_experiment
 from flowrl.matrix.folder import EXPERIMENT_FILE, JUDGED
 from flowrl.matrix.manifest import CONFIGS, MANIFEST, Element, read_manifest
 from flowrl.matrix.progress import begun
@@ -33,7 +33,7 @@ def read_experiment_folder(folder: Path) -> MatchedRecord:
     there = {key: read_run(place) for key, place in places.items() if begun(place)}
     for one in elements:
         if (run := there.get((one.arm, one.seed))) is not None:
-            check_is_sealed(run, folder / CONFIGS / one.config.name, one.config_hash, experiment.differ)
+            check_is_sealed(run, replace(one, config=folder / CONFIGS / one.config.name), experiment.differ)
     problems = [f"{arm}-{seed} has not begun" for arm, seed in places if (arm, seed) not in there]
     names = [
         name for name in experiment.arms if any(arm == name and _evaluated(run) for (arm, _), run in there.items())
@@ -96,7 +96,7 @@ def loose_runs(runs: Sequence[Path]) -> MatchedRecord:
 
 def _experiment(folder: Path, elements: Sequence[Element]) -> Experiment:
     if (folder / EXPERIMENT_FILE).is_file():
-        return read_config(Experiment, folder / EXPERIMENT_FILE, [])
+        return read_experiment(folder / EXPERIMENT_FILE, [])
     raise ConfigError(
         f"{folder}: has no {EXPERIMENT_FILE} beside its {MANIFEST} of {len(elements)} runs; expand the experiment "
         f"again: flowrl matrix EXPERIMENT --out {folder}"

@@ -59,7 +59,7 @@ def turning(arm: int, trained: Measure, watched: Measure) -> Turning | None:
         best = int(truth[:, :place].mean(axis=(0, 2)).argmax())
         fallen = difference(truth[:, place], best_of(truth[:, :place]))
         risen = difference(reward[:, place], reward[:, best])
-        if not (_holds(fallen) and fallen.mean < 0 and _holds(risen) and risen.mean > 0):
+        if not (fallen.holds and fallen.mean < 0 and risen.holds and risen.mean > 0):
             break
         found = place
     if found is None or found == len(steps) - 1:  # a last evaluation alone is no trend
@@ -108,8 +108,3 @@ def best_of(values: np.ndarray) -> np.ndarray:
             step = int(values[others][:, :, judges].mean(axis=(0, 2)).argmax())
             chosen[seed, places] = values[seed, step, places]
     return chosen
-
-
-def _holds(one: Difference) -> bool:
-    """With several seeds over prompts and seeds, with one over prompts."""
-    return one.clear if len(one.by_seed) == 1 else one.settled

@@ -150,7 +150,7 @@ def _turned(one: Turning, found: Findings) -> Sentence:
     seeds = len(one.fall.by_seed)
     title = next(measure.spoken for measure in found.measures if measure.name == one.watched)
     started = one.from_start
-    below = started is not None and started.mean < 0 and (started.clear if seeds == 1 else started.settled)
+    below = started is not None and started.mean < 0 and started.holds
     fall = f"from step {one.step} on {title} is clearly below its best (step {one.best}), at the end by "
     fall += f"{spread(one.fall.mean, one.fall.prompts, decimals)}{' and below where it started' if below else ''}, "
     fall += f"while {one.trained} has risen"
@@ -182,7 +182,7 @@ def _kept(one: Kept, measure: Measure) -> str:
     if one.step == 0:
         return f"By {measure.spoken} no checkpoint of {one.arm} is better than the base model."
     several = len(measure.seeds) > 1
-    sure = (one.gain.settled if several else one.gain.clear) and one.gain.mean > 0
+    sure = one.gain.holds and one.gain.mean > 0
     found = spread(one.gain.mean, one.gain.both if several else one.gain.prompts, decimals)
     who = "prompts and seeds" if several else "prompts"
     doubt = "" if sure else ", not clearly more than nothing"

@@ -135,10 +135,13 @@ def _check(experiment: Experiment) -> None:
 def undeclared(one: RunConfig, other: RunConfig, declared: Sequence[str]) -> dict[str, tuple[object, object]]:
     """The keys in which two runs of a seed differ and may not, with both values."""
     return {
-        key: values
-        for key, values in diff(one, other).items()
-        if key not in _PLACES and not any(key == name or key.startswith(f"{name}.") for name in declared)
+        key: values for key, values in diff(one, other).items() if key not in _PLACES and not is_within(key, declared)
     }
+
+
+def is_within(key: str, names: Sequence[str]) -> bool:
+    """Whether a key is one of these, or in a section of them."""
+    return any(key == name or key.startswith(f"{name}.") for name in names)
 
 
 def _check_matched(one: Run, other: Run, declared: list[str]) -> None:
